@@ -1,0 +1,13 @@
+"""Batch normalization, complete: one definition, at home in PyTorch, Keras 3 and JAX.
+
+Importing this package imports NumPy at most and touches no device. Each framework has its own door:
+
+* `batchnorm.torch`: layers with torch's names, defaults and state_dict keys
+* `batchnorm.study`: what batch normalization does on your data, measured
+* `batchnorm.reference`: the definition in float64 NumPy, in the symbols of the paper
+
+Source: Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate
+Shift", ICML 2015.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,86 @@
+"""Which axes are kept and which are reduced: from `axis` and a rank to a plan every backend can follow."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from batchnorm.errors import ArgumentError, ShapeError
+
+Axis = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The axes of one input rank, sorted and non-negative.
+
+    Between the two passes over the data every per-feature array has the *kept shape*: the input's rank, with 1 on the
+    reduced axes. It broadcasts against the input as it is, and no pass needs to know where the features lie.
+
+    >>> p = plan(4, axis=1)
+    >>> p.kept, p.reduced, p.count((32, 64, 56, 56)), p.kept_shape((32, 64, 56, 56))
+    ((1,), (0, 2, 3), 100352, (1, 64, 1, 1))
+    """
+
+    kept: tuple[int, ...]
+    reduced: tuple[int, ...]
+
+    def count(self, shape: Sequence[int]) -> int:
+        """Return N, the number of values per feature."""
+        return math.prod(shape[i] for i in self.reduced)
+
+    def kept_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return `shape` with 1 on every reduced axis."""
+        return tuple(n if i in self.kept else 1 for i, n in enumerate(shape))
+
+    def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the shape of γ, β and the running statistics: (C,) for one axis, the kept shape for several."""
+        return (shape[self.kept[0]],) if len(self.kept) == 1 else self.kept_shape(shape)
+
+
+def normalise_axis(axis: Axis) -> tuple[int, ...]:
+    """Return `axis` as a tuple of ints, as it was written (negatives stay).
+
+    Raises:
+        ArgumentError: if `axis` is neither an int nor a non-empty sequence of ints.
+    """
+    axes = (axis,) if isinstance(axis, int) else tuple(axis) if isinstance(axis, Sequence) else ()
+    if not axes or any(not isinstance(a, int) or isinstance(a, bool) for a in axes):
+        raise ArgumentError(f"`axis` must be an int or a non-empty sequence of ints, the axes to keep, got {axis!r}")
+    return axes
+
+
+@lru_cache(maxsize=256)
+def _plan(rank: int, axes: tuple[int, ...]) -> Plan:
+    for a in axes:
+        if not -rank <= a < rank:
+            raise ShapeError(f"`axis` must lie in [{-rank}, {rank - 1}] for an input of rank {rank}, got {a}")
+    kept = tuple(sorted(a % rank for a in axes))
+    if len(set(kept)) != len(kept):
+        raise ArgumentError(f"`axis` must not name an axis twice, got {axes} for an input of rank {rank}")
+    reduced = tuple(i for i in range(rank) if i not in kept)
+    if not reduced:
+        raise ShapeError(f"`axis` must leave an axis to reduce over, got {axes} for an input of rank {rank}")
+    return Plan(kept, reduced)
+
+
+def plan(rank: int, axis: Axis) -> Plan:
+    """Return the plan for inputs of `rank` whose features lie along `axis`.
+
+    Args:
+        rank: Number of axes of the input.
+        axis: The KEPT axis or axes, negatives allowed: (0, 2, 3) are reduced for axis=1 of rank 4.
+
+    Raises:
+        ArgumentError: if `axis` is not made of ints, is empty, or names an axis twice.
+        ShapeError: if `axis` is out of range for `rank`, or nothing is left to reduce over.
+
+    Differs:
+        torch fixes axis 1; Keras 3 takes one int, its classic layer a list; Flax an int or a tuple.
+
+    >>> plan(3, axis=-1).reduced
+    (0, 1)
+    >>> plan(4, axis=(1, -1)).reduced
+    (0, 2)
+    """
+    return _plan(rank, normalise_axis(axis))

@@ -1,0 +1,13 @@
+"""Batch normalization for PyTorch, with torch's own names, defaults, errors and state_dict keys."""
+
+from importlib.util import find_spec
+
+from batchnorm.errors import MissingExtraError
+
+if find_spec("torch") is None:
+    raise MissingExtraError("batchnorm.torch", "PyTorch", "torch")
+
+from batchnorm.torch.functional import batch_norm
+from batchnorm.torch.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+
+__all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "batch_norm"]
