@@ -1,0 +1,163 @@
+"""The command `batchnorm`: parses, calls the library, prints."""
+
+import json
+import sys
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from batchnorm import __version__
+from batchnorm.errors import BatchNormError, MissingExtraError
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="batchnorm",
+    help="Batch normalization: what it is, and what it does on your data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Optimizer(StrEnum):
+    """The optimizers a study can use."""
+
+    sgd = "sgd"
+    momentum = "momentum"
+    rmsprop = "rmsprop"
+    adam = "adam"
+
+
+class Task(StrEnum):
+    """What the target of a table is."""
+
+    classification = "classification"
+    regression = "regression"
+
+
+def _fail(error: Exception) -> NoReturn:
+    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    raise typer.Exit(BAD_INPUT)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"batchnorm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Batch normalization: what it is, and what it does on your data."""
+
+
+@app.command()
+def study(
+    table: Annotated[
+        Path | None, typer.Argument(help="A CSV or Parquet file. Without one: scikit-learn's handwritten digits.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column of the table to predict.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What the target is; inferred if not given.")] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns arrays (x, y).")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")
+    ] = None,
+    claims: Annotated[
+        str | None,
+        typer.Option(help="Which claims to measure, with commas between: speed,learning-rate. Default: all."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=3, max=100, help="Paired repetitions.")] = 5,
+    optimizer: Annotated[Optimizer, typer.Option(help="The optimizer of every run.")] = Optimizer.sgd,
+    batch_size: Annotated[int, typer.Option(min=2, help="Rows a training step.")] = 60,
+    out: Annotated[Path, typer.Option(help="Folder for index.html, results.json and the finished runs.")] = Path(
+        "report"
+    ),
+    quick: Annotated[bool, typer.Option("--quick", help="A coarser study in a quarter of the time.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the runs an interrupted study finished.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
+) -> None:
+    """Measure the claims about batch normalization on your data, and write a report.
+
+    Should you use batch normalization here, where, with which learning rate, and what does it buy you? Networks are
+    trained with and without it, each side at its own best learning rate; every claim gets a verdict with its interval.
+    """
+    console = Console(stderr=as_json)
+    try:
+        from batchnorm.study import Settings, run, screen
+        from batchnorm.study.claims import chosen_claims
+        from batchnorm.study.sources import chosen_data
+
+        chosen = chosen_claims(claims)
+        settings = Settings(3 if quick and seeds == 5 else seeds, optimizer.value, batch_size, quick, model)
+        dataset = chosen_data(table, target, task.value if task else None, data)
+        with screen.Screen(console, chosen) as watcher:
+            results = run(
+                dataset, settings=settings, claims=chosen, out=out, jobs=jobs, resume=resume, watcher=watcher,
+                command=_command(),
+            )  # fmt: skip
+    except (BatchNormError, MissingExtraError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        console.print(f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume.", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
+    else:
+        screen.show(results, console)
+
+
+def _command() -> str:
+    """Return the command line without the options that a rerun of one claim replaces."""
+    words = iter(sys.argv[1:])
+    kept: list[str] = []
+    for word in words:
+        if word in {"--resume", "--json"} or word.startswith("--claims="):
+            continue
+        if word == "--claims":
+            next(words, None)
+            continue
+        kept.append(word)
+    return " ".join(["batchnorm", *kept])
+
+
+def _facts() -> dict[str, Any]:
+    found: dict[str, Any] = {"batchnorm": __version__, "python": sys.version.split()[0]}
+    for name in ("numpy", "torch", "keras", "jax", "flax"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    found["kernels"] = [
+        {"name": "eager", "runs": True, "reason": "the only kernel of this version: framework operations"}
+    ]
+    return found
+
+
+@app.command()
+def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False) -> None:
+    """Show versions, frameworks, and which kernel runs and why."""
+    facts = _facts()
+    if as_json:
+        typer.echo(json.dumps(facts, indent=1))
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        if name != "kernels":
+            table.add_row(name, value or "[dim]not installed[/]")
+    for kernel in facts["kernels"]:
+        table.add_row("kernel", f"{kernel['name']}: {kernel['reason']}")
+    Console().print(table)

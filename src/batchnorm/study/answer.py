@@ -1,0 +1,141 @@
+"""The answer in three sentences, and the recommended setting as code to paste."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from batchnorm.study.claims.placement import CLAIM as PLACEMENT
+from batchnorm.study.design import Study
+from batchnorm.study.findings import Effect, Finding
+from batchnorm.study.networks import DEPTH, WIDTH
+
+TORCH_OPTIMIZERS = {
+    "sgd": "torch.optim.SGD(model.parameters(), lr={rate:g})",
+    "momentum": "torch.optim.SGD(model.parameters(), lr={rate:g}, momentum=0.9)",
+    "rmsprop": "torch.optim.RMSprop(model.parameters(), lr={rate:g})",
+    "adam": "torch.optim.Adam(model.parameters(), lr={rate:g})",
+}
+KERAS_OPTIMIZERS = {
+    "sgd": "keras.optimizers.SGD({rate:g})",
+    "momentum": "keras.optimizers.SGD({rate:g}, momentum=0.9)",
+    "rmsprop": "keras.optimizers.RMSprop({rate:g}, rho=0.99)",
+    "adam": "keras.optimizers.Adam({rate:g})",
+}
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The setting a study recommends: where, for which activation, with which learning rate."""
+
+    placement: str
+    activation: str
+    rate: float
+
+
+def _deciding(finding: Finding | None) -> list[Effect]:
+    return [e for e in finding.effects if e.decides] if finding is not None else []
+
+
+def recommend(study: Study, findings: dict[str, Finding]) -> Recommendation | None:
+    """Return the setting that reached the goal first among those measured; None if no claim compared any."""
+    placed = findings.get(PLACEMENT.id)
+    speed = findings.get("speed")
+    if placed is not None and placed.numbers:
+        _, activation, placement = min(
+            (_arrival(curve, placed.numbers["goal"]), activation, placement)
+            for activation, sides in placed.numbers["curves"].items()
+            for placement, curve in sides.items()
+        )
+        return Recommendation(placement, activation, placed.numbers["rates"][activation][placement])
+    if speed is not None:
+        faster = [e.interval()[0] >= 1 for e in _deciding(speed)]
+        side = "before" if all(faster) else "none"
+        return Recommendation(side, study.activation, speed.numbers["rates"][side])
+    return None
+
+
+def _arrival(curve: dict[str, Any], goal: float) -> tuple[float, float]:
+    """Return when a median curve reaches the goal, and minus its last score to break ties."""
+    steps = (at for at, value in zip(curve["steps"], curve["median"], strict=True) if value >= goal)
+    return next(steps, float("inf")), -curve["median"][-1]
+
+
+def sentences(study: Study, findings: dict[str, Finding], setting: Recommendation | None) -> list[str]:
+    """Return what the study answers: whether, what it buys, and with which setting."""
+    verdicts = [finding.verdict() for finding in findings.values()]
+    speed = findings.get("speed")
+    if speed is None:
+        first = f"Of {len(verdicts)} claims measured on {study.data.name}, {verdicts.count('holds')} hold."
+    else:
+        ratio, low, high = _deciding(speed)[0].interval()
+        words = {
+            "holds": f"Yes: on {study.data.name}, batch normalization reaches {study.data.score_name} "
+            f"{study.goal():.3g} in {ratio:.2g} times fewer steps ({low:.2g} to {high:.2g}).",
+            "does not hold": f"No: on {study.data.name}, batch normalization saves no training steps worth having: "
+            f"{ratio:.2g} times fewer ({low:.2g} to {high:.2g}).",
+        }
+        undecided = f"Undecided: on {study.data.name}, the seeds disagree on whether batch normalization saves steps."
+        first = words.get(speed.verdict(), undecided)
+    rates = findings.get("learning-rate")
+    second = rates.summary if rates is not None else next(f.summary or f.skipped for f in findings.values())
+    if setting is None:
+        return [first, second, "No claim that compares settings was measured, so none is recommended."]
+    where = {"before": "before each activation", "after": "after each activation", "none": "nowhere"}[setting.placement]
+    unit = "" if setting.activation == "own" else f" ({setting.activation})"
+    return [
+        first,
+        second,
+        f"Recommended: batch normalization {where}{unit}, {study.settings.optimizer} with a learning rate of "
+        f"{setting.rate:g}, batches of {study.settings.batch_size}, the one batch size that was tried.",
+    ]
+
+
+def code(study: Study, setting: Recommendation | None) -> dict[str, str]:
+    """Return the recommended setting for PyTorch and Keras; nothing for a model of the user's own."""
+    if setting is None or setting.activation == "own":
+        return {}
+    return {"PyTorch": _torch_code(study, setting), "Keras": _keras_code(study, setting)}
+
+
+def _units(setting: Recommendation, norm: str, activation: str) -> str:
+    between = {"before": [norm, activation], "after": [activation, norm], "none": [activation]}[setting.placement]
+    return ", ".join(between)
+
+
+def _sizes(study: Study) -> tuple[int, list[int]]:
+    inputs = study.data.x[0].size
+    return inputs, [inputs, *[WIDTH] * DEPTH]
+
+
+def _torch_code(study: Study, setting: Recommendation) -> str:
+    _, sizes = _sizes(study)
+    activation = {"sigmoid": "nn.Sigmoid()", "relu": "nn.ReLU()"}[setting.activation]
+    units = _units(setting, f"BatchNorm1d({WIDTH})", activation)
+    rows = [f"    nn.Linear({i}, {WIDTH}), {units}," for i in sizes[:-1]]
+    optimizer = TORCH_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
+    lines = [
+        "import torch",
+        "from torch import nn",
+        "from batchnorm.torch import BatchNorm1d",
+        "",
+        "model = nn.Sequential(",
+    ]
+    return "\n".join([*lines, *rows, f"    nn.Linear({WIDTH}, {study.data.outputs}),", ")", f"optimizer = {optimizer}"])
+
+
+def _keras_code(study: Study, setting: Recommendation) -> str:
+    inputs, sizes = _sizes(study)
+    layers = "keras.layers"
+    norm = f"{layers}.BatchNormalization(momentum=0.9, epsilon=1e-5)"
+    units = _units(setting, norm, f'{layers}.Activation("{setting.activation}")')
+    rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in sizes[:-1]]
+    last = {True: '"softmax"', False: "None"}[study.data.task == "classification"]
+    loss = "sparse_categorical_crossentropy" if study.data.task == "classification" else "mse"
+    optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
+    return "\n".join(
+        [
+            "import keras", "", "model = keras.Sequential([", f"    keras.Input(({inputs},)),", *rows,
+            f"    {layers}.Dense({study.data.outputs}, activation={last}),", "])",
+            f'model.compile(optimizer={optimizer}, loss="{loss}")',
+            f"# model.fit(x, y, batch_size={study.settings.batch_size})",
+        ]
+    )  # fmt: skip

@@ -1,0 +1,35 @@
+"""The claims, one file each: a module here with a `CLAIM` is a claim. The order is that of a report."""
+
+import importlib
+import pkgutil
+
+from batchnorm.study.data import DataError
+from batchnorm.study.findings import Claim
+
+ORDER = ("speed", "learning-rate", "initialization", "placement", "input-scaling", "scale-shift", "train-predict")
+
+
+def all_claims() -> dict[str, Claim]:
+    """Return every claim by id: those of `ORDER` first, then any others by name."""
+    modules = (importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__))
+    found = {module.CLAIM.id: module.CLAIM for module in modules}
+    rank = {claim: i for i, claim in enumerate(ORDER)}
+    return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], len(ORDER)), item[0])))
+
+
+def chosen_claims(names: str | None) -> list[Claim]:
+    """Return the claims that a comma-separated list names, all of them if None.
+
+    Raises:
+        DataError: if there is no such claim.
+    """
+    known = all_claims()
+    if names is None:
+        return list(known.values())
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise DataError(f"there is no claim {name!r}; there are: {', '.join(known)}")
+    if not wanted:
+        raise DataError(f"--claims names no claim; there are: {', '.join(known)}")
+    return [claim for claim in known.values() if claim.id in wanted]

@@ -1,0 +1,75 @@
+"""Do higher learning rates work, and a wider range of them?"""
+
+import math
+
+from matplotlib.figure import Figure
+
+from batchnorm.study import pictures
+from batchnorm.study.claims.speed import runs
+from batchnorm.study.curves import draw_goal, draw_grid, score
+from batchnorm.study.design import Study
+from batchnorm.study.findings import Claim, Effect, Finding
+
+WIDER_BY = 0.5
+
+
+def measure(study: Study) -> Finding:
+    """Count the rates at which each seed ends at the goal."""
+    goal, stride = study.goal(), study.settings.stride
+    ends = {
+        side: {
+            rate: [score(o.test[-1]) for o in outcomes] for rate, outcomes in study.by_rate(study.sweep(side)).items()
+        }
+        for side in ("none", "before")
+    }
+    seeds = range(study.settings.seeds)
+    usable = {
+        side: [[r for r, end in by_rate.items() if end[i] >= goal] for i in seeds] for side, by_rate in ends.items()
+    }
+    decades = {side: [stride * len(rates) for rates in lists] for side, lists in usable.items()}
+    every = {side: [r for r, end in by_rate.items() if min(end) >= goal] for side, by_rate in ends.items()}
+    wider = tuple(b - a for a, b in zip(decades["none"], decades["before"], strict=True))
+    higher = tuple(
+        math.log10(max(b) / max(a)) if a and b else math.nan
+        for a, b in zip(usable["none"], usable["before"], strict=True)
+    )
+    width = {side: stride * len(rates) for side, rates in every.items()}
+    return Finding(
+        effects=(
+            Effect("range of usable learning rates, with − without", wider, WIDER_BY, unit=" decades"),
+            Effect("highest usable learning rate, with against without", higher, 0.0, decides=False, unit=" decades"),
+        ),
+        numbers={
+            "ends": {side: {f"{r:g}": end for r, end in by_rate.items()} for side, by_rate in ends.items()},
+            "usable": every,
+            "decades": width,
+            "goal": goal,
+            "score": study.data.score_name,
+        },
+        summary=f"Every seed ends at {goal:.3g} or better over {width['none']:g} decades of learning rate without "
+        f"batch normalization, over {width['before']:g} with it.",
+        notes=(f"Counted on a grid of {stride:g} decades: each usable rate stands for one stride.",),
+    )
+
+
+def picture(finding: Finding) -> Figure:
+    """Draw the final score against the learning rate."""
+    made, (axes,) = pictures.figure()
+    draw_grid(axes, finding.numbers["ends"])
+    draw_goal(axes, finding.numbers["goal"])
+    axes.set(xlabel="learning rate", ylabel=f"final test {finding.numbers['score']}")
+    axes.legend(loc="lower left")
+    return made
+
+
+CLAIM = Claim(
+    id="learning-rate",
+    statement="Batch normalization admits higher learning rates, and a wider range of them.",
+    source="Ioffe & Szegedy 2015, sections 1 and 3.3",
+    method="The runs of the claim on speed, at every learning rate of the grid. A rate is usable for a seed if the run "
+    "ends at the goal or above; the range counts usable rates, a stride of the grid each.",
+    caption="Final test score at each learning rate: median, and range over seeds. The dotted line is the goal.",
+    runs=runs,
+    measure=measure,
+    picture=picture,
+)

@@ -1,0 +1,89 @@
+"""Is training faster?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from batchnorm.study import pictures
+from batchnorm.study.curves import SIDES, draw_curve, draw_goal, median_curve
+from batchnorm.study.design import Study
+from batchnorm.study.findings import Claim, Effect, Finding, ratios
+from batchnorm.study.training import Spec
+
+WORTH_HAVING = 1.5
+
+
+def runs(study: Study) -> list[Spec]:
+    """Every learning rate without and with batch normalization."""
+    return study.sweep("none") + study.sweep("before")
+
+
+def measure(study: Study) -> Finding:
+    """Compare the steps each side needs at its own best rate."""
+    sides = {placement: study.best(study.sweep(placement)) for placement in ("none", "before")}
+    effects: list[Effect] = []
+    steps: dict[str, Any] = {}
+    goals = study.goals()
+    for goal in goals:
+        needed = {side: [o.steps_to(goal) for o in outcomes] for side, (_, outcomes) in sides.items()}
+        samples, bounded = ratios(needed["none"], needed["before"], study.settings.steps)
+        name = f"steps to {study.data.score_name} {goal:.3g}, without ÷ with"
+        effects.append(Effect(name, samples, WORTH_HAVING, decides=goal == goals[-1], unit="×", bounded=bounded))
+        steps[f"{goal:.4g}"] = needed
+    ratio = effects[-1].interval()[0]
+    return Finding(
+        effects=tuple(effects),
+        numbers={
+            "rates": {side: rate for side, (rate, _) in sides.items()},
+            "curves": {side: median_curve(outcomes) for side, (_, outcomes) in sides.items()},
+            "steps": steps,
+            "goals": list(goals),
+            "score": study.data.score_name,
+        },
+        summary=f"At each side's best learning rate, batch normalization needs {ratio:.2g} times fewer steps."
+        if ratio >= 1
+        else f"At each side's best learning rate, batch normalization needs {1 / ratio:.2g} times more steps."
+        if ratio < 1
+        else "Neither side reached the goal within the budget.",
+        notes=(f"Best learning rates: {sides['none'][0]:g} without, {sides['before'][0]:g} with.",),
+    )
+
+
+def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
+    """Turn ratios of steps into ratios of seconds, by the measured time of one step on either side."""
+    cost = step_seconds["before"] / step_seconds["none"]
+    return [
+        Effect(
+            effect.name.replace("steps", "seconds"), tuple(s / cost for s in effect.samples), 1.0, decides=False,
+            unit="×", bounded=effect.bounded,
+        )
+        for effect in finding.effects
+    ]  # fmt: skip
+
+
+def picture(finding: Finding) -> Figure:
+    """Draw score against step for both sides, every seed within the band."""
+    made, (axes,) = pictures.figure()
+    for side, curve in finding.numbers["curves"].items():
+        label, colour, _ = SIDES[side]
+        draw_curve(axes, curve, label, colour)
+    draw_goal(axes, *finding.numbers["goals"])
+    axes.set(xscale="log", xlabel="training steps", ylabel=f"test {finding.numbers['score']}")
+    axes.legend(loc="lower right")
+    return made
+
+
+CLAIM = Claim(
+    id="speed",
+    statement="Training is faster with batch normalization.",
+    source="Ioffe & Szegedy 2015, section 4.2",
+    method="The same network with and without batch normalization, the same number of parameters, the same weights at "
+    "the start and the same order of the data, each at the learning rate of the grid that reaches the goal first on "
+    "validation data. Counted: the steps until the test score first reaches the goal.",
+    caption="Test score while training, each side at its best learning rate: median, and range over seeds.",
+    runs=runs,
+    measure=measure,
+    picture=picture,
+    timed=timed,
+)

@@ -1,0 +1,149 @@
+"""Training and prediction differ: by how much, and are both right?"""
+
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from batchnorm.study import pictures
+from batchnorm.study.design import Study
+from batchnorm.study.findings import Claim, Effect, Finding
+from batchnorm.study.training import Rows, Spec, evaluated_steps, predict, scores
+
+SAME = 1e-5
+DEPENDS = 0.01
+AS_GOOD = 0.02
+SIZES = (2, 4, 8, 16, 32, 64, 128)
+PROBE = f"{__name__}:probe"
+
+
+def runs(study: Study) -> list[Spec]:
+    """One watched run for each seed."""
+    rates = study.settings.rates(study.activation)
+    rate = rates[len(rates) // 2 - (1 if study.activation == "sigmoid" and not study.settings.quick else 0)]
+    return study.sweep("before", [rate], steps=study.settings.short_steps, probe=PROBE)
+
+
+def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
+    """Compare training-mode and inference outputs on the validation part, by batch size; all of it at the end."""
+    x, y = rows.part("validation")
+    steady = predict(network, x)
+    held = [(m, m.momentum) for m in network.modules() if isinstance(m, _BatchNorm)]
+    try:
+        for layer, _ in held:
+            layer.momentum = 0.0  # look, without moving the running statistics
+            layer.train()
+        with torch.no_grad():
+            whole = network(x)
+            seen: list[dict[str, Any]] = [
+                {"lag": lag, "train score": t, "predict score": p}
+                for lag, t, p in zip(
+                    _relative(whole, steady), scores(whole, y, rows.data), scores(steady, y, rows.data), strict=True
+                )
+            ]
+            if step == rows.specs[0].steps:
+                _look_closely(network, x, y, rows, steady, seen)
+    finally:
+        for layer, momentum in held:
+            layer.momentum = momentum
+    return seen
+
+
+def _look_closely(
+    network: nn.Module, x: Tensor, y: Tensor, rows: Rows, steady: Tensor, seen: list[dict[str, Any]]
+) -> None:
+    gaps: dict[str, list[float]] = {}
+    right: dict[str, list[float]] = {}
+    for size in (s for s in SIZES if s <= x.shape[1]):
+        batches = [network(part) for part in x.split(size, dim=1) if part.shape[1] == size]
+        noisy = torch.cat(batches, dim=1)
+        kept = noisy.shape[1]
+        gaps[str(size)] = _relative(noisy, steady[:, :kept])
+        right[str(size)] = scores(noisy, y[:, :kept], rows.data)
+    alone = torch.cat([predict(network, x[:, i : i + 1]) for i in range(16)], dim=1)
+    same = ((alone - steady[:, :16]).abs().amax((1, 2)) / steady.std((1, 2))).tolist()
+    for i, replica in enumerate(seen):
+        replica |= {
+            "alone": same[i],
+            "gap": {s: g[i] for s, g in gaps.items()},
+            "score": {s: r[i] for s, r in right.items()},
+        }
+
+
+def _relative(a: Tensor, b: Tensor) -> list[float]:
+    """Return the root mean square of a − b, relative to the standard deviation of b, one a replica."""
+    return ((a - b).square().mean((1, 2)).sqrt() / b.std((1, 2))).tolist()
+
+
+def measure(study: Study) -> Finding:
+    """Read what the probe saw."""
+    watched = [study.lab[s].probed for s in runs(study)]
+    last = [seen[-1] for seen in watched]
+    alone = tuple(seen["alone"] for seen in last)
+    size = max((s for s in last[0]["gap"] if int(s) <= study.settings.batch_size), key=int)
+    depends = tuple(seen["gap"][size] for seen in last)
+    apart = tuple(abs(seen["train score"] - seen["predict score"]) for seen in last)
+    gap = {s: [seen["gap"][s] for seen in last] for s in last[0]["gap"]}
+    median_gap = {s: Effect("", tuple(v), 0.0).interval()[0] for s, v in gap.items()}
+    small = min(gap, key=int)
+    return Finding(
+        effects=(
+            Effect("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
+            Effect(f"training mode: change of a row's outputs with its companions, m = {size}", depends, DEPENDS),
+            Effect(f"difference of {study.data.score_name} between the modes", apart, AS_GOOD, "below"),
+        ),
+        numbers={
+            "gap": gap,
+            "score by size": {s: [seen["score"][s] for seen in last] for s in gap},
+            "steps": evaluated_steps(study.settings.short_steps),
+            "lag": [[seen["lag"] for seen in seeds] for seeds in watched],
+            "train score": [[seen["train score"] for seen in seeds] for seeds in watched],
+            "predict score": [[seen["predict score"] for seen in seeds] for seeds in watched],
+            "score": study.data.score_name,
+        },
+        summary=f"In training mode a row's outputs change with its companions, by {median_gap[small]:.0%} of their "
+        f"spread in batches of {small} and {median_gap[size]:.0%} in batches of {size}; in prediction not at all.",
+        notes=(
+            "Running statistics move by s ← s + 0.1·(batch − s): until they have caught up, early in training, "
+            "prediction lags behind the training mode, as the right panel shows.",
+        ),
+    )  # fmt: skip
+
+
+def picture(finding: Finding) -> Figure:
+    """Draw the gap between the modes by batch size, and both scores over training."""
+    n = finding.numbers
+    made, (by_size, over_time) = pictures.figure(2)
+    sizes = [int(s) for s in n["gap"]]
+    values = [sorted(v) for v in n["gap"].values()]
+    by_size.fill_between(sizes, [v[0] for v in values], [v[-1] for v in values], color=pictures.NORMALISED, alpha=0.18)
+    by_size.plot(sizes, [v[len(v) // 2] for v in values], color=pictures.NORMALISED, marker="s", markersize=4)
+    by_size.set(xscale="log", yscale="log", xlabel="batch size", title="change of outputs by companions")
+    by_size.set_xticks(sizes, [str(s) for s in sizes], minor=False)
+    by_size.minorticks_off()
+    for key, colour, label in (
+        ("train score", pictures.OTHER, "training mode"),
+        ("predict score", pictures.NORMALISED, "prediction"),
+    ):
+        columns = [sorted(column) for column in zip(*n[key], strict=True)]
+        over_time.plot(n["steps"], [c[len(c) // 2] for c in columns], color=colour, label=label)
+    over_time.set(xscale="symlog", xlabel="training steps", title=f"validation {n['score']}")
+    over_time.legend(loc="lower right")
+    return made
+
+
+CLAIM = Claim(
+    id="train-predict",
+    statement="The layer differs between training and prediction, and both are right.",
+    source="Ioffe & Szegedy 2015, section 3.1; the lecture notes",
+    method="A trained network in prediction is given rows alone and in batches: the outputs must be the same. In "
+    "training mode the same rows are given in batches of 2 to 128: the outputs change with the companions, root mean "
+    "square relative to their spread. And both modes score the whole validation part, all through the training.",
+    caption="Left: how much a row's outputs depend on its companions in training mode. Right: scores of both modes "
+    "over training; prediction waits for the running statistics.",
+    runs=runs,
+    measure=measure,
+    picture=picture,
+)

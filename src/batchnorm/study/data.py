@@ -1,0 +1,197 @@
+"""The data a study runs on: arrays with names, split anew for every seed, and the goals a run must reach."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import datasets
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from batchnorm.errors import BatchNormError
+
+Task = Literal["classification", "regression"]
+Indices = NDArray[np.int64]
+
+FEWEST_ROWS = 20
+FEW_ROWS = 50
+MOST_EVALUATED = 1000
+MOST_FOR_REFERENCE = 5000
+
+
+class DataError(BatchNormError):
+    """Data that no study can run on, in one line that says why."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs and targets, as they come: nothing is scaled yet.
+
+    Attributes:
+        name: Short name for tables and file names.
+        source: Where the data come from, in words.
+        x: float32 inputs, one row an example.
+        y: int64 class numbers, or float32 values.
+        task: What `y` is.
+        classes: Names of the classes; empty for regression.
+        notes: What was changed or is worth knowing: dropped columns, few rows.
+        scaling: How inputs are scaled unless a claim asks otherwise: "standard" or "minmax".
+        goals: Scores that count as arrived, easy and hard; None: set from a reference model.
+    """
+
+    name: str
+    source: str
+    x: NDArray[np.float32]
+    y: NDArray[Any]
+    task: Task
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    scaling: str = "standard"
+    goals: tuple[float, float] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network must put out."""
+        return len(self.classes) if self.task == "classification" else 1
+
+    @property
+    def score_name(self) -> str:
+        """What a score is called: higher is better for either task."""
+        return "accuracy" if self.task == "classification" else "R²"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of one seed's training, validation and test part (60, 20 and 20 %)."""
+
+    train: Indices
+    validation: Indices
+    test: Indices
+
+
+def split(data: Dataset, seed: int) -> Split:
+    """Split the rows for one seed, class by class for classification; at most 1,000 rows are evaluated on."""
+    rows = np.arange(len(data.x))
+    strata = data.y if data.task == "classification" else None
+    train, rest = map(np.asarray, train_test_split(rows, test_size=0.4, random_state=seed, stratify=strata))
+    strata = data.y[rest] if data.task == "classification" else None
+    validation, test = map(np.asarray, train_test_split(rest, test_size=0.5, random_state=seed, stratify=strata))
+    return Split(train, validation[:MOST_EVALUATED], test[:MOST_EVALUATED])
+
+
+def checked(data: Dataset) -> Dataset:
+    """Return the data, or raise a one-line `DataError` where no study can run on them."""
+    if len(data.x) != len(data.y):
+        raise DataError(f"x and y must have one row an example each, got {len(data.x)} and {len(data.y)} rows")
+    if len(data.x) < FEWEST_ROWS:
+        raise DataError(f"a study needs at least {FEWEST_ROWS} rows, {data.name} has {len(data.x)}")
+    if not np.isfinite(data.x).all() or not np.isfinite(data.y).all():
+        raise DataError(f"{data.name} holds NaN or infinite values; fill or drop them first")
+    if data.task == "classification" and len(data.classes) == 1:
+        raise DataError(f"the target of {data.name} has one class, {data.classes[0]!r}: there is nothing to tell apart")
+    return data
+
+
+def with_goals(data: Dataset) -> Dataset:
+    """Set the goals before any network is trained: 90 % and 95 % of the way from guessing to a reference model.
+
+    The reference is the better of a linear model and a random forest on the validation part of the first split, so that
+    no goal depends on the networks compared.
+    """
+    if data.goals is not None:
+        return data
+    flat, parts = data.x.reshape(len(data.x), -1), split(data, 0)
+    train = parts.train[:MOST_FOR_REFERENCE]
+    if data.task == "classification":
+        guess, models = DummyClassifier(), (LogisticRegression(max_iter=1000), RandomForestClassifier(random_state=0))
+    else:
+        guess, models = DummyRegressor(), (Ridge(), RandomForestRegressor(random_state=0))
+
+    def score(model: Any) -> float:
+        fitted = make_pipeline(StandardScaler(), model).fit(flat[train], data.y[train])
+        return float(fitted.score(flat[parts.validation], data.y[parts.validation]))
+
+    floor = score(guess)
+    ceiling = max(score(model) for model in models)
+    notes = data.notes
+    if ceiling - floor < 0.02:
+        notes = (
+            *notes,
+            f"neither a linear model nor a forest predicts it: {data.score_name} {ceiling:.3f}, guessing {floor:.3f}",
+        )
+    goals = (round(floor + 0.90 * (ceiling - floor), 4), round(floor + 0.95 * (ceiling - floor), 4))
+    return replace(data, goals=goals, notes=notes)
+
+
+def digits() -> Dataset:
+    """Return the handwritten digits that ship with scikit-learn: 1,797 real images of 8×8 pixels, 0 to 16."""
+    bunch: Any = datasets.load_digits()
+    source = "1,797 handwritten digits, 8×8 pixels (UCI; ships with scikit-learn)"
+    return Dataset(
+        "digits",
+        source,
+        bunch.data.astype(np.float32),
+        bunch.target.astype(np.int64),
+        "classification",
+        tuple("0123456789"),
+        scaling="minmax",  # as in the paper: pixels from 0 to 1
+        goals=(0.90, 0.95),
+    )
+
+
+def breast_cancer() -> Dataset:
+    """Return the breast cancer table that ships with scikit-learn: 569 rows, 30 features of very different scale."""
+    bunch: Any = datasets.load_breast_cancer()
+    source = "569 breast tumours, 30 features whose scales differ 10⁵-fold (UCI; ships with scikit-learn)"
+    return Dataset(
+        "breast cancer",
+        source,
+        bunch.data.astype(np.float32),
+        bunch.target.astype(np.int64),
+        "classification",
+        tuple(str(name) for name in bunch.target_names),
+    )
+
+
+def from_arrays(name: str, made: Any) -> Dataset:
+    """Return a dataset from what a `--data` factory returned: a pair (x, y) of arrays or tensors.
+
+    Integer y are classes, floating-point y are values to predict.
+
+    Raises:
+        DataError: if it is not such a pair.
+    """
+    if not isinstance(made, tuple | list) or len(made) != 2:
+        raise DataError(f"`--data {name}` must return a pair (x, y) of arrays, got {type(made).__name__}")
+    x, y = (np.asarray(part) for part in made)
+    if x.ndim < 2 or x.dtype.kind not in "fiub":
+        raise DataError(f"`--data {name}` must return numeric x of rank ≥ 2, got {x.dtype} of shape {x.shape}")
+    if y.ndim != 1 or y.dtype.kind not in "fiub":
+        raise DataError(f"`--data {name}` must return numeric y of rank 1, got {y.dtype} of shape {y.shape}")
+    source = f"{len(x):,} examples of shape {x.shape[1:]} from {name}"
+    if y.dtype.kind == "f":
+        return checked(Dataset(name, source, x.astype(np.float32), y.astype(np.float32), "regression"))
+    classes, codes = np.unique(y, return_inverse=True)
+    names = tuple(str(c) for c in classes)
+    return checked(Dataset(name, source, x.astype(np.float32), codes.astype(np.int64), "classification", names))
+
+
+def scaler(scaling: str) -> Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:
+    """Return the function that learns (shift, factor) per feature from training rows: x ← (x − shift)·factor.
+
+    "standard": to mean 0 and standard deviation 1. "minmax": to [0, 1]. "raw": as they are.
+    """
+
+    def learn(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        if scaling == "raw":
+            return np.zeros_like(rows[0]), np.ones_like(rows[0])
+        shift, width = (rows.mean(0), rows.std(0)) if scaling == "standard" else (rows.min(0), np.ptp(rows, 0))
+        return shift, 1.0 / np.where(width > 0, width, 1.0).astype(rows.dtype)
+
+    return learn

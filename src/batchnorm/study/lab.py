@@ -1,0 +1,108 @@
+"""Where the runs are trained: each once, two and more at a time, kept as soon as finished, shared between claims."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from joblib import Parallel, delayed
+
+from batchnorm import __version__
+from batchnorm.study.training import Outcome, Problem, Spec, train
+
+MOST_TOGETHER = 20
+
+
+def plain(value: Any) -> Any:
+    """Return plain data fit for JSON: tuples as lists, NaN and infinities as None."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write whole or not at all: to a file beside it, then in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".part")
+    draft.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def chunks(specs: Iterable[Spec]) -> Iterator[list[Spec]]:
+    """Yield runs that can train as one computation, the groups in the order in which they are first asked for."""
+    unique = list(dict.fromkeys(specs))
+    order = {group: i for i, group in reversed(list(enumerate(s.group for s in unique)))}
+    ranked = sorted(unique, key=lambda s: order[s.group])
+    for _, members in groupby(ranked, key=lambda s: s.group):
+        together = list(members)
+        parts = math.ceil(len(together) / MOST_TOGETHER)
+        size = math.ceil(len(together) / parts)
+        yield from (together[i : i + size] for i in range(0, len(together), size))
+
+
+class Lab:
+    """Trains runs and remembers their outcomes.
+
+    Attributes:
+        outcomes: Every run finished so far.
+    """
+
+    def __init__(self, problem: Problem, folder: Path, *, jobs: int, resume: bool) -> None:
+        """Keep outcomes under `folder`; with `resume`, start from those that are there."""
+        self.problem, self.jobs, self._folder = problem, jobs, folder
+        self.outcomes: dict[Spec, Outcome] = {}
+        if not resume:
+            for kept in folder.glob("*.json"):
+                kept.unlink()
+        self._fingerprint = hashlib.sha256(f"{__version__} {problem.model}".encode())
+        for data in problem.datasets.values():
+            self._fingerprint.update(data.x.tobytes() + data.y.tobytes())
+
+    def _file(self, chunk: Sequence[Spec]) -> Path:
+        key = self._fingerprint.copy()
+        key.update(repr(list(chunk)).encode())
+        return self._folder / f"{key.hexdigest()[:24]}.json"
+
+    def _recall(self, chunk: Sequence[Spec]) -> bool:
+        """Take a chunk's outcomes from its file, if it is there and whole."""
+        try:
+            kept: list[dict[str, Any]] = json.loads(self._file(chunk).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        for spec, outcome in zip(chunk, kept, strict=True):
+            for part in ("validation", "test"):
+                outcome[part] = [math.nan if score is None else score for score in outcome[part]]
+            self.outcomes[spec] = Outcome(**outcome)
+        return True
+
+    def train(self, specs: Iterable[Spec], finished: Callable[[Sequence[Spec]], None]) -> None:
+        """Train all runs that are not yet known, and call `finished` with each chunk as it comes in."""
+        waiting: list[list[Spec]] = []
+        for chunk in chunks(s for s in specs if s not in self.outcomes):
+            if self._recall(chunk):
+                finished(chunk)
+            else:
+                waiting.append(chunk)
+        if not waiting:
+            return
+        workers: Any = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
+        for i, outcomes in workers(delayed(_numbered)(i, chunk, self.problem) for i, chunk in enumerate(waiting)):
+            write_json(self._file(waiting[i]), [asdict(outcome) for outcome in outcomes])
+            self._recall(waiting[i])
+            finished(waiting[i])
+
+    def __getitem__(self, spec: Spec) -> Outcome:
+        """Return the outcome of a run that has been trained."""
+        return self.outcomes[spec]
+
+
+def _numbered(number: int, chunk: Sequence[Spec], problem: Problem) -> tuple[int, list[Outcome]]:
+    return number, train(chunk, problem)

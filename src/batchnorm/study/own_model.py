@@ -1,0 +1,90 @@
+"""A model of the user's own in a study: replicas side by side, with batch normalization put in or switched off."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from batchnorm.errors import BatchNormError
+from batchnorm.study.data import DataError
+from batchnorm.study.networks import Placement
+from batchnorm.surgery import insert
+
+
+def load_factory(option: str, name: str) -> Callable[[], Any]:
+    """Import `package.module:factory`, looking in the working directory too.
+
+    Raises:
+        DataError: in one line, if it does not import or is not callable.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise DataError(f"`{option}` must be written package.module:factory, got {name!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:  # whatever the user's module raises while it is imported
+        raise DataError(f"`{option} {name}` cannot be imported: {type(error).__name__}: {error}") from None
+    if not callable(factory):
+        raise DataError(f"`{option} {name}` is not callable: {type(factory).__name__}")
+    return factory
+
+
+def call_factory(option: str, name: str) -> Any:
+    """Import and call a factory; whatever it raises becomes one line."""
+    factory = load_factory(option, name)
+    try:
+        return factory()
+    except Exception as error:
+        raise DataError(f"`{option} {name}` failed: {type(error).__name__}: {error}") from None
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model has batch normalization of torch's or ours."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def build(name: str, example: Tensor, outputs: int, placement: Placement, seed: int) -> nn.Module:
+    """Return one model of the user's factory with batch normalization at `placement`.
+
+    A model that brings its own batch normalization keeps it where it is. "none" has the same layers, switched off by
+    `batch_norm_off` while it trains.
+
+    Raises:
+        DataError: in one line, if the factory's model does not fit the data.
+    """
+    torch.manual_seed(seed)
+    model = call_factory("--model", name)
+    if not isinstance(model, nn.Module):
+        raise DataError(f"`--model {name}` must return a torch.nn.Module, got {type(model).__name__}")
+    try:
+        with torch.no_grad():
+            shape = tuple(model.eval()(example).shape)
+        if not has_batch_norm(model):
+            insert(model, example, "after" if placement == "after" else "before")
+    except BatchNormError as error:
+        raise DataError(f"`--model {name}`: {error}") from None
+    except Exception as error:
+        raise DataError(f"`--model {name}` does not take x of shape {tuple(example.shape)}: {error}") from None
+    if shape not in {(len(example), outputs)} | ({(len(example),)} if outputs == 1 else set()):
+        raise DataError(f"`--model {name}` must return shape {(len(example), outputs)}, got {shape}")
+    return model.train()
+
+
+class SideBySide(nn.Module):
+    """R models as one: (R, N, …) → (R, N, outputs). Slower than one batched computation, and right for any model."""
+
+    def __init__(self, models: Sequence[nn.Module]) -> None:
+        """Take the models, one a replica."""
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run each model on its own batch."""
+        return torch.stack([model(batch).reshape(len(batch), -1) for model, batch in zip(self.models, x, strict=True)])

@@ -1,0 +1,23 @@
+"""Which data a study runs on, from what the command line names."""
+
+from pathlib import Path
+from typing import cast
+
+from batchnorm.study.data import DataError, Dataset, Task, digits, from_arrays
+from batchnorm.study.own_model import call_factory
+from batchnorm.study.tables import table
+
+
+def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset:
+    """Return the table, the factory's arrays, or the digits.
+
+    Raises:
+        DataError: in one line, if more than one source is named, or the one named cannot be studied.
+    """
+    if path is not None and factory is not None:
+        raise DataError(f"name a table or --data, not both: got {path} and {factory}")
+    if path is not None:
+        return table(path, target, cast(Task | None, task))
+    if target is not None or task is not None:
+        raise DataError("--target and --task belong to a table: batchnorm study TABLE.csv --target COLUMN")
+    return digits() if factory is None else from_arrays(factory, call_factory("--data", factory))

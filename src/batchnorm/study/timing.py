@@ -1,0 +1,71 @@
+"""What one training step costs with and without batch normalization, measured side by side."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from batchnorm.study import own_model
+from batchnorm.study.networks import DEPTH, WIDTH
+from batchnorm.study.training import Problem, Rows, Spec, losses
+from batchnorm.torch import BatchNorm
+
+REPEATS = 60
+
+
+def _without(model: nn.Module) -> nn.Module:
+    """Replace every layer of batch normalization by nothing at all."""
+    for name, child in model.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
+            setattr(model, name, nn.Identity())
+        else:
+            _without(child)
+    return model
+
+
+def _model(problem: Problem, x: torch.Tensor) -> nn.Module:
+    """Return one model as a user would write it: no replicas, no switches."""
+    data = problem.datasets["main"]
+    if problem.model is not None:
+        return own_model.build(problem.model, x, data.outputs, "before", 0)
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs in (x[0].numel(), *[WIDTH] * (DEPTH - 1)):
+        layers += [nn.Linear(inputs, WIDTH), BatchNorm(WIDTH), nn.Sigmoid()]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, data.outputs))
+
+
+def step_seconds(problem: Problem, spec: Spec) -> dict[str, float]:
+    """Return the median seconds of a training step (forward, backward, SGD) without and with batch normalization.
+
+    The two take turns, so that whatever else the machine does weighs on both.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = Rows.of(problem.datasets["main"], [spec])
+        x, y = next(rows.batches())
+        models = {"none": _without(_model(problem, x[0])), "before": _model(problem, x[0])}
+        steps = {name: _step(model, x[0], y, rows) for name, model in models.items()}
+        taken: dict[str, list[float]] = {name: [] for name in steps}
+        for _ in range(REPEATS):
+            for name, step in steps.items():
+                start = time.perf_counter()
+                step()
+                taken[name].append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def _step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: Rows) -> Callable[[], None]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model.train()
+
+    def step() -> None:
+        optimizer.zero_grad()
+        losses(model(x).reshape(1, len(x), -1), y, rows.data).sum().backward()
+        optimizer.step()
+
+    return step

@@ -1,0 +1,233 @@
+"""Training: from a list of specifications to their outcomes, many replicas as one batched computation."""
+
+import importlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from batchnorm.study import own_model
+from batchnorm.study.data import Dataset, Split, scaler, split
+from batchnorm.study.networks import Placement, base_network
+from batchnorm.study.optimizers import ReplicaOptimizer
+
+
+@dataclass(frozen=True, order=True)
+class Spec:
+    """One run: everything that decides its outcome. Equal specs share one outcome between claims.
+
+    Attributes:
+        data: Key of the dataset.
+        placement: Where batch normalization is.
+        activation: Of the base network.
+        scaling: How inputs are scaled: "standard", "minmax" or "raw".
+        optimizer: One of `OPTIMIZERS`.
+        batch_size: Rows a step.
+        steps: Steps in all.
+        probe: `module:function` that looks into the network while it trains; "" for none.
+        std: Standard deviation of the initial weights; None: the activation's own.
+        rate: Learning rate.
+        seed: Of the split, the weights and the order of the data.
+    """
+
+    data: str
+    placement: Placement
+    activation: str
+    scaling: str
+    optimizer: str
+    batch_size: int
+    steps: int
+    probe: str
+    std: float | None
+    rate: float
+    seed: int
+
+    @property
+    def group(self) -> "Spec":
+        """What runs must have in common to train as one computation."""
+        return replace(self, std=None, rate=0.0, seed=0)
+
+
+@dataclass
+class Outcome:
+    """What a run gave: scores by step (NaN once it has diverged), and what its probe saw."""
+
+    steps: list[int] = field(default_factory=list[int])
+    validation: list[float] = field(default_factory=list[float])
+    test: list[float] = field(default_factory=list[float])
+    probed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def steps_to(self, goal: float, part: str = "test") -> float:
+        """Return the first evaluated step whose score reaches the goal; infinity if none does."""
+        scores = self.test if part == "test" else self.validation
+        return next((float(step) for step, score in zip(self.steps, scores, strict=True) if score >= goal), math.inf)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is trained on and, if not the base network, which model: all a worker needs.
+
+    Attributes:
+        datasets: The data by key.
+        model: `module:factory` of the user's own model; None: the base network.
+        own_normalizes: Whether that model brings batch normalization of its own.
+    """
+
+    datasets: dict[str, Dataset]
+    model: str | None = None
+    own_normalizes: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The data of a chunk of replicas on their own splits and scales: batches to train on, parts to evaluate on."""
+
+    data: Dataset
+    splits: tuple[Split, ...]
+    specs: tuple[Spec, ...]
+    shift: NDArray[Any]
+    factor: NDArray[Any]
+
+    @classmethod
+    def of(cls, data: Dataset, specs: Sequence[Spec]) -> "Rows":
+        """Split and scale the data for each replica, learning both from its training rows only."""
+        parts = {seed: split(data, seed) for seed in {s.seed for s in specs}}
+        learned = {seed: scaler(specs[0].scaling)(data.x[part.train]) for seed, part in parts.items()}
+        shift, factor = (np.stack([learned[s.seed][i] for s in specs])[:, None] for i in (0, 1))
+        return cls(data, tuple(parts[s.seed] for s in specs), tuple(specs), shift, factor)
+
+    def take(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
+        """Return x (R, N, …) and y (R, N) for row numbers (R, N)."""
+        x = (self.data.x[rows] - self.shift) * self.factor
+        y = self.data.y[rows]
+        if self.data.task == "regression":
+            means = np.stack([self.data.y[part.train].mean() for part in self.splits])[:, None]
+            stds = np.stack([self.data.y[part.train].std() for part in self.splits])[:, None]
+            y = ((y - means) / np.where(stds > 0, stds, 1.0)).astype(np.float32)
+        return torch.from_numpy(x), torch.from_numpy(y)
+
+    def part(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return x and y of the "train", "validation" or "test" part of every replica."""
+        return self.take(np.stack([getattr(part, name) for part in self.splits]))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield shuffled batches without end, the same for equal seeds; a partial last one is left out."""
+        size = min(self.specs[0].batch_size, len(self.splits[0].train))
+        orders = {s.seed: np.random.default_rng(s.seed) for s in self.specs}
+        while True:
+            shuffled = {seed: rng.permutation(self.splits[0].train.size) for seed, rng in orders.items()}
+            rows = np.stack([p.train[shuffled[s.seed]] for p, s in zip(self.splits, self.specs, strict=True)])
+            for start in range(0, rows.shape[1] - size + 1, size):
+                yield self.take(rows[:, start : start + size])
+
+
+def losses(output: Tensor, y: Tensor, data: Dataset) -> Tensor:
+    """Return the loss of each replica, (R,): cross-entropy, or mean squared error on the standardised target."""
+    if data.task == "classification":
+        return cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").reshape(y.shape).mean(1)
+    return (output[..., 0] - y).square().mean(1)
+
+
+def scores(output: Tensor, y: Tensor, data: Dataset) -> list[float]:
+    """Return each replica's accuracy or R², NaN where its output is not finite."""
+    if data.task == "classification":
+        score = (output.argmax(-1) == y).double().mean(1)
+    else:
+        error = (output[..., 0] - y).double().square().mean(1)
+        score = 1.0 - error / (y.double() - y.double().mean(1, keepdim=True)).square().mean(1)
+    finite = output.flatten(1).isfinite().all(1)
+    return [round(s, 6) if ok else math.nan for s, ok in zip(score.tolist(), finite.tolist(), strict=True)]
+
+
+def build(problem: Problem, rows: Rows) -> nn.Module:
+    """Return the replicas that the specs of `rows` ask for."""
+    spec, data = rows.specs[0], rows.data
+    if problem.model is not None:
+        example, _ = rows.take(np.stack([part.train[:4] for part in rows.splits]))
+        models = [
+            own_model.build(problem.model, x, data.outputs, spec.placement, s.seed)
+            for x, s in zip(example, rows.specs, strict=True)
+        ]
+        return own_model.SideBySide(models)
+    inputs = math.prod(data.x.shape[1:])
+    replicas = base_network(
+        inputs, data.outputs, placement=spec.placement, activation=spec.activation,
+        seeds=[s.seed for s in rows.specs], stds=[s.std for s in rows.specs],
+    )  # fmt: skip
+    return nn.Sequential(nn.Flatten(2), replicas) if data.x.ndim > 2 else replicas
+
+
+def train_mode(network: nn.Module, placement: Placement) -> None:
+    """Put the network into training; where it is to have no batch normalization, switch those layers off.
+
+    A layer that stays in inference with the statistics it started with, μ = 0 and σ² = 1, is γ·x/√(1+ε) + β.
+    """
+    network.train()
+    for module in network.modules():
+        if isinstance(module, _BatchNorm) and module.affine and placement in ("none", "first"):
+            module.eval()
+
+
+@torch.no_grad()
+def predict(network: nn.Module, x: Tensor) -> Tensor:
+    """Run the network in inference and leave it so."""
+    return network.eval()(x)
+
+
+def evaluated_steps(steps: int) -> list[int]:
+    """Return the steps after which a run is evaluated: each at first, then 15 % apart, and the last."""
+    marks, at = [0], 1
+    while at < steps:
+        marks.append(at)
+        at = max(at + 1, int(at * 1.15))
+    return [*marks, steps]
+
+
+def train(specs: Sequence[Spec], problem: Problem) -> list[Outcome]:
+    """Train runs of one group together.
+
+    Args:
+        specs: Runs that differ in seed, learning rate and initial std only.
+        problem: Data, and the model if it is the user's own.
+
+    Returns:
+        One outcome a spec, in order.
+    """
+    torch.set_num_threads(1)  # one worker a core; and the bits must not depend on how many there are
+    spec = specs[0]
+    rows = Rows.of(problem.datasets[spec.data], specs)
+    network = build(problem, rows)
+    optimizer = ReplicaOptimizer(spec.optimizer, network, [s.rate for s in specs])
+    outcomes = [Outcome() for _ in specs]
+    probe = _probe(spec.probe)
+    parts = {name: rows.part(name) for name in ("validation", "test")}
+    batches, marks = rows.batches(), set(evaluated_steps(spec.steps))
+    torch.manual_seed(spec.seed)
+    for step in range(spec.steps + 1):
+        if step in marks:
+            for name, (x, y) in parts.items():
+                for outcome, score in zip(outcomes, scores(predict(network, x), y, rows.data), strict=True):
+                    getattr(outcome, name).append(score)
+            for outcome in outcomes:
+                outcome.steps.append(step)
+            if probe is not None:
+                for outcome, seen in zip(outcomes, probe(network, rows, step), strict=True):
+                    outcome.probed += [{"step": step, **seen}] if seen else []
+        if step < spec.steps:
+            train_mode(network, spec.placement)
+            x, y = next(batches)
+            losses(network(x), y, rows.data).sum().backward()
+            optimizer.step()
+    return outcomes
+
+
+def _probe(name: str) -> Any:
+    module, _, function = name.partition(":")
+    return getattr(importlib.import_module(module), function) if name else None
