@@ -196,7 +196,7 @@ def test_numbers_are_rounded_and_their_absence_explained(outline: Outline) -> No
 
 def test_what_decides_comes_first(page: str) -> None:
     table = page.split('<table class="effects"')[1]
-    assert table.index("9.12×") < table.index("0.2 decades") < table.index("beside, not deciding")
+    assert table.index("9.12×") < table.index("0.2 decades") < table.index("Beside, not deciding")
 
 
 def test_a_study_without_timings_or_code_is_a_report_too() -> None:

@@ -88,7 +88,8 @@ def inline(made: Figure, key: str, title: str, description: str) -> str:
     """Return the figure as an SVG element: accessible, with the page's colours and font, its ids unique in the page.
 
     Args:
-        made: The figure; titles, legends and labels added to it are brought into the common style.
+        made: The figure; titles, legends and labels added to it are brought into the common style,
+            and a legend to the place where it hides least.
         key: Prefix of every id, without spaces; the same figure with the same key gives the same text.
         title: Short name, for the element's title.
         description: What it shows, for those who cannot see it.
@@ -159,6 +160,7 @@ def _restyle(made: Figure) -> None:
         legend = axes.get_legend()
         if legend is not None:
             legend.set_frame_on(False)
+            legend.set_loc("best")  # which place is free depends on the data
     for text in made.findobj(Text):
         if isinstance(text, Text):
             text.set_fontsize(min(max(float(text.get_fontsize()), SMALLEST), LARGEST))
