@@ -1,19 +1,21 @@
 """Batch normalization in float64 NumPy, in the symbols of the paper, step by step: what the tests trust.
 
 Slow, short and literal. The backward pass is the chain rule of section 3 of the paper, one line an equation; it shares
-no formula with the fast paths.
+no formula with the fast paths, and finds its axes by itself.
 
 Source: Ioffe and Szegedy 2015, https://arxiv.org/abs/1502.03167.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.typing import ArrayLike, NDArray
 
-from batchnorm.layout import Axis, Plan, plan
-
+Axis = int | Sequence[int]
 Float64 = NDArray[np.float64]
 
 
@@ -37,7 +39,7 @@ class Forward:
     x: Float64
     gamma: Float64
     eps: float
-    axes: Plan
+    reduced: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class Gradients:
 
 def _float64(value: Any) -> Float64:
     return np.asarray(value, dtype=np.float64)
+
+
+def _reduced(rank: int, axis: Axis) -> tuple[int, ...]:
+    kept = normalize_axis_tuple(axis, rank)
+    return tuple(i for i in range(rank) if i not in kept)
+
+
+def _per_feature(shape: tuple[int, ...], reduced: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if i in reduced else n for i, n in enumerate(shape))
 
 
 def _kept(parameter: ArrayLike | None, default: float, shape: tuple[int, ...]) -> Float64:
@@ -78,19 +89,19 @@ def train(
     [-0.6666666666666666, 0.6666666666666666]
     """
     values = _float64(x)
-    axes = plan(values.ndim, axis)
-    shape = axes.kept_shape(values.shape)
-    count = axes.count(values.shape)
+    reduced = _reduced(values.ndim, axis)
+    shape = _per_feature(values.shape, reduced)
+    count = math.prod(values.shape[i] for i in reduced)
     scale, shift = _kept(gamma, 1.0, shape), _kept(beta, 0.0, shape)
-    mean = values.sum(axis=axes.reduced, keepdims=True) / count
-    var = np.square(values - mean).sum(axis=axes.reduced, keepdims=True) / count
+    mean = values.sum(axis=reduced, keepdims=True) / count
+    var = np.square(values - mean).sum(axis=reduced, keepdims=True) / count
     x_hat = (values - mean) / np.sqrt(var + eps)
-    return Forward(scale * x_hat + shift, x_hat, mean, var, count, values, scale, eps, axes)
+    return Forward(scale * x_hat + shift, x_hat, mean, var, count, values, scale, eps, reduced)
 
 
 def train_backward(dy: ArrayLike, forward: Forward) -> Gradients:
     """Differentiate `train`, through μ and σ² too: the chain rule of section 3 of the paper, line by line."""
-    f, axes = forward, forward.axes.reduced
+    f, axes = forward, forward.reduced
     grad_y = _float64(dy)
     grad_x_hat = grad_y * f.gamma
     centred = f.x - f.mean
@@ -118,17 +129,18 @@ def infer(
     11.0
     """
     values = _float64(x)
-    axes = plan(values.ndim, axis)
-    shape = axes.kept_shape(values.shape)
+    reduced = _reduced(values.ndim, axis)
+    shape = _per_feature(values.shape, reduced)
+    count = math.prod(values.shape[i] for i in reduced)
     mu, var_ = _kept(mean, 0.0, shape), _kept(var, 1.0, shape)
     scale, shift = _kept(gamma, 1.0, shape), _kept(beta, 0.0, shape)
     x_hat = (values - mu) / np.sqrt(var_ + eps)
-    return Forward(scale * x_hat + shift, x_hat, mu, var_, axes.count(values.shape), values, scale, eps, axes)
+    return Forward(scale * x_hat + shift, x_hat, mu, var_, count, values, scale, eps, reduced)
 
 
 def infer_backward(dy: ArrayLike, forward: Forward) -> Gradients:
     """Differentiate `infer`: μ and σ² are constants."""
-    grad_y, axes = _float64(dy), forward.axes.reduced
+    grad_y, axes = _float64(dy), forward.reduced
     grad_x = grad_y * forward.gamma / np.sqrt(forward.var + forward.eps)
     grad_gamma = (grad_y * forward.x_hat).sum(axis=axes, keepdims=True)
     return Gradients(grad_x, grad_gamma, grad_y.sum(axis=axes, keepdims=True))
