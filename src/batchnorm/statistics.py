@@ -72,11 +72,13 @@ def merge(a: Moments, b: Moments) -> Moments:
     (3, 2.0, 8.0)
     """
     count = a.count + b.count
-    delta = (b.mean - a.mean) + (b.mean_low - a.mean_low)
     share = b.count / count
-    low = a.mean_low + delta * share
-    mean = a.mean + low
-    return Moments(count, mean, a.m2 + b.m2 + delta * delta * (a.count * share), low - (mean - a.mean))
+    delta, delta_low = b.mean - a.mean, b.mean_low - a.mean_low
+    step = delta * share
+    mean = a.mean + step
+    low = (a.mean_low + delta_low * share) + (step - (mean - a.mean))  # what rounding the mean left over
+    delta = delta + delta_low
+    return Moments(count, mean, a.m2 + b.m2 + delta * delta * (a.count * share), low)
 
 
 def variance(moments: Moments) -> Array:
