@@ -27,7 +27,7 @@ class Plan:
 
     def count(self, shape: Sequence[int]) -> int:
         """Return N, the number of values per feature."""
-        return math.prod(shape[i] for i in self.reduced)
+        return math.prod([shape[i] for i in self.reduced])
 
     def kept_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return `shape` with 1 on every reduced axis."""

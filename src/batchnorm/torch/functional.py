@@ -23,6 +23,11 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise DtypeError(f"`input` must be a floating-point tensor, got {got} (call `.float()` on it first)")
+    if x.ndim < 2:
+        raise ShapeError(
+            f"`input` must have rank ≥ 2, the features and something to reduce over, got shape {tuple(x.shape)} "
+            "(`.unsqueeze(0)` adds a batch axis)"
+        )
     layout = plan(x.ndim, axes)
     expected = layout.parameter_shape(x.shape)
     for name, value in named.items():
@@ -108,6 +113,8 @@ def batch_norm(
     check_epsilon(eps)
     if not isinstance(momentum, Tensor):
         check_momentum(momentum)
+    if momentum is None:  # pyright: ignore[reportUnnecessaryComparison]  # options are checked at run time too
+        raise ArgumentError("`momentum` must be a number here, got None (the layer counts batches: give 1/(t+1))")
     check_running_variance(running_variance)
     if (running_mean is None) != (running_var is None):
         missing = "running_mean" if running_mean is None else "running_var"
@@ -117,8 +124,9 @@ def batch_norm(
             raise ArgumentError("`running_mean` and `running_var` must be given in inference, got None")
         return by_running(input, (running_mean, running_var), weight, bias, layout, eps)
     _check_count(input, layout)
-    if input.numel() == 0:
-        return input.clone()
+    if input.numel() == 0:  # an affine map of nothing: gradients of γ and β are zero, as in torch, not missing
+        neutral = input.new_zeros(layout.parameter_shape(input.shape))
+        return by_running(input, (neutral, neutral), weight, bias, layout, eps)
     y, moments = by_batch(input, weight, bias, layout, eps)
     if running_mean is not None and running_var is not None:
         remember(running_mean, running_var, moments, momentum, running_variance)

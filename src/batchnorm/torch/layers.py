@@ -14,8 +14,8 @@ from batchnorm.torch.functional import batch_norm
 
 
 def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
-    sizes = (num_features,) if isinstance(num_features, int) else tuple(num_features)
-    if any(not isinstance(n, int) or n < 0 for n in sizes):
+    sizes: tuple[Any, ...] = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in sizes):
         raise ArgumentError(f"`num_features` must count features, got {num_features!r}")
     if len(axes) == 1 and not isinstance(num_features, int):
         raise ArgumentError(f"`num_features` must be an int for axis={axes[0]}, got {num_features!r}")
@@ -144,7 +144,8 @@ class BatchNorm(_BatchNorm):
             axis=self.axis,
             running_variance=self.running_variance,
         )
-        if self.training and self.num_batches_tracked is not None and input.numel() > 0:
+        moved = self.training and self.track_running_stats and input.numel() > 0
+        if moved and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return y
 
