@@ -1,0 +1,133 @@
+"""Deliberate faults, one a line of the source: the suite must reject every one of them."""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    """`old`, which occurs exactly once in `file` under src/batchnorm, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+BY_RUNNING = "        return by_running(input, (running_mean, running_var), weight, bias, layout, eps)\n"
+BY_BATCH = "by_batch(input, weight, bias, layout, eps)"
+
+MUTANTS = [
+    Mutant("biased for unbiased", "statistics.py", 'estimator == "unbiased"', 'estimator == "biased"'),
+    Mutant("never unbiased", "statistics.py", "(moments.count - bessel)", "moments.count"),
+    Mutant(
+        "epsilon outside the root in training",
+        "statistics.py",
+        "xp.sqrt(variance(moments) + eps)",
+        "(xp.sqrt(variance(moments)) + eps)",
+    ),
+    Mutant(
+        "epsilon outside the root in inference",
+        "statistics.py",
+        "xp.sqrt(running_var + eps)",
+        "(xp.sqrt(running_var) + eps)",
+    ),
+    Mutant(
+        "momentum flipped",
+        "statistics.py",
+        "return running + momentum * (observed - running)",
+        "return observed + momentum * (running - observed)",
+    ),
+    Mutant("dx without the gradient through the mean", "statistics.py", "-per_value * sum_dy\n", "0.0 * sum_dy\n"),
+    Mutant(
+        "dx without the gradient through the variance",
+        "statistics.py",
+        "-per_value * statistics.inv_std * statistics.inv_std",
+        "0.0 * statistics.inv_std",
+    ),
+    Mutant(
+        "gamma's gradient from x not normalised",
+        "statistics.py",
+        "sum_dy_centred * statistics.inv_std",
+        "sum_dy_centred",
+    ),
+    Mutant("merge ignores the counts", "statistics.py", "share = b.count / count", "share = 0.5"),
+    Mutant("merge forgets the spread between", "statistics.py", " + delta * delta * (a.count * share)", ""),
+    Mutant("merge drops the low part", "statistics.py", "(a.mean_low + delta_low * share) + ", "0.0 * delta_low + "),
+    Mutant(
+        "count without height and width",
+        "layout.py",
+        "math.prod([shape[i] for i in self.reduced])",
+        "shape[self.reduced[0]]",
+    ),
+    Mutant("wrong axis for negatives", "layout.py", "sorted(a % rank for a in axes)", "sorted(abs(a) for a in axes)"),
+    Mutant(
+        "E[x²] − E[x]²",
+        "kernels/eager.py",
+        "xp.sum(centred * centred, axis=plan.reduced, keepdims=True)",
+        "xp.sum(values * values, axis=plan.reduced, keepdims=True) - plan.count(x.shape) * mean * mean",
+    ),
+    Mutant("mean_low dropped", "kernels/eager.py", "mean, m2, mean_low)", "mean, m2, 0.0 * mean_low)"),
+    Mutant("centred once", "kernels/eager.py", "else high - statistics.mean_low", "else high"),
+    Mutant(
+        "mean folded into the shift",
+        "kernels/eager.py",
+        "_centred(x, statistics, xp) * scale + shift",
+        "working(x, xp) * scale + (shift - (statistics.mean + statistics.mean_low) * scale)",
+    ),
+    Mutant(
+        "sums in 16 bits", "kernels/eager.py", "xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x", "x"
+    ),
+    Mutant(
+        "Σdy·x for Σdy·(x−μ)",
+        "kernels/eager.py",
+        "xp.sum(grad * _centred(x, statistics, xp)",
+        "xp.sum(grad * working(x, xp)",
+    ),
+    Mutant("inference by the batch", "torch/functional.py", BY_RUNNING, f"        return {BY_BATCH}[0]\n"),
+    Mutant(
+        "statistics updated in inference",
+        "torch/functional.py",
+        BY_RUNNING,
+        f"        remember(running_mean, running_var, {BY_BATCH}[1], momentum, running_variance)\n{BY_RUNNING}",
+    ),
+    Mutant(
+        "training formula in the backward of inference",
+        "torch/normalize.py",
+        "    mean, var = (_kept(r, x, plan) for r in running)\n",
+        "    mean, var = (_kept(r, x, plan) for r in running)\n"
+        "    of_batch = x.to(mean.dtype).mean(plan.reduced, keepdim=True)\n"
+        "    mean = mean + (of_batch - of_batch.detach())\n",
+    ),
+    Mutant("second derivative with constant moments", "torch/normalize.py", "torch.is_grad_enabled()", "False"),
+    Mutant(
+        "one value per channel trains", "torch/functional.py", "layout.count(x.shape) == 1", "layout.count(x.shape) < 0"
+    ),
+    Mutant(
+        "momentum set later unchecked",
+        "torch/functional.py",
+        "    if not isinstance(momentum, Tensor):\n        check_momentum(momentum)\n",
+        "",
+    ),
+    Mutant(
+        "momentum NaN passes",
+        "conventions.py",
+        "0.0 <= float(momentum) <= 1.0",
+        "not (momentum < 0.0 or momentum > 1.0)",
+    ),
+    Mutant("Keras' momentum taken for torch's", "conventions.py", "1.0 - written", "written"),
+    Mutant(
+        "running statistics rounded to 16 bits",
+        "torch/layers.py",
+        "self._keep_precision(before)",
+        "self._keep_precision(self._statistics())",
+    ),
+    Mutant(
+        "counted before a failure",
+        "torch/layers.py",
+        "        y = batch_norm(\n            input,\n",
+        "        if self.training and self.num_batches_tracked is not None:\n"
+        "            self.num_batches_tracked.add_(1)\n"
+        "        y = batch_norm(\n            input,\n",
+    ),
+    Mutant("empty batch counted", "torch/layers.py", " and input.numel() > 0", ""),
+    Mutant("gradient of the reference without the mean", "reference.py", " + grad_mean / f.count", ""),
+]

@@ -1,0 +1,51 @@
+"""Run a part of the suite on another copy of the package, in a process of its own that has the frameworks loaded."""
+
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+# The definition is tried on one array namespace; the torch layer by what its users see.
+PARTS = {
+    "definition": ["conventions", "layout", "reference", "statistics", "contract"],
+    "torch": ["torch_state", "torch_layer", "torch_gradients"],
+}
+DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
+
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(
+    ["pytest", "hypothesis", "torch", "array_api_compat.numpy", "array_api_compat.torch", "array_api_strict"]
+)
+
+
+class Outcome(NamedTuple):
+    code: int | None
+    output: str
+
+
+def _run(source: Path, files: list[str], log: Path) -> None:
+    with log.open("w", encoding="utf-8") as stream:
+        os.dup2(stream.fileno(), sys.stdout.fileno())
+        os.dup2(stream.fileno(), sys.stderr.fileno())
+    for name in [n for n in os.environ if n.startswith("PYTEST_")]:
+        del os.environ[name]
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(source))
+    options = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
+    sys.exit(pytest.main([*options, "-k", " and ".join(f"not {name}" for name in DESELECTED), *files]))
+
+
+def run(part: str, source: Path) -> Outcome:
+    """Run one part of the suite, up to its first failure, on the package that lies in `source`."""
+    log = source / "log.txt"
+    files = [f"tests/test_{name}.py" for name in PARTS[part]]
+    process = _processes.Process(target=_run, args=(source, files, log))
+    process.start()
+    process.join()
+    return Outcome(process.exitcode, log.read_text("utf-8"))

@@ -1,0 +1,65 @@
+"""The tests of the tests: each deliberate fault makes the suite fail, and without one the very same run passes."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import suite
+from mutants import MUTANTS, Mutant
+
+SOURCE = suite.ROOT / "src" / "batchnorm"
+TOOLS = shutil.ignore_patterns("study", "surgery", "cli.py", "__pycache__")
+
+
+def write_mutant(mutant: Mutant, source: Path) -> None:
+    """Copy the package with one text replaced; the text must occur exactly once, or the table has rotted."""
+    shutil.copytree(SOURCE, source / "batchnorm", ignore=TOOLS)
+    path = source / "batchnorm" / mutant.file
+    text = path.read_text("utf-8")
+    assert text.count(mutant.old) == 1, f"{mutant.file} holds {text.count(mutant.old)} times: {mutant.old}"
+    path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+
+
+def killer(outcome: suite.Outcome) -> str | None:
+    """Return the test that failed; a run that broke down otherwise has rejected nothing."""
+    failed = re.findall(r"^FAILED tests/(\S+)", outcome.output, re.MULTILINE)
+    return failed[0] if outcome.code == pytest.ExitCode.TESTS_FAILED and failed else None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_fault_is_rejected(mutant: Mutant, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+    write_mutant(mutant, tmp_path)
+    outcome = suite.run("torch" if mutant.file.startswith("torch/") else "definition", tmp_path)
+    record_property("mutant", (mutant.name, mutant.file, killer(outcome) or "SURVIVED"))
+    assert killer(outcome), outcome.output
+
+
+@pytest.mark.parametrize("part", suite.PARTS)
+def test_without_a_fault_the_same_run_passes(part: str, tmp_path: Path) -> None:
+    shutil.copytree(SOURCE, tmp_path / "batchnorm", ignore=TOOLS)
+    outcome = suite.run(part, tmp_path)
+    assert outcome.code == pytest.ExitCode.OK, outcome.output
+    assert " passed" in outcome.output
+
+
+@pytest.mark.parametrize("part", suite.PARTS)
+def test_a_run_that_breaks_down_kills_nothing(part: str, tmp_path: Path) -> None:
+    (tmp_path / "batchnorm").mkdir()
+    (tmp_path / "batchnorm" / "__init__.py").write_text("raise RuntimeError('the copy is broken')")
+    outcome = suite.run(part, tmp_path)
+    assert outcome.code != pytest.ExitCode.OK
+    assert "the copy is broken" in outcome.output
+    assert killer(outcome) is None
+
+
+def test_a_fault_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="holds 0 times: no such line"):
+        write_mutant(Mutant("rotten", "layout.py", "no such line", ""), tmp_path)
+
+
+def test_every_fault_changes_the_text() -> None:
+    assert [m.name for m in MUTANTS if m.old == m.new] == []
+    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
