@@ -112,7 +112,11 @@ def study(
     except (BatchNormError, MissingExtraError) as error:
         _fail(error)
     except KeyboardInterrupt:
-        console.print(f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume.", highlight=False)
+        console.print(
+            f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume.",
+            highlight=False,
+            soft_wrap=True,
+        )
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
         typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
@@ -161,3 +165,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
     for kernel in facts["kernels"]:
         table.add_row("kernel", f"{kernel['name']}: {kernel['reason']}")
     Console().print(table)
+
+
+if __name__ == "__main__":
+    app()

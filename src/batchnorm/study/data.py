@@ -1,18 +1,11 @@
 """The data a study runs on: arrays with names, split anew for every seed, and the goals a run must reach."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import datasets
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.model_selection import train_test_split
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from batchnorm.errors import BatchNormError
 
@@ -22,7 +15,6 @@ Indices = NDArray[np.int64]
 FEWEST_ROWS = 20
 FEW_ROWS = 50
 MOST_EVALUATED = 1000
-MOST_FOR_REFERENCE = 5000
 
 
 class DataError(BatchNormError):
@@ -76,12 +68,18 @@ class Split:
 
 
 def split(data: Dataset, seed: int) -> Split:
-    """Split the rows for one seed, class by class for classification; at most 1,000 rows are evaluated on."""
-    rows = np.arange(len(data.x))
-    strata = data.y if data.task == "classification" else None
-    train, rest = map(np.asarray, train_test_split(rows, test_size=0.4, random_state=seed, stratify=strata))
-    strata = data.y[rest] if data.task == "classification" else None
-    validation, test = map(np.asarray, train_test_split(rest, test_size=0.5, random_state=seed, stratify=strata))
+    """Split the rows for one seed, class by class for classification; at most 1,000 rows are evaluated on.
+
+    Each class is shuffled and laid out evenly from 0 to 1; what lies below 0.6 is trained on. So even a class of five
+    rows has one in every part.
+    """
+    random = np.random.default_rng([seed, len(data.x)])
+    shuffled = random.permutation(len(data.x))
+    strata = data.y[shuffled] if data.task == "classification" else np.zeros(len(data.x), dtype=np.int64)
+    rows = shuffled[np.argsort(strata, kind="stable")]
+    place = np.concatenate([(np.arange(size) + 0.5) / size for size in np.unique(strata, return_counts=True)[1]])
+    part = np.searchsorted([0.6, 0.8], place, side="right")
+    train, validation, test = (random.permutation(rows[part == i]) for i in range(3))
     return Split(train, validation[:MOST_EVALUATED], test[:MOST_EVALUATED])
 
 
@@ -96,67 +94,6 @@ def checked(data: Dataset) -> Dataset:
     if data.task == "classification" and len(data.classes) == 1:
         raise DataError(f"the target of {data.name} has one class, {data.classes[0]!r}: there is nothing to tell apart")
     return data
-
-
-def with_goals(data: Dataset) -> Dataset:
-    """Set the goals before any network is trained: 90 % and 95 % of the way from guessing to a reference model.
-
-    The reference is the better of a linear model and a random forest on the validation part of the first split, so that
-    no goal depends on the networks compared.
-    """
-    if data.goals is not None:
-        return data
-    flat, parts = data.x.reshape(len(data.x), -1), split(data, 0)
-    train = parts.train[:MOST_FOR_REFERENCE]
-    if data.task == "classification":
-        guess, models = DummyClassifier(), (LogisticRegression(max_iter=1000), RandomForestClassifier(random_state=0))
-    else:
-        guess, models = DummyRegressor(), (Ridge(), RandomForestRegressor(random_state=0))
-
-    def score(model: Any) -> float:
-        fitted = make_pipeline(StandardScaler(), model).fit(flat[train], data.y[train])
-        return float(fitted.score(flat[parts.validation], data.y[parts.validation]))
-
-    floor = score(guess)
-    ceiling = max(score(model) for model in models)
-    notes = data.notes
-    if ceiling - floor < 0.02:
-        notes = (
-            *notes,
-            f"neither a linear model nor a forest predicts it: {data.score_name} {ceiling:.3f}, guessing {floor:.3f}",
-        )
-    goals = (round(floor + 0.90 * (ceiling - floor), 4), round(floor + 0.95 * (ceiling - floor), 4))
-    return replace(data, goals=goals, notes=notes)
-
-
-def digits() -> Dataset:
-    """Return the handwritten digits that ship with scikit-learn: 1,797 real images of 8×8 pixels, 0 to 16."""
-    bunch: Any = datasets.load_digits()
-    source = "1,797 handwritten digits, 8×8 pixels (UCI; ships with scikit-learn)"
-    return Dataset(
-        "digits",
-        source,
-        bunch.data.astype(np.float32),
-        bunch.target.astype(np.int64),
-        "classification",
-        tuple("0123456789"),
-        scaling="minmax",  # as in the paper: pixels from 0 to 1
-        goals=(0.90, 0.95),
-    )
-
-
-def breast_cancer() -> Dataset:
-    """Return the breast cancer table that ships with scikit-learn: 569 rows, 30 features of very different scale."""
-    bunch: Any = datasets.load_breast_cancer()
-    source = "569 breast tumours, 30 features whose scales differ 10⁵-fold (UCI; ships with scikit-learn)"
-    return Dataset(
-        "breast cancer",
-        source,
-        bunch.data.astype(np.float32),
-        bunch.target.astype(np.int64),
-        "classification",
-        tuple(str(name) for name in bunch.target_names),
-    )
 
 
 def from_arrays(name: str, made: Any) -> Dataset:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +12,18 @@ from scipy import stats
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
 FEWEST_PAIRS = 3
+
+
+@cache
+def _interval(known: tuple[float, ...]) -> tuple[float, float, float]:
+    if len(known) < FEWEST_PAIRS:
+        return math.nan, math.nan, math.nan
+    median = float(np.median(known))
+    if np.ptp(known) == 0:
+        return median, median, median
+    random = np.random.default_rng(0)
+    found: Any = stats.bootstrap((known,), np.median, n_resamples=2000, method="percentile", rng=random)
+    return median, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 @dataclass(frozen=True)
@@ -37,16 +50,7 @@ class Effect:
 
     def interval(self) -> tuple[float, float, float]:
         """Return (median, low, high); NaN where fewer than three seeds say anything."""
-        known = np.array([s for s in self.samples if not math.isnan(s)])
-        if len(known) < FEWEST_PAIRS:
-            return math.nan, math.nan, math.nan
-        median = float(np.median(known))
-        if np.ptp(known) == 0:
-            return median, median, median
-        found: Any = stats.bootstrap(
-            (known,), np.median, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-        )
-        return median, float(found.confidence_interval.low), float(found.confidence_interval.high)
+        return _interval(tuple(s for s in self.samples if not math.isnan(s)))
 
     def verdict(self) -> Verdict:
         """Return "holds" if the whole interval lies on the claimed side, "does not hold" if on the other."""

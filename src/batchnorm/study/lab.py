@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from batchnorm import __version__
 from batchnorm.study.training import Outcome, Problem, Spec, train
 
-MOST_TOGETHER = 20
+MOST_TOGETHER = 32
 
 
 def plain(value: Any) -> Any:
@@ -93,6 +93,7 @@ class Lab:
                 waiting.append(chunk)
         if not waiting:
             return
+        waiting.sort(key=lambda chunk: -sum(s.steps for s in chunk))  # long ones first: workers end together
         workers: Any = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
         for i, outcomes in workers(delayed(_numbered)(i, chunk, self.problem) for i, chunk in enumerate(waiting)):
             write_json(self._file(waiting[i]), [asdict(outcome) for outcome in outcomes])

@@ -2,7 +2,8 @@
 
 The base network is that of Ioffe and Szegedy 2015, figure 1: three hidden layers of 100 units. Its layers of
 batch normalization are there in every comparison; where there is to be none they are switched off, which leaves their
-scale and shift: every network compared trains the same number of parameters.
+scale and shift: with or without, the same number of parameters is trained. β is the bias of the unit; only where batch
+normalization comes after the activation has the unit a bias of its own.
 """
 
 import itertools
@@ -25,15 +26,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReL
 class ReplicaLinear(nn.Module):
     """R linear layers side by side: (R, N, inputs) → (R, N, outputs)."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, *, bias: bool = True) -> None:
         """Take the weights, (R, inputs, outputs); biases start at zero."""
         super().__init__()
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(torch.zeros(weight.shape[0], 1, weight.shape[2]))
+        self.bias = nn.Parameter(torch.zeros(weight.shape[0], 1, weight.shape[2])) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply each replica's batch by its own weights."""
-        return torch.baddbmm(self.bias, x, self.weight)
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
 def replica_batch_norm(replicas: int, features: int) -> BatchNorm:
@@ -87,5 +88,6 @@ def base_network(
     layers: list[nn.Module] = [input_batch_norm(replicas, inputs)] if placement == "first" else []
     for weight in weights[:-1]:
         between = [replica_batch_norm(replicas, weight.shape[2]), ACTIVATIONS[activation]()]
-        layers += [ReplicaLinear(weight), *(reversed(between) if placement == "after" else between)]
+        after = placement == "after"
+        layers += [ReplicaLinear(weight, bias=after), *(reversed(between) if after else between)]
     return nn.Sequential(*layers, ReplicaLinear(weights[-1]))

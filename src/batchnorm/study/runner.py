@@ -16,10 +16,11 @@ from torch import nn
 
 from batchnorm import __version__
 from batchnorm.study import answer, own_model, pictures, report
-from batchnorm.study.data import Dataset, breast_cancer, digits, with_goals
+from batchnorm.study.data import Dataset
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.lab import Lab, plain, write_json
+from batchnorm.study.shipped import breast_cancer, digits, with_goals
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, Spec, build
 

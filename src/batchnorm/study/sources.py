@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import cast
 
-from batchnorm.study.data import DataError, Dataset, Task, digits, from_arrays
+from batchnorm.study.data import DataError, Dataset, Task, from_arrays
 from batchnorm.study.own_model import call_factory
+from batchnorm.study.shipped import digits
 from batchnorm.study.tables import table
 
 

@@ -9,6 +9,8 @@ from torch import nn
 
 from batchnorm.study import own_model
 from batchnorm.study.networks import DEPTH, WIDTH
+from batchnorm.study.optimizers import ReplicaOptimizer
+from batchnorm.study.own_model import SideBySide
 from batchnorm.study.training import Problem, Rows, Spec, losses
 from batchnorm.torch import BatchNorm
 
@@ -60,11 +62,10 @@ def step_seconds(problem: Problem, spec: Spec) -> dict[str, float]:
 
 
 def _step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: Rows) -> Callable[[], None]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     model.train()
+    optimizer = ReplicaOptimizer("sgd", SideBySide([model]), [0.01])
 
     def step() -> None:
-        optimizer.zero_grad()
         losses(model(x).reshape(1, len(x), -1), y, rows.data).sum().backward()
         optimizer.step()
 

@@ -1,5 +1,6 @@
 """Does data on one scale train faster, and does batch normalization as first layer do the same?"""
 
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -74,15 +75,15 @@ def measure(study: Study) -> Finding:
             "steps": needed,
             "curves": {inputs: median_curve(outcomes) for inputs, (_, outcomes) in found.items()},
         },
-        summary=f"On {data.name}, raw inputs need {_times(raw)} the steps that standardised ones need; batch "
-        f"normalization as first layer needs {_times(first)}.",
+        summary=f"On {data.name}, raw inputs need {_times(raw)} the steps that standardised ones need, and raw inputs "
+        f"behind batch normalization {_times(first)} as many.",
         notes=(f"Measured on {data.name}: {data.source}.", "No other layer of these networks is normalised."),
     )  # fmt: skip
 
 
 def _times(samples: tuple[float, ...]) -> str:
     value = Effect("", samples, 0.0).interval()[0]
-    return f"{value:.2g} times" if value == value else "an unknown multiple of"
+    return "an unknown number of times" if math.isnan(value) else f"{value:.2g} times"
 
 
 def picture(finding: Finding) -> Figure:

@@ -48,7 +48,7 @@ def measure(study: Study) -> Finding:
         },
         summary=f"Every seed ends at {goal:.3g} or better over {width['none']:g} decades of learning rate without "
         f"batch normalization, over {width['before']:g} with it.",
-        notes=(f"Counted on a grid of {stride:g} decades: each usable rate stands for one stride.",),
+        notes=(f"Counted on a grid: each usable rate stands for {stride:g} of a decade.",),
     )
 
 

@@ -17,7 +17,7 @@ from batchnorm.torch import BatchNorm
 
 UNDONE = 1e-3
 MOVED = 0.01
-IDENTITY_STEPS = 1500
+IDENTITY_STEPS = 600
 PROBE = f"{__name__}:probe"
 COLOURS = dict(zip(OPTIMIZERS, pictures.COLOURS, strict=True))
 
@@ -74,7 +74,7 @@ def measure(study: Study) -> Finding:
     watched = {optimizer: [study.lab[s].probed for s in _specs(study, optimizer)] for optimizer in OPTIMIZERS}
     moved = {optimizer: [seen[-1]["weight moved"] for seen in seeds] for optimizer, seeds in watched.items()}
     start = {name: watched["sgd"][0][0][name] for name in ("weight", "bias")}
-    worst = max(max(e) for e in errors.values())
+    left = pictures.power_of_ten(float(f"{max(max(e) for e in errors.values()):.0e}"))
     return Finding(
         effects=(
             Effect("error left when γ and β learn the identity, worst optimizer", _worst(errors, max), UNDONE, "below"),
@@ -86,8 +86,8 @@ def measure(study: Study) -> Finding:
             "trajectories": {optimizer: _trajectory(seeds) for optimizer, seeds in watched.items()},
             "start": start,
         },
-        summary=f"γ and β recover the identity to {worst:.1g} or better with each of {', '.join(OPTIMIZERS)}, and move "
-        "from their start with all of them.",
+        summary=f"γ and β recover the identity to {left} or better with each of {', '.join(OPTIMIZERS)}, and move from "
+        "their start with all of them.",
         notes=(f"They start at γ = {start['weight'][1]:g} and β = {start['bias'][1]:g}.",),
     )
 
