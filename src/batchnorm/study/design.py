@@ -38,12 +38,12 @@ class Settings:
     @property
     def steps(self) -> int:
         """Steps of a full run."""
-        return 300 if self.quick else 1000
+        return 250 if self.quick else 1000
 
     @property
     def short_steps(self) -> int:
         """Steps where both sides have batch normalization, or learn as fast without."""
-        return 150 if self.quick else 400
+        return 120 if self.quick else 400
 
     @property
     def stride(self) -> float:

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
@@ -21,6 +20,8 @@ def _interval(known: tuple[float, ...]) -> tuple[float, float, float]:
     median = float(np.median(known))
     if np.ptp(known) == 0:
         return median, median, median
+    from scipy import stats  # here, because worker processes need none of it
+
     random = np.random.default_rng(0)
     found: Any = stats.bootstrap((known,), np.median, n_resamples=2000, method="percentile", rng=random)
     return median, float(found.confidence_interval.low), float(found.confidence_interval.high)

@@ -59,6 +59,9 @@ class Lab:
         """Keep outcomes under `folder`; with `resume`, start from those that are there."""
         self.problem, self.jobs, self._folder = problem, jobs, folder
         self.outcomes: dict[Spec, Outcome] = {}
+        self._asked: set[Spec] = set()
+        self._queue: list[list[Spec]] = []
+        self._recalled: list[Spec] = []
         if not resume:
             for kept in folder.glob("*.json"):
                 kept.unlink()
@@ -83,27 +86,39 @@ class Lab:
             self.outcomes[spec] = Outcome(**outcome)
         return True
 
-    def train(self, specs: Iterable[Spec], finished: Callable[[Sequence[Spec]], None]) -> None:
-        """Train all runs that are not yet known, and call `finished` with each chunk as it comes in."""
-        waiting: list[list[Spec]] = []
-        for chunk in chunks(s for s in specs if s not in self.outcomes):
-            if self._recall(chunk):
+    def ask(self, specs: Iterable[Spec]) -> None:
+        """Put runs that were not asked for yet ahead of what waits, long ones first; recall those that are kept."""
+        new = [s for s in dict.fromkeys(specs) if s not in self._asked]
+        self._asked.update(new)
+        waiting = [chunk for chunk in chunks(new) if not self._recall(chunk)]
+        self._queue[:0] = sorted(waiting, key=lambda chunk: -sum(s.steps for s in chunk))
+        self._recalled += [s for s in new if s in self.outcomes]
+
+    def train(self, finished: Callable[[Sequence[Spec]], None]) -> None:
+        """Train all that was asked for, and call `finished` with the runs that are done; it may ask for more."""
+        while self._recalled or self._queue:
+            self._hand_over(finished)
+            workers: Any = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
+            for chunk, outcomes in workers(delayed(_labelled)(chunk, self.problem) for chunk in self._take()):
+                write_json(self._file(chunk), [asdict(outcome) for outcome in outcomes])
+                self._recall(chunk)
                 finished(chunk)
-            else:
-                waiting.append(chunk)
-        if not waiting:
-            return
-        waiting.sort(key=lambda chunk: -sum(s.steps for s in chunk))  # long ones first: workers end together
-        workers: Any = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="2 * n_jobs")
-        for i, outcomes in workers(delayed(_numbered)(i, chunk, self.problem) for i, chunk in enumerate(waiting)):
-            write_json(self._file(waiting[i]), [asdict(outcome) for outcome in outcomes])
-            self._recall(waiting[i])
-            finished(waiting[i])
+                self._hand_over(finished)
+
+    def _take(self) -> Iterator[list[Spec]]:
+        """Take chunks from the queue, which may grow meanwhile."""
+        while self._queue:
+            yield self._queue.pop(0)
+
+    def _hand_over(self, finished: Callable[[Sequence[Spec]], None]) -> None:
+        while self._recalled:
+            done, self._recalled = self._recalled, []
+            finished(done)
 
     def __getitem__(self, spec: Spec) -> Outcome:
         """Return the outcome of a run that has been trained."""
         return self.outcomes[spec]
 
 
-def _numbered(number: int, chunk: Sequence[Spec], problem: Problem) -> tuple[int, list[Outcome]]:
-    return number, train(chunk, problem)
+def _labelled(chunk: list[Spec], problem: Problem) -> tuple[list[Spec], list[Outcome]]:
+    return chunk, train(chunk, problem)

@@ -139,12 +139,15 @@ class _Course:
 
     def run(self) -> None:
         """Train everything the claims ask for, shared runs once."""
+        self._plan(chain(*self._wanted.values()))
         self._look()
-        while self._waiting:
-            if self._watcher:
-                every = chain(*self._wanted.values())
-                self._watcher.planned({c: _steps(specs) for c, specs in self._wanted.items()}, _steps(every))
-            self._study.lab.train(chain(*self._wanted.values()), self._finished)
+        self._study.lab.train(self._finished)
+
+    def _plan(self, specs: Iterable[Spec]) -> None:
+        self._study.lab.ask(specs)
+        if self._watcher:
+            every = chain(*self._wanted.values())
+            self._watcher.planned({c: _steps(specs) for c, specs in self._wanted.items()}, _steps(every))
 
     def _finished(self, chunk: Sequence[Spec]) -> None:
         if self._watcher:
@@ -157,8 +160,10 @@ class _Course:
         done = self._study.lab.outcomes
         for claim in [c for c in self._waiting if all(s in done for s in self._wanted[c.id])]:
             more = [s for s in claim.further(self._study) if s not in done]
-            self._wanted[claim.id] += more
-            if not more:
+            if more:
+                self._wanted[claim.id] += more
+                self._plan(more)
+            else:
                 self._waiting.remove(claim)
                 self._note(claim, claim.measure(self._study))
 

@@ -6,7 +6,6 @@ from typing import cast
 from batchnorm.study.data import DataError, Dataset, Task, from_arrays
 from batchnorm.study.own_model import call_factory
 from batchnorm.study.shipped import digits
-from batchnorm.study.tables import table
 
 
 def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset:
@@ -18,6 +17,8 @@ def chosen_data(path: Path | None, target: str | None, task: str | None, factory
     if path is not None and factory is not None:
         raise DataError(f"name a table or --data, not both: got {path} and {factory}")
     if path is not None:
+        from batchnorm.study.tables import table
+
         return table(path, target, cast(Task | None, task))
     if target is not None or task is not None:
         raise DataError("--target and --task belong to a table: batchnorm study TABLE.csv --target COLUMN")
