@@ -130,13 +130,13 @@ class Study:
         rates = dict.fromkeys(s.rate for s in specs)
         return {rate: [self.lab[s] for s in specs if s.rate == rate] for rate in rates}
 
-    def best(self, specs: Sequence[Spec]) -> tuple[float, list[Outcome]]:
+    def best(self, specs: Sequence[Spec], goal: float | None = None) -> tuple[float, list[Outcome]]:
         """Return the best learning rate of a sweep and its outcomes, one a seed.
 
-        Best is: the fewest steps to the hard goal (median over seeds), then the highest final score, both on the
-        validation part. The test part, which the claims report, takes no part in the choice.
+        Best is: the fewest steps to the goal (median over seeds; the hard goal if None), then the highest final score,
+        both on the validation part. The test part, which the claims report, takes no part in the choice.
         """
-        goal = self.goal(specs[0].data)
+        goal = self.goal(specs[0].data) if goal is None else goal
 
         def rank(outcomes: Sequence[Outcome]) -> tuple[float, float]:
             steps = statistics.median(o.steps_to(goal, "validation") for o in outcomes)

@@ -5,11 +5,10 @@ from typing import cast
 
 from batchnorm.study.data import DataError, Dataset, Task, from_arrays
 from batchnorm.study.own_model import call_factory
-from batchnorm.study.shipped import digits
 
 
-def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset:
-    """Return the table, the factory's arrays, or the digits.
+def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset | None:
+    """Return the table or the factory's arrays; None, which means the digits, where neither is named.
 
     Raises:
         DataError: in one line, if more than one source is named, or the one named cannot be studied.
@@ -22,4 +21,4 @@ def chosen_data(path: Path | None, target: str | None, task: str | None, factory
         return table(path, target, cast(Task | None, task))
     if target is not None or task is not None:
         raise DataError("--target and --task belong to a table: batchnorm study TABLE.csv --target COLUMN")
-    return digits() if factory is None else from_arrays(factory, call_factory("--data", factory))
+    return None if factory is None else from_arrays(factory, call_factory("--data", factory))

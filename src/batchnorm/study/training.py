@@ -182,11 +182,11 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def evaluated_steps(steps: int) -> list[int]:
-    """Return the steps after which a run is evaluated: each at first, then 25 % apart, and the last."""
-    marks, at = [0], 1
+    """Return the steps after which a run is evaluated: each at first, then 20 or 25 % apart, and the last."""
+    marks, at, apart = [0], 1, 1.25 if steps < 300 else 1.2
     while at < steps:
         marks.append(at)
-        at = max(at + 1, int(at * 1.25))
+        at = max(at + 1, int(at * apart))
     return [*marks, steps]
 
 
