@@ -92,7 +92,7 @@ def test_resuming_trains_only_what_is_missing(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "results.json").read_text() == whole
     run(**arguments, out=tmp_path, resume=True)
     assert len(trained) == 2
-    other = Dataset("other", "", digits().x + 1, digits().y, "classification", digits().classes, goals=(0.5, 0.6))
+    other = Dataset("other", "", digits().x + 1, digits().y, "classification", digits().classes, fixed_goals=(0.5, 0.6))
     run(other, **arguments, out=tmp_path, resume=True)
     assert len(trained) > 2
 
@@ -194,6 +194,17 @@ def test_bad_input_is_one_line_status_2_and_nothing_written(own: Path, case: str
     assert "Traceback" not in out + err
     assert [p for p in sorted(own.rglob("*")) if "__pycache__" not in str(p)] == before
     assert (own / "report" / "index.html").read_text() == "mine"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_page_that_is_not_ours_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("mine")
+    (tmp_path / "file").touch()
+    code, _, err = invoke("study", *SPEED, "--out", tmp_path)
+    assert (code, (tmp_path / "index.html").read_text()) == (2, "mine")
+    assert "was not written by a study; name another folder with --out" in " ".join(err.split())
+    code, _, err = invoke("study", *SPEED, "--out", tmp_path / "file" / "below")
+    assert (code, "cannot be made: Not a directory" in " ".join(err.split())) == (2, True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as POSIX does")

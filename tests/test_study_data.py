@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from batchnorm.study import data, shipped
+from batchnorm.study import data, goals, shipped
 from batchnorm.study.claims import all_claims, chosen_claims
 from batchnorm.study.sources import chosen_data
 from batchnorm.study.tables import table
@@ -173,10 +173,17 @@ def test_goals_come_from_a_reference_model_and_noise_is_noted() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 3)).astype(np.float32)
     clear = data.Dataset("clear", "", x, (x[:, 0] > 0).astype(np.int64), "classification", ("0", "1"))
-    easy, hard = shipped.with_goals(clear).goals or (0.0, 0.0)
-    assert 0.9 < easy < hard < 1.0
-    noise = data.Dataset("noise", "", x, rng.integers(0, 2, 400), "classification", ("0", "1"))
-    assert any("neither a linear model nor a forest predicts it" in note for note in shipped.with_goals(noise).notes)
+    made = goals.with_goals(clear, 3).goals or {}
+    assert len(made["hard"]["test"]) == 3
+    for part in ("validation", "test"):
+        for easy, hard in zip(made["easy"][part], made["hard"][part], strict=True):
+            assert 0.85 < easy < hard < 1.0
+    assert goals.with_goals(shipped.digits(), 2).goals == {
+        level: {"validation": (goal, goal), "test": (goal, goal)} for level, goal in (("easy", 0.9), ("hard", 0.95))
+    }
+    x = rng.normal(size=(2000, 3)).astype(np.float32)
+    noise = data.Dataset("noise", "", x, rng.integers(0, 2, 2000), "classification", ("0", "1"))
+    assert any("a linear model and a forest hardly predict" in note for note in goals.with_goals(noise, 3).notes)
 
 
 @pytest.mark.parametrize(("scaling", "low", "high"), [("standard", -10.0, 10.0), ("minmax", 0.0, 1.0)])

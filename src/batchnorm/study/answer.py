@@ -64,7 +64,7 @@ def sentences(study: Study, findings: dict[str, Finding], setting: Recommendatio
     verdicts = [finding.verdict() for finding in findings.values()]
     speed = findings.get("speed")
     if speed is None:
-        first = f"Of {len(verdicts)} claims measured on {study.data.name}, {verdicts.count('holds')} hold."
+        first = f"Claims measured on {study.data.name}: {len(verdicts)}; of these hold: {verdicts.count('holds')}."
     else:
         ratio, low, high = _deciding(speed)[0].interval()
         words = {
@@ -80,12 +80,13 @@ def sentences(study: Study, findings: dict[str, Finding], setting: Recommendatio
     if setting is None:
         return [first, second, "No claim that compares settings was measured, so none is recommended."]
     where = {"before": "before each activation", "after": "after each activation", "none": "nowhere"}[setting.placement]
+    inputs = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs"}[study.data.scaling]
     unit = "" if setting.activation == "own" else f" ({setting.activation})"
     return [
         first,
         second,
-        f"Recommended: batch normalization {where}{unit}, {study.settings.optimizer} with a learning rate of "
-        f"{setting.rate:g}, batches of {study.settings.batch_size}, the one batch size that was tried.",
+        f"Recommended: batch normalization {where}{unit}, {inputs}, {study.settings.optimizer} with a learning rate of "
+        f"{setting.rate:g}, and batches of {study.settings.batch_size}, the one size that was tried.",
     ]
 
 

@@ -11,6 +11,7 @@ from batchnorm.errors import BatchNormError
 
 Task = Literal["classification", "regression"]
 Indices = NDArray[np.int64]
+Goals = dict[str, dict[str, tuple[float, ...]]]  # "easy" or "hard" → "validation" or "test" → one a seed
 
 FEWEST_ROWS = 20
 FEW_ROWS = 50
@@ -34,7 +35,8 @@ class Dataset:
         classes: Names of the classes; empty for regression.
         notes: What was changed or is worth knowing: dropped columns, few rows.
         scaling: How inputs are scaled unless a claim asks otherwise: "standard" or "minmax".
-        goals: Scores that count as arrived, easy and hard; None: set from a reference model.
+        fixed_goals: Scores that count as arrived, easy and hard; None: set from reference models.
+        goals: The goals of each seed, once they are set.
     """
 
     name: str
@@ -45,7 +47,8 @@ class Dataset:
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scaling: str = "standard"
-    goals: tuple[float, float] | None = None
+    fixed_goals: tuple[float, float] | None = None
+    goals: Goals | None = None
 
     @property
     def outputs(self) -> int:

@@ -91,20 +91,33 @@ class Study:
         return SHIFT[self.settings.optimizer]
 
     @property
+    def moderate_rate(self) -> float:
+        """A learning rate at which runs that are only watched go well, without a sweep."""
+        base = -0.5 if self.activation == "sigmoid" and self.data.task == "classification" else -1.5
+        return float(f"{10 ** (base + self.shift):.2g}")
+
+    @property
     def own_normalizes(self) -> bool:
         """Whether the user's model brings batch normalization of its own, which stays where it is."""
         return self.lab.problem.own_normalizes
 
-    def goals(self, data: str = "main") -> tuple[float, float]:
-        """Return the easy and the hard goal."""
+    def goals(self, data: str = "main", level: str = "hard", part: str = "test") -> tuple[float, ...]:
+        """Return the scores that count as arrived, one a seed."""
         goals = self.datasets[data].goals
         if goals is None:
             raise ValueError(f"the goals of {data!r} have not been set")
-        return goals
+        return goals[level][part]
 
-    def goal(self, data: str = "main") -> float:
-        """Return the hard goal: the score that counts as arrived."""
-        return self.goals(data)[1]
+    def goal(self, data: str = "main", level: str = "hard") -> float:
+        """Return the goal in words and pictures: the median over seeds, on test data."""
+        return statistics.median(self.goals(data, level))
+
+    def steps(
+        self, outcomes: Sequence[Outcome], data: str = "main", level: str = "hard", part: str = "test"
+    ) -> list[float]:
+        """Return the steps to the goal of runs that are one a seed; infinity for those that never arrive."""
+        goals = self.goals(data, level, part)[: len(outcomes)]
+        return [outcome.steps_to(goal, part) for outcome, goal in zip(outcomes, goals, strict=True)]
 
     def spec(self, **choices: Any) -> Spec:
         """Return the run that the settings describe, but for `choices`."""
@@ -130,16 +143,15 @@ class Study:
         rates = dict.fromkeys(s.rate for s in specs)
         return {rate: [self.lab[s] for s in specs if s.rate == rate] for rate in rates}
 
-    def best(self, specs: Sequence[Spec], goal: float | None = None) -> tuple[float, list[Outcome]]:
+    def best(self, specs: Sequence[Spec], level: str = "hard") -> tuple[float, list[Outcome]]:
         """Return the best learning rate of a sweep and its outcomes, one a seed.
 
-        Best is: the fewest steps to the goal (median over seeds; the hard goal if None), then the highest final score,
-        both on the validation part. The test part, which the claims report, takes no part in the choice.
+        Best is: the fewest steps to the goal (median over seeds), then the highest final score, both on the validation
+        part. The test part, which the claims report, takes no part in the choice.
         """
-        goal = self.goal(specs[0].data) if goal is None else goal
 
         def rank(outcomes: Sequence[Outcome]) -> tuple[float, float]:
-            steps = statistics.median(o.steps_to(goal, "validation") for o in outcomes)
+            steps = statistics.median(self.steps(outcomes, specs[0].data, level, "validation"))
             return steps, -statistics.median(score(o.validation[-1]) for o in outcomes)
 
         return min(self.by_rate(specs).items(), key=lambda item: rank(item[1]))

@@ -28,6 +28,15 @@ def plain(value: Any) -> Any:
     return value
 
 
+def restored(value: Any) -> Any:
+    """Return what `plain` made into None as NaN again."""
+    if isinstance(value, dict):
+        return {k: restored(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [restored(v) for v in value]
+    return math.nan if value is None else value
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write whole or not at all: to a file beside it, then in its place."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,9 +90,7 @@ class Lab:
         except (OSError, ValueError):
             return False
         for spec, outcome in zip(chunk, kept, strict=True):
-            for part in ("validation", "test"):
-                outcome[part] = [math.nan if score is None else score for score in outcome[part]]
-            self.outcomes[spec] = Outcome(**outcome)
+            self.outcomes[spec] = Outcome(**restored(outcome))
         return True
 
     def ask(self, specs: Iterable[Spec]) -> None:

@@ -16,11 +16,12 @@ from torch import nn
 
 from batchnorm import __version__
 from batchnorm.study import answer, own_model, pictures, report
-from batchnorm.study.data import Dataset
+from batchnorm.study.data import DataError, Dataset
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
+from batchnorm.study.goals import with_goals
 from batchnorm.study.lab import Lab, plain, write_json
-from batchnorm.study.shipped import breast_cancer, digits, with_goals
+from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, Spec, build
 
@@ -58,10 +59,10 @@ class Results:
 
 def prepare(settings: Settings, data: Dataset | None) -> Problem:
     """Set the goals and try the user's model on the data, before anything is trained or written."""
-    main = with_goals(data or digits())
+    main = with_goals(data or digits(), settings.seeds)
     datasets = {"main": main}
     if data is None and settings.model is None:
-        datasets["scales"] = with_goals(breast_cancer())
+        datasets["scales"] = with_goals(breast_cancer(), settings.seeds)
     if settings.model is None:
         return Problem(datasets)
     made = own_model.call_factory("--model", settings.model)
@@ -105,8 +106,8 @@ def run(
 
     started = time.perf_counter()
     settings, claims = settings or Settings(), list(claims or chosen_claims(None))
-    folder = Path(out)
     problem = prepare(settings, data)
+    folder = _own_folder(Path(out))
     study = Study(settings, Lab(problem, folder / "runs", jobs=jobs or cpu_count(), resume=resume))
     seconds = step_seconds(problem, study.spec())
     course = _Course(study, claims, watcher)
@@ -121,6 +122,18 @@ def run(
     }
     _write(folder, results, timings, claims, findings)
     return Results(results, timings, folder)
+
+
+def _own_folder(folder: Path) -> Path:
+    """Make the folder of a report; raise rather than write over a page that no study wrote."""
+    page = folder / "index.html"
+    if page.exists() and not (folder / "results.json").exists():
+        raise DataError(f"{page} was not written by a study; name another folder with --out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder with --out") from None
+    return folder
 
 
 class _Course:
@@ -194,7 +207,7 @@ def _results(study: Study, claims: Sequence[Claim], findings: dict[str, Finding]
             "classes": data.classes,
             "scaling": data.scaling,
             "notes": data.notes,
-            "goals": data.goals,
+            "goals": [study.goal(level=level) for level in ("easy", "hard")],
             "score": data.score_name,
         },
         "answer": answer.sentences(study, findings, setting),

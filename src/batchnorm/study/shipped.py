@@ -1,19 +1,11 @@
-"""The real data that ship with scikit-learn, and the goals that its reference models set for any data."""
+"""The real data that ship with scikit-learn."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sklearn import datasets
-from sklearn.dummy import DummyClassifier, DummyRegressor
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from batchnorm.study.data import Dataset, split
-
-MOST_FOR_REFERENCE = 5000
+from batchnorm.study.data import Dataset
 
 
 def digits() -> Dataset:
@@ -28,7 +20,7 @@ def digits() -> Dataset:
         "classification",
         tuple("0123456789"),
         scaling="minmax",  # as in the paper: pixels from 0 to 1
-        goals=(0.90, 0.95),
+        fixed_goals=(0.90, 0.95),
     )
 
 
@@ -44,34 +36,3 @@ def breast_cancer() -> Dataset:
         "classification",
         tuple(str(name) for name in bunch.target_names),
     )
-
-
-def with_goals(data: Dataset) -> Dataset:
-    """Set the goals before any network is trained: 90 % and 95 % of the way from guessing to a reference model.
-
-    The reference is the better of a linear model and a random forest on the validation part of the first split, so that
-    no goal depends on the networks compared.
-    """
-    if data.goals is not None:
-        return data
-    flat, parts = data.x.reshape(len(data.x), -1), split(data, 0)
-    train = parts.train[:MOST_FOR_REFERENCE]
-    if data.task == "classification":
-        guess, models = DummyClassifier(), (LogisticRegression(max_iter=1000), RandomForestClassifier(random_state=0))
-    else:
-        guess, models = DummyRegressor(), (Ridge(), RandomForestRegressor(random_state=0))
-
-    def score(model: Any) -> float:
-        fitted = make_pipeline(StandardScaler(), model).fit(flat[train], data.y[train])
-        return float(fitted.score(flat[parts.validation], data.y[parts.validation]))
-
-    floor = score(guess)
-    ceiling = max(score(model) for model in models)
-    notes = data.notes
-    if ceiling - floor < 0.02:
-        notes = (
-            *notes,
-            f"neither a linear model nor a forest predicts it: {data.score_name} {ceiling:.3f}, guessing {floor:.3f}",
-        )
-    goals = (round(floor + 0.90 * (ceiling - floor), 4), round(floor + 0.95 * (ceiling - floor), 4))
-    return replace(data, goals=goals, notes=notes)

@@ -112,6 +112,10 @@ class BatchNorm(_BatchNorm):
         self._keep_precision(before)
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
+
     def _check_input_dim(self, input: Tensor) -> None:
         if self.ranks is not None and input.dim() not in self.ranks:
             expected = " or ".join(f"{r}D" for r in self.ranks)

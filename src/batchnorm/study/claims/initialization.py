@@ -39,7 +39,7 @@ def _stds(study: Study, side: Any, activation: str) -> list[Spec]:
 
 def measure(study: Study) -> Finding:
     """Count the stds from which each seed ends at the goal."""
-    goal = study.goal()
+    goals = study.goals()
     ends: dict[str, Any] = {}
     share: dict[str, Any] = {}
     for activation in ("sigmoid", "relu"):
@@ -50,7 +50,7 @@ def measure(study: Study) -> Finding:
             key = f"{activation} {side}"
             ends[key] = {f"{std:g}": end for std, end in by_std.items()}
             share[key] = [
-                sum(end[i] >= goal for end in by_std.values()) / len(by_std) for i in range(len(specs) // len(grid))
+                sum(end[i] >= goals[i] for end in by_std.values()) / len(by_std) for i in range(len(specs) // len(grid))
             ]
     gains = {
         a: tuple(w - p for p, w in zip(share[f"{a} none"], share[f"{a} before"], strict=True))
@@ -63,7 +63,7 @@ def measure(study: Study) -> Finding:
             Effect("share of initial stds that work, with − without, mean of both activations", both, LARGER_SHARE),
             *(Effect(f"the same with {a}", gain, LARGER_SHARE, decides=False) for a, gain in gains.items()),
         ),
-        numbers={"ends": ends, "share": share, "goal": goal, "score": study.data.score_name},
+        numbers={"ends": ends, "share": share, "goal": study.goal(), "score": study.data.score_name},
         summary=f"Of the initial stds tried, {kept['sigmoid none']:.0%} work without and "
         f"{kept['sigmoid before']:.0%} with batch normalization for the sigmoid, {kept['relu none']:.0%} and "
         f"{kept['relu before']:.0%} for ReLU.",

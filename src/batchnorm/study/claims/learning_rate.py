@@ -1,6 +1,7 @@
 """Do higher learning rates work, and a wider range of them?"""
 
 import math
+import operator
 
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ WIDER_BY = 0.5
 
 def measure(study: Study) -> Finding:
     """Count the rates at which each seed ends at the goal."""
-    goal, stride = study.goal(), study.settings.stride
+    goals, stride = study.goals(), study.settings.stride
     ends = {
         side: {
             rate: [score(o.test[-1]) for o in outcomes] for rate, outcomes in study.by_rate(study.sweep(side)).items()
@@ -24,10 +25,12 @@ def measure(study: Study) -> Finding:
     }
     seeds = range(study.settings.seeds)
     usable = {
-        side: [[r for r, end in by_rate.items() if end[i] >= goal] for i in seeds] for side, by_rate in ends.items()
+        side: [[r for r, end in by_rate.items() if end[i] >= goals[i]] for i in seeds] for side, by_rate in ends.items()
     }
     decades = {side: [stride * len(rates) for rates in lists] for side, lists in usable.items()}
-    every = {side: [r for r, end in by_rate.items() if min(end) >= goal] for side, by_rate in ends.items()}
+    every = {
+        side: [r for r, end in by_rate.items() if all(map(operator.ge, end, goals))] for side, by_rate in ends.items()
+    }
     wider = tuple(b - a for a, b in zip(decades["none"], decades["before"], strict=True))
     higher = tuple(
         math.log10(max(b) / max(a)) if a and b else math.nan
@@ -43,11 +46,11 @@ def measure(study: Study) -> Finding:
             "ends": {side: {f"{r:g}": end for r, end in by_rate.items()} for side, by_rate in ends.items()},
             "usable": every,
             "decades": width,
-            "goal": goal,
+            "goal": study.goal(),
             "score": study.data.score_name,
         },
-        summary=f"Every seed ends at {goal:.3g} or better over {width['none']:g} decades of learning rate without "
-        f"batch normalization, over {width['before']:g} with it.",
+        summary=f"Every seed ends at {study.goal():.3g} or better over {width['none']:g} decades of learning rate "
+        f"without batch normalization, over {width['before']:g} with it.",
         notes=(f"Counted on a grid: each usable rate stands for {stride:g} of a decade.",),
     )
 

@@ -38,7 +38,7 @@ def measure(study: Study) -> Finding:
     budget = study.settings.short_steps
     for activation in _activations(study):
         found = {place: study.best(_sweep(study, place, activation)) for place in ("before", "after")}
-        needed = {place: [o.steps_to(study.goal()) for o in outcomes] for place, (_, outcomes) in found.items()}
+        needed = {place: study.steps(outcomes) for place, (_, outcomes) in found.items()}
         samples, bounded = ratios(needed["after"], needed["before"], budget)
         named = "your model" if activation == "own" else activation
         effects.append(Effect(f"{named}: steps to the goal, after ÷ before", samples, 1.0, unit="×", bounded=bounded))

@@ -1,5 +1,6 @@
 """Can γ and β undo the normalisation, and does any optimizer learn them?"""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,14 +17,14 @@ from batchnorm.study.training import Rows, Spec
 from batchnorm.torch import BatchNorm
 
 UNDONE = 1e-3
-MOVED = 0.01
+MOVED = 0.001
 IDENTITY_STEPS = 600
 PROBE = f"{__name__}:probe"
 COLOURS = dict(zip(OPTIMIZERS, pictures.COLOURS, strict=True))
 
 
 def _specs(study: Study, optimizer: str) -> list[Spec]:
-    rate = float(f"{10 ** (0.0 + SHIFT[optimizer]):.2g}")
+    rate = study.moderate_rate * 10 ** (SHIFT[optimizer] - study.shift)
     steps = study.settings.short_steps
     return study.sweep("before", [rate], optimizer=optimizer, steps=steps, probe=PROBE)
 
@@ -93,7 +94,7 @@ def measure(study: Study) -> Finding:
 
 
 def _worst(by_optimizer: dict[str, list[float]], of: Any) -> tuple[float, ...]:
-    return tuple(of(values) for values in zip(*by_optimizer.values(), strict=True))
+    return tuple(math.nan if any(map(math.isnan, v)) else of(v) for v in zip(*by_optimizer.values(), strict=True))
 
 
 def _trajectory(seeds: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:

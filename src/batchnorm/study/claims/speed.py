@@ -24,13 +24,13 @@ def measure(study: Study) -> Finding:
     sides = {placement: study.best(study.sweep(placement)) for placement in ("none", "before")}
     effects: list[Effect] = []
     steps: dict[str, Any] = {}
-    goals = study.goals()
-    for goal in goals:
-        needed = {side: [o.steps_to(goal) for o in outcomes] for side, (_, outcomes) in sides.items()}
+    goals = {level: study.goal(level=level) for level in ("easy", "hard")}
+    for level, goal in goals.items():
+        needed = {side: study.steps(outcomes, level=level) for side, (_, outcomes) in sides.items()}
         samples, bounded = ratios(needed["none"], needed["before"], study.settings.steps)
         name = f"steps to {study.data.score_name} {goal:.3g}, without ÷ with"
-        effects.append(Effect(name, samples, WORTH_HAVING, decides=goal == goals[-1], unit="×", bounded=bounded))
-        steps[f"{goal:.4g}"] = needed
+        effects.append(Effect(name, samples, WORTH_HAVING, decides=level == "hard", unit="×", bounded=bounded))
+        steps[level] = needed
     ratio = effects[-1].interval()[0]
     return Finding(
         effects=tuple(effects),
@@ -38,7 +38,7 @@ def measure(study: Study) -> Finding:
             "rates": {side: rate for side, (rate, _) in sides.items()},
             "curves": {side: median_curve(outcomes) for side, (_, outcomes) in sides.items()},
             "steps": steps,
-            "goals": list(goals),
+            "goals": list(goals.values()),
             "score": study.data.score_name,
         },
         summary=f"At each side's best learning rate, batch normalization needs {ratio:.2g} times fewer steps."

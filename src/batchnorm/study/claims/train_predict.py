@@ -23,9 +23,7 @@ PROBE = f"{__name__}:probe"
 
 def runs(study: Study) -> list[Spec]:
     """One watched run for each seed."""
-    rates = study.settings.rates(study.activation)
-    rate = rates[len(rates) // 2 - (1 if study.activation == "sigmoid" and not study.settings.quick else 0)]
-    return study.sweep("before", [rate], steps=study.settings.short_steps, probe=PROBE)
+    return study.sweep("before", [study.moderate_rate], steps=study.settings.short_steps, probe=PROBE)
 
 
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
@@ -94,7 +92,7 @@ def measure(study: Study) -> Finding:
         effects=(
             Effect("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
             Effect(f"training mode: change of a row's outputs with its companions, m = {size}", depends, DEPENDS),
-            Effect(f"{study.data.score_name} in training mode and in prediction, second half: difference", apart, AS_GOOD, "below"),
+            Effect(f"{study.data.score_name}, training mode against prediction, second half", apart, AS_GOOD, "below"),
         ),
         numbers={
             "gap": gap,
@@ -127,7 +125,8 @@ def picture(finding: Finding) -> Figure:
     values = [sorted(v) for v in n["gap"].values()]
     by_size.fill_between(sizes, [v[0] for v in values], [v[-1] for v in values], color=pictures.NORMALISED, alpha=0.18)
     by_size.plot(sizes, [v[len(v) // 2] for v in values], color=pictures.NORMALISED, marker="s", markersize=4)
-    by_size.set(xscale="log", yscale="log", xlabel="batch size", title="change of outputs by companions")
+    scale = "log" if any(v[-1] > 0 for v in values) else "linear"  # no logarithm where every run has diverged
+    by_size.set(xscale="log", yscale=scale, xlabel="batch size", title="change of outputs by companions")
     by_size.set_xticks(sizes, [str(s) for s in sizes], minor=False)
     by_size.minorticks_off()
     for key, colour, label in (
