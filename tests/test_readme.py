@@ -1,0 +1,58 @@
+"""What the README shows is what was committed, and what it tells to type works."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_findings_are_those_of_the_committed_run() -> None:
+    path = ROOT / "docs" / "study" / "update.py"
+    spec = importlib.util.spec_from_file_location("update", path)
+    assert spec is not None
+    assert spec.loader is not None
+    update = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update)
+    shown = update.BETWEEN.search(README)
+    assert shown is not None
+    assert shown.group() == update.findings(update.results())
+    assert "--out docs/study/digits" in update.results()["command"]
+
+
+def test_the_code_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert names["images"].shape == (32, 64, 56, 56)
+    assert names["tokens"].shape == (16, 20, 512)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))
+def test_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / link).exists()
+
+
+def test_every_make_target_it_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"make ([a-z]+)\b", README)) - {"and"}
+    assert named
+    assert named <= targets
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location(example.stem, example)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if hasattr(module, "main"):
+        module.main()
+        assert "epoch 20  test accuracy 0.8" in capsys.readouterr().out
+    else:
+        table = (ROOT / "examples" / "placements.csv").read_text()
+        assert module.make_placements().to_csv(index=False) == table
