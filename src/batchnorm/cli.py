@@ -97,10 +97,10 @@ def study(
     """
     console = Console(stderr=as_json)
     try:
-        from batchnorm.study import Settings, run, screen
-        from batchnorm.study.claims import chosen_claims
-        from batchnorm.study.sources import chosen_data
-
+        with console.status("Loading PyTorch and scikit-learn"):
+            from batchnorm.study import Settings, run, screen
+            from batchnorm.study.claims import chosen_claims
+            from batchnorm.study.sources import chosen_data
         chosen = chosen_claims(claims)
         settings = Settings(3 if quick and seeds == 5 else seeds, optimizer.value, batch_size, quick, model)
         dataset = chosen_data(table, target, task.value if task else None, data)

@@ -1,5 +1,6 @@
 """A study on the terminal: a live table while it runs, the verdicts at the end."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,15 +21,19 @@ def number(value: float | None, unit: str = "") -> str:
     >>> number(17.6543, "×"), number(None)
     ('17.7×', '–')
     """
-    return "–" if value is None else f"{value:.3g}{unit}"
+    return "–" if value is None or math.isnan(value) else f"{value:.3g}{unit}"
 
 
 def interval(effect: dict[str, Any]) -> str:
     """Return median and 95 % interval of an effect as it stands in results.json."""
-    if effect["value"] is None:
-        return "–"
-    unit = effect["unit"]
-    return f"{number(effect['value'], unit)} ({number(effect['low'])} to {number(effect['high'])})"
+    median = number(effect["value"], effect["unit"])
+    return median if median == "–" else f"{median} ({number(effect['low'])} to {number(effect['high'])})"
+
+
+def told(effect: dict[str, Any]) -> str:
+    """Return an effect on one line, in rich's markup: name, median and interval, and what the claim needs."""
+    needed = ("> " if effect["side"] == "above" else "< ") + number(effect["threshold"], effect["unit"])
+    return f"{escape(effect['name'])}: [bold]{interval(effect)}[/], {needed}"
 
 
 class Screen:
@@ -80,15 +85,12 @@ def show(results: Results, console: Console) -> None:
     """Print the data, the verdicts, the answer and where the report lies."""
     found = results.reproducible
     table = Table(title=f"Batch normalization on {escape(found['data']['name'])}", title_justify="left", expand=False)
-    for column in ("claim", "verdict", "deciding effect: median (95 % interval)", "needed"):
+    for column in ("claim", "verdict", "what decides: median (95 % interval), needed"):
         table.add_column(column, overflow="fold")
     for claim in found["claims"]:
         effects = [e for e in claim["effects"] if e["decides"]]
-        lines = "\n".join(f"{escape(e['name'])}: [bold]{_finite(e)}[/]" for e in effects) or escape(claim["skipped"])
-        needed = "\n".join(
-            ("> " if e["side"] == "above" else "< ") + number(e["threshold"], e["unit"]) for e in effects
-        )
-        table.add_row(claim["id"], f"{MARKS[claim['verdict']]} {claim['verdict']}", lines, needed, end_section=True)
+        lines = "\n".join(told(e) for e in effects) or escape(claim["skipped"])
+        table.add_row(claim["id"], f"{MARKS[claim['verdict']]} {claim['verdict']}", lines, end_section=True)
     console.print(table)
     for sentence in found["answer"]:
         console.print(f"• {escape(sentence)}", highlight=False)
@@ -96,7 +98,3 @@ def show(results: Results, console: Console) -> None:
         console.print(f"[dim]  {escape(note)}[/]", highlight=False)
     seconds = results.timings["seconds"]
     console.print(f"\nReport: [bold]{escape(str(results.folder / 'index.html'))}[/] ({seconds:.0f} s)", highlight=False)
-
-
-def _finite(effect: dict[str, Any]) -> str:
-    return interval({k: None if v != v else v for k, v in effect.items()})
