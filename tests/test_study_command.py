@@ -121,6 +121,13 @@ def conv(outputs=2):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, outputs))
 def normed(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
 def regressor(): return conv(1)
+class functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(36, 8), nn.Linear(8, 2)
+    def forward(self, x): return self.b(torch.relu(self.a(x.flatten(1))))
+def untracked():
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False), nn.Linear(36, 2))
 def wrong_shape(): return conv(3)
 def no_model(): return 3
 def broken(): raise RuntimeError("out of cheese")
@@ -138,7 +145,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("data", "model"), [("data", "conv"), ("data", "normed"), ("values", "regressor")])
+@pytest.mark.parametrize(
+    ("data", "model"), [("data", "conv"), ("data", "normed"), ("values", "regressor"), ("data", "functional")]
+)
 def test_models_of_ones_own(own: Path, data: str, model: str) -> None:
     code, _, err = invoke(
         "study",
@@ -156,7 +165,7 @@ def test_models_of_ones_own(own: Path, data: str, model: str) -> None:
     claims = {c["id"]: c for c in json.loads((own / "report" / "results.json").read_text())["claims"]}
     assert claims["speed"]["verdict"] != "not measured"
     assert claims["initialization"]["verdict"] == "not measured"
-    assert (claims["placement"]["verdict"] == "not measured") == (model == "normed")
+    assert (claims["placement"]["verdict"] == "not measured") == (model in ("normed", "functional"))
     assert claims["train-predict"]["effects"][0]["verdict"] == "holds"
 
 
@@ -176,7 +185,9 @@ BAD = {
         ["--data", "own_module:data", "--model", "own_module:wrong_shape"],
         "must return shape (4, 2), got (4, 3)",
     ),
+    "untracked": (["--data", "own_module:data", "--model", "own_module:untracked"], "keeps no running statistics"),
     "no hidden": (["--data", "own_module:data", "--model", "own_module:linear"], "no layer to normalise before"),
+    "batch size": (["--batch-size", "100000"], "--batch-size must be at most 1078, the rows trained on, got 100000"),
     "seeds": (["--seeds", "1"], "should be greater than or equal to 3"),
     "optimizer": (["--optimizer", "lion"], "lion"),
 }

@@ -77,7 +77,7 @@ BAD_COLUMNS = {
     "stray text": (
         {"size": [*["1.5"] * (ROWS - 1), "abc"]},
         "sold",
-        f"column 'size' holds numbers, but row {ROWS} says 'abc'",
+        f"column 'size' holds numbers, but data row {ROWS} says 'abc'",
     ),
     "gap in target": (
         {"sold": [np.nan] + [1] * 30 + [0] * (ROWS - 31)},
@@ -183,7 +183,32 @@ def test_goals_come_from_a_reference_model_and_noise_is_noted() -> None:
     }
     x = rng.normal(size=(2000, 3)).astype(np.float32)
     noise = data.Dataset("noise", "", x, rng.integers(0, 2, 2000), "classification", ("0", "1"))
-    assert any("a linear model and a forest hardly predict" in note for note in goals.with_goals(noise, 3).notes)
+    with pytest.raises(data.DataError, match="target of noise cannot be told from its features"):
+        goals.with_goals(noise, 3)
+
+
+def test_decimal_commas_dates_and_row_numbers(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=ROWS).round(3)
+    frame = pd.DataFrame(
+        {
+            "id": range(7, 7 + ROWS),
+            "size": [str(v).replace(".", ",") for v in values],
+            "day": [f"2024-01-{1 + i % 28:02}" for i in range(ROWS)],
+            "sold": rng.integers(0, 2, ROWS),
+        }
+    )
+    frame.to_csv(tmp_path / "t.csv", sep=";", index=False)
+    found = table(tmp_path / "t.csv", "sold")
+    assert np.array_equal(found.x[:, 0], values.astype(np.float32))
+    assert found.notes[0] == "id: dropped, it numbers the rows"
+    assert found.notes[2].startswith("day: dropped, a date")
+
+
+def test_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a, a,b\n" + "1,2,0\n3,4,1\n" * 20)
+    with pytest.raises(data.DataError, match="two columns called 'a'; rename one"):
+        table(tmp_path / "t.csv", "b")
 
 
 @pytest.mark.parametrize(("scaling", "low", "high"), [("standard", -10.0, 10.0), ("minmax", 0.0, 1.0)])

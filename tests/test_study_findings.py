@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from batchnorm.study.findings import Effect, Finding, ratios
+from batchnorm.study.findings import VAST, Effect, Finding, of_ratios, ratios
 
 ABOVE = (4.0, 5.0, 6.0, 5.5, 4.5)
 
@@ -52,8 +52,21 @@ def test_deciding_effects_are_combined_and_others_are_not() -> None:
 
 def test_runs_that_never_arrive_are_bounds() -> None:
     inf = math.inf
-    found, remark = ratios([100.0, inf, 20.0, inf], [10.0, 10.0, inf, inf], 1000.0)
-    assert found[:3] == (10.0, 100.0, 0.02)
-    assert math.isnan(found[3])
-    assert remark.startswith("3 of 4 seeds did not arrive within 1000 steps")
-    assert ratios([5.0], [5.0], 10.0) == ((1.0,), "")
+    found = ratios([100.0, inf, 20.0, inf], [10.0, 10.0, inf, inf], 1000.0)
+    assert found.samples[:3] == (10.0, 100.0, 0.02)
+    assert found.least[:3] == (10.0, 100.0, 0.0)
+    assert found.most[:3] == (10.0, VAST, 0.02)
+    assert all(math.isnan(values[3]) for values in found[:3])
+    assert found.bounded.startswith("3 of 4 seeds did not arrive within 1000 steps")
+    assert ratios([5.0], [5.0], 10.0) == ((1.0,), (1.0,), (1.0,), "")
+    assert ratios([0.0], [0.0], 10.0).samples == (1.0,)
+
+
+def test_a_bound_decides_only_in_the_direction_it_bounds() -> None:
+    never, late, early = [math.inf] * 5, [800.0] * 5, [10.0] * 5
+    assert of_ratios("", ratios(never, early, 1000.0), 1.5).verdict() == "holds"
+    assert of_ratios("", ratios(never, late, 1000.0), 1.5).verdict() == "undecided"  # 1.25 or more
+    assert of_ratios("", ratios(early, never, 1000.0), 1.5).verdict() == "does not hold"
+    assert of_ratios("", ratios(never, late, 1000.0), 1.5, "below").verdict() == "undecided"
+    assert of_ratios("", ratios(late, never, 1000.0), 0.5, "above").verdict() == "undecided"  # 0.8 or less
+    assert of_ratios("", ratios(never, never, 1000.0), 1.5).verdict() == "undecided"

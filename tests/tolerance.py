@@ -14,6 +14,7 @@ ROUNDINGS = 32  # k: the sums are over some hundred values
 PROJECT_BOUND = 1e-5  # training outputs in float32, at a mean of 1e6 standard deviations too
 DIFFERENCE_STEP = 2.0**-18  # of central differences in float64: truncation and rounding are about equal
 DIFFERENCE_ROUNDINGS = 2.0**22
+FEW_ROUNDINGS = {"rel": 8 * 2.0**-52, "abs": 0.0}  # of float64, for pytest.approx
 FLIPPED_ROWS = 1.5  # rows of a test part that rounding alone may carry over the edge between two classes
 
 

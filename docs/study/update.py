@@ -29,7 +29,9 @@ def findings(found: dict[str, Any]) -> str:
     for claim in found["claims"]:
         effects = [e for e in claim["effects"] if e["decides"]]
         needs = [f"{'>' if e['side'] == 'above' else '<'} {number(e['threshold'], e['unit'])}" for e in effects]
-        told = "; ".join(f"{e['name']}: {interval(e)}, needed {n}" for e, n in zip(effects, needs, strict=True))
+        bounds = [", a bound as some runs never arrived" if e["bounded"] else "" for e in effects]
+        facts = zip(effects, bounds, needs, strict=True)
+        told = "; ".join(f"{e['name']}: {interval(e)}{bound}, needed {n}" for e, bound, n in facts)
         lines.append(f"| {claim['statement']} | **{claim['verdict']}** | {told} |")
     return "\n".join([*lines, "", ""])
 

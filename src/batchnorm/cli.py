@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from batchnorm import __version__
@@ -43,7 +44,9 @@ class Task(StrEnum):
 
 
 def _fail(error: Exception) -> NoReturn:
-    Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True, markup=True)
+    Console(stderr=True).print(
+        f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True
+    )
     raise typer.Exit(BAD_INPUT)
 
 
@@ -83,7 +86,7 @@ def study(
     out: Annotated[Path, typer.Option(help="Folder for index.html, results.json and the finished runs.")] = Path(
         "report"
     ),
-    quick: Annotated[bool, typer.Option("--quick", help="A coarser study in a quarter of the time.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A coarser study in a third of the time.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the runs an interrupted study finished.")
@@ -107,13 +110,15 @@ def study(
         with screen.Screen(console, chosen) as watcher:
             results = run(
                 dataset, settings=settings, claims=chosen, out=out, jobs=jobs, resume=resume, watcher=watcher,
-                command=_command(),
+                command=["batchnorm", *sys.argv[1:]],
             )  # fmt: skip
     except (BatchNormError, MissingExtraError) as error:
         _fail(error)
     except KeyboardInterrupt:
         console.print(
-            f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume.",
+            f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume."
+            if any((out / "runs").glob("*.json"))
+            else "\nInterrupted before any run was finished: nothing is kept.",
             highlight=False,
             soft_wrap=True,
         )
@@ -122,20 +127,6 @@ def study(
         typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
     else:
         screen.show(results, console)
-
-
-def _command() -> str:
-    """Return the command line without the options that a rerun of one claim replaces."""
-    words = iter(sys.argv[1:])
-    kept: list[str] = []
-    for word in words:
-        if word in {"--resume", "--json"} or word.startswith("--claims="):
-            continue
-        if word == "--claims":
-            next(words, None)
-            continue
-        kept.append(word)
-    return " ".join(["batchnorm", *kept])
 
 
 def _facts() -> dict[str, Any]:

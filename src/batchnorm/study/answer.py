@@ -1,5 +1,6 @@
 """The answer in three sentences, and the recommended setting as code to paste."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,8 @@ KERAS_OPTIMIZERS = {
     "adam": "keras.optimizers.Adam({rate:g})",
 }
 
+INPUTS = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs"}
+
 
 @dataclass(frozen=True)
 class Recommendation:
@@ -36,21 +39,21 @@ def _deciding(finding: Finding | None) -> list[Effect]:
 
 
 def recommend(study: Study, findings: dict[str, Finding]) -> Recommendation | None:
-    """Return the setting that reached the goal first among those measured; None if no claim compared any."""
+    """Return the setting whose median run reached the goal first; None if none did, or no claim compared any."""
     placed = findings.get(PLACEMENT.id)
     speed = findings.get("speed")
+    tried: list[tuple[dict[str, Any], str, str, float]] = []
     if placed is not None and placed.numbers:
-        _, activation, placement = min(
-            (_arrival(curve, placed.numbers["goal"]), activation, placement)
-            for activation, sides in placed.numbers["curves"].items()
-            for placement, curve in sides.items()
-        )
-        return Recommendation(placement, activation, placed.numbers["rates"][activation][placement])
+        curves, rates = placed.numbers["curves"], placed.numbers["rates"]
+        tried += [(c, a, place, rates[a][place]) for a, sides in curves.items() for place, c in sides.items()]
     if speed is not None:
-        faster = [e.interval()[0] >= 1 for e in _deciding(speed)]
-        side = "before" if all(faster) else "none"
-        return Recommendation(side, study.activation, speed.numbers["rates"][side])
-    return None
+        curves, rates = speed.numbers["curves"], speed.numbers["rates"]
+        tried += [(curve, study.activation, place, rates[place]) for place, curve in curves.items()]
+    if not tried:
+        return None
+    curve, activation, placement, rate = min(tried, key=lambda t: _arrival(t[0], study.goal()))
+    arrived = not math.isinf(_arrival(curve, study.goal())[0])
+    return Recommendation(placement, activation, rate) if arrived else None
 
 
 def _arrival(curve: dict[str, Any], goal: float) -> tuple[float, float]:
@@ -64,30 +67,45 @@ def sentences(study: Study, findings: dict[str, Finding], setting: Recommendatio
     verdicts = [finding.verdict() for finding in findings.values()]
     speed = findings.get("speed")
     if speed is None:
-        first = f"Claims measured on {study.data.name}: {len(verdicts)}; of these hold: {verdicts.count('holds')}."
+        measured = len(verdicts) - verdicts.count("not measured")
+        first = f"Claims measured on {study.data.name}: {measured}; of these hold: {verdicts.count('holds')}."
     else:
         ratio, low, high = _deciding(speed)[0].interval()
         words = {
-            "holds": f"Yes: on {study.data.name}, batch normalization reaches {study.data.score_name} "
-            f"{study.goal():.3g} in {ratio:.2g} times fewer steps ({low:.2g} to {high:.2g}).",
-            "does not hold": f"No: on {study.data.name}, batch normalization saves no training steps worth having: "
-            f"{ratio:.2g} times fewer ({low:.2g} to {high:.2g}).",
+            "holds": f"Yes: on {study.data.name}, batch normalization takes {_network(study)} to "
+            f"{study.data.score_name} {study.goal():.3g} in {ratio:.2g} times fewer steps ({low:.2g} to {high:.2g}).",
+            "does not hold": f"No: on {study.data.name}, batch normalization saves {_network(study)} no training steps "
+            f"worth having: {_range(ratio, low, high)}.",
         }
-        undecided = f"Undecided: on {study.data.name}, the seeds disagree on whether batch normalization saves steps."
+        undecided = (
+            f"Undecided: on {study.data.name}, it is open whether batch normalization saves {_network(study)} training "
+            f"steps worth having: {_range(ratio, low, high)}."
+        )
         first = words.get(speed.verdict(), undecided)
     rates = findings.get("learning-rate")
     second = rates.summary if rates is not None else next(f.summary or f.skipped for f in findings.values())
     if setting is None:
-        return [first, second, "No claim that compares settings was measured, so none is recommended."]
+        return [first, second, "No setting is recommended: none was compared, or none reached the goal in time."]
     where = {"before": "before each activation", "after": "after each activation", "none": "nowhere"}[setting.placement]
-    inputs = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs"}[study.data.scaling]
+    inputs = INPUTS[study.data.scaling]
     unit = "" if setting.activation == "own" else f" ({setting.activation})"
     return [
         first,
         second,
-        f"Recommended: batch normalization {where}{unit}, {inputs}, {study.settings.optimizer} with a learning rate of "
-        f"{setting.rate:g}, and batches of {study.settings.batch_size}, the one size that was tried.",
+        f"Of the settings tried, the first to arrive: batch normalization {where}{unit}, {inputs}, "
+        f"{study.settings.optimizer} with a learning rate of {setting.rate:g}, and batches of "
+        f"{study.settings.batch_size}, the one size that was tried.",
     ]
+
+
+def _range(ratio: float, low: float, high: float) -> str:
+    if math.isnan(ratio):
+        return "too few seeds reach the goal"
+    return f"steps without it, divided by steps with it, are {ratio:.2g} ({low:.2g} to {high:.2g})"
+
+
+def _network(study: Study) -> str:
+    return "your model" if study.settings.model else f"a network of {DEPTH} hidden layers of {WIDTH} sigmoid units"
 
 
 def code(study: Study, setting: Recommendation | None) -> dict[str, str]:
@@ -114,6 +132,7 @@ def _torch_code(study: Study, setting: Recommendation) -> str:
     rows = [f"    nn.Linear({i}, {WIDTH}), {units}," for i in sizes[:-1]]
     optimizer = TORCH_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
     lines = [
+        f"# {INPUTS[study.data.scaling]}, batches of {study.settings.batch_size}",
         "import torch",
         "from torch import nn",
         "from batchnorm.torch import BatchNorm1d",

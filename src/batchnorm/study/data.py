@@ -15,6 +15,7 @@ Goals = dict[str, dict[str, tuple[float, ...]]]  # "easy" or "hard" → "validat
 
 FEWEST_ROWS = 20
 FEW_ROWS = 50
+FEWEST_PER_CLASS = 5
 MOST_EVALUATED = 1000
 
 
@@ -92,10 +93,14 @@ def checked(data: Dataset) -> Dataset:
         raise DataError(f"x and y must have one row an example each, got {len(data.x)} and {len(data.y)} rows")
     if len(data.x) < FEWEST_ROWS:
         raise DataError(f"a study needs at least {FEWEST_ROWS} rows, {data.name} has {len(data.x)}")
+    if data.x[0].size == 0:
+        raise DataError(f"x must have at least one feature, got shape {data.x.shape}")
     if not np.isfinite(data.x).all() or not np.isfinite(data.y).all():
         raise DataError(f"{data.name} holds NaN or infinite values; fill or drop them first")
     if data.task == "classification" and len(data.classes) == 1:
         raise DataError(f"the target of {data.name} has one class, {data.classes[0]!r}: there is nothing to tell apart")
+    if data.task == "classification" and (fewest := np.bincount(data.y).min()) < FEWEST_PER_CLASS:
+        raise DataError(f"every class needs at least {FEWEST_PER_CLASS} rows, the rarest of {data.name} has {fewest}")
     return data
 
 
@@ -109,7 +114,10 @@ def from_arrays(name: str, made: Any) -> Dataset:
     """
     if not isinstance(made, tuple | list) or len(made) != 2:
         raise DataError(f"`--data {name}` must return a pair (x, y) of arrays, got {type(made).__name__}")
-    x, y = (np.asarray(part) for part in made)
+    try:
+        x, y = (np.asarray(part) for part in made)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise DataError(f"`--data {name}` must return arrays: {error}") from None
     if x.ndim < 2 or x.dtype.kind not in "fiub":
         raise DataError(f"`--data {name}` must return numeric x of rank ≥ 2, got {x.dtype} of shape {x.shape}")
     if y.ndim != 1 or y.dtype.kind not in "fiub":

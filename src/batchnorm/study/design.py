@@ -143,15 +143,18 @@ class Study:
         rates = dict.fromkeys(s.rate for s in specs)
         return {rate: [self.lab[s] for s in specs if s.rate == rate] for rate in rates}
 
-    def best(self, specs: Sequence[Spec], level: str = "hard") -> tuple[float, list[Outcome]]:
+    def best(self, specs: Sequence[Spec], level: str = "hard", until: int | None = None) -> tuple[float, list[Outcome]]:
         """Return the best learning rate of a sweep and its outcomes, one a seed.
 
         Best is: the fewest steps to the goal (median over seeds), then the highest final score, both on the validation
-        part. The test part, which the claims report, takes no part in the choice.
+        part. The test part, which the claims report, takes no part in the choice. With `until`, the runs are taken as
+        they stood at that step: every side has the same budget.
         """
+        budget = specs[0].steps if until is None else until
+        cut = {rate: [o.until(budget) for o in outcomes] for rate, outcomes in self.by_rate(specs).items()}
 
         def rank(outcomes: Sequence[Outcome]) -> tuple[float, float]:
             steps = statistics.median(self.steps(outcomes, specs[0].data, level, "validation"))
             return steps, -statistics.median(score(o.validation[-1]) for o in outcomes)
 
-        return min(self.by_rate(specs).items(), key=lambda item: rank(item[1]))
+        return min(cut.items(), key=lambda item: rank(item[1]))

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 
 FEWEST_PAIRS = 3
+VAST = 1e12
 
 
 @cache
@@ -27,6 +28,10 @@ def _interval(known: tuple[float, ...]) -> tuple[float, float, float]:
     return median, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def _known(samples: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(s for s in samples if not math.isnan(s))
+
+
 @dataclass(frozen=True)
 class Effect:
     """One measured effect: its median over paired seeds, with a 95 % bootstrap interval, against a threshold.
@@ -39,6 +44,8 @@ class Effect:
         decides: Whether the claim's verdict rests on it; others are reported beside it.
         unit: Printed behind the number: "×", " decades".
         bounded: A remark where some samples are bounds, such as runs that never arrived.
+        least: The least each sample can be, where some are bounds.
+        most: The most each sample can be.
     """
 
     name: str
@@ -48,16 +55,17 @@ class Effect:
     decides: bool = True
     unit: str = ""
     bounded: str = ""
+    least: tuple[float, ...] | None = None
+    most: tuple[float, ...] | None = None
 
     def interval(self) -> tuple[float, float, float]:
         """Return (median, low, high); NaN where fewer than three seeds say anything."""
-        return _interval(tuple(s for s in self.samples if not math.isnan(s)))
+        return _interval(_known(self.samples))
 
     def verdict(self) -> Verdict:
         """Return "holds" if the whole interval lies on the claimed side, "does not hold" if on the other."""
-        _, low, high = self.interval()
-        if math.isnan(low):
-            return "undecided"
+        low = _interval(_known(self.least or self.samples))[1]
+        high = _interval(_known(self.most or self.samples))[2]
         above, below = low > self.threshold, high < self.threshold
         if above or below:
             return "holds" if above == (self.side == "above") else "does not hold"
@@ -131,21 +139,62 @@ class Claim:
     own_model: bool = True
 
 
-def ratios(plain: Sequence[float], normalised: Sequence[float], budget: float) -> tuple[tuple[float, ...], str]:
-    """Return plain/normalised seed by seed, and a remark where a run that never arrived makes it a bound.
+class Ratios(NamedTuple):
+    """Ratios seed by seed; where a run never arrived, the least and the most that the ratio can be.
 
-    A side that has not arrived within the budget counts as the budget; a seed where neither has says nothing.
-
-    >>> ratios([100.0, math.inf], [50.0, 50.0], budget=1000.0)
-    ((2.0, 20.0), '1 of 2 seeds did not arrive within 1000 steps on one side: counted as 1000, a bound')
+    Attributes:
+        samples: The ratios, runs that never arrived counted as arriving at the budget's end.
+        least: The least each can be: 0 where the divisor never arrived.
+        most: The most each can be: a very large number where the dividend never arrived.
+        bounded: A remark, if any run never arrived.
     """
-    pairs = list(zip(plain, normalised, strict=True))
-    found = tuple(
-        math.nan if math.isinf(a) and math.isinf(b) else min(a, budget) / max(min(b, budget), 1.0) for a, b in pairs
+
+    samples: tuple[float, ...]
+    least: tuple[float, ...]
+    most: tuple[float, ...]
+    bounded: str
+
+
+def ratios(dividends: Sequence[float], divisors: Sequence[float], budget: float) -> Ratios:
+    """Return steps ÷ steps seed by seed; a seed where neither side arrived says nothing.
+
+    >>> ratios([100.0, math.inf], [50.0, 50.0], budget=1000.0).samples
+    (2.0, 20.0)
+    >>> ratios([100.0, math.inf], [50.0, 50.0], budget=1000.0).bounded
+    '1 of 2 seeds did not arrive within 1000 steps on one side: counted as 1000, a bound'
+    """
+    pairs = list(zip(dividends, divisors, strict=True))
+    samples = tuple(
+        math.nan if math.isinf(a) and math.isinf(b) else max(min(a, budget), 1.0) / max(min(b, budget), 1.0)
+        for a, b in pairs
     )
-    bounds = sum(math.isinf(a) or math.isinf(b) for a, b in pairs)
+    least = tuple(0.0 if math.isinf(b) and not math.isinf(a) else s for (a, b), s in zip(pairs, samples, strict=True))
+    most = tuple(VAST if math.isinf(a) and not math.isinf(b) else s for (a, b), s in zip(pairs, samples, strict=True))
+    late = sum(math.isinf(a) or math.isinf(b) for a, b in pairs)
     remark = (
-        f"{bounds} of {len(pairs)} seeds did not arrive within {budget:.0f} steps on one side: "
+        f"{late} of {len(pairs)} seeds did not arrive within {budget:.0f} steps on one side: "
         f"counted as {budget:.0f}, a bound"
     )
-    return found, remark if bounds else ""
+    return Ratios(samples, least, most, remark if late else "")
+
+
+def of_ratios(
+    name: str, found: Ratios, threshold: float, side: Literal["above", "below"] = "above", **more: Any
+) -> Effect:
+    """Return the effect that ratios make, with what is only a bound treated as one."""
+    return Effect(
+        name,
+        found.samples,
+        threshold,
+        side,
+        unit="×",
+        bounded=found.bounded,
+        least=found.least,
+        most=found.most,
+        **more,
+    )
+
+
+def known(value: float, otherwise: float) -> float:
+    """Return a value, or what stands for it where a run has diverged: the losing side, never silence."""
+    return value if math.isfinite(value) else otherwise

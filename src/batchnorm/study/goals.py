@@ -11,12 +11,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from batchnorm.study.data import Dataset, Goals, split
+from batchnorm.study.data import DataError, Dataset, Goals, split
 
 SHARES = {"easy": 0.90, "hard": 0.95}
 PARTS = ("validation", "test")
 MOST_ROWS = 5000
-LEAST_GAIN = 0.05
+LEAST_GAIN = 0.02
 
 
 def _models(data: Dataset) -> tuple[Any, Sequence[Any]]:
@@ -46,6 +46,9 @@ def with_goals(data: Dataset, seeds: int) -> Dataset:
 
     The reference is the better of a linear model and a random forest, on the very rows that the networks will be scored
     on: a small test part may be easy or hard by chance. Goals that are fixed in the data stay.
+
+    Raises:
+        DataError: if the reference predicts hardly better than guessing.
     """
     if data.fixed_goals is not None:
         fixed = dict(zip(SHARES, data.fixed_goals, strict=True))
@@ -58,12 +61,10 @@ def with_goals(data: Dataset, seeds: int) -> Dataset:
         }
         for level, share in SHARES.items()
     }
-    notes = data.notes
     floor, ceiling = (median(scores["test"][i] for scores in found) for i in (0, 1))
     if ceiling - floor < LEAST_GAIN:
-        words = f"{data.score_name} {ceiling:.3f}, guessing {floor:.3f}"
-        notes = (
-            *notes,
-            f"a linear model and a forest hardly predict the target, so there is little to train for: {words}",
+        raise DataError(
+            f"the target of {data.name} cannot be told from its features: guessing scores {data.score_name} "
+            f"{floor:.3f}, a linear model or a forest {ceiling:.3f}; there is nothing to train for"
         )
-    return replace(data, goals=goals, notes=notes)
+    return replace(data, goals=goals)

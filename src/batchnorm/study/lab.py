@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +18,7 @@ from batchnorm import __version__
 from batchnorm.study.training import Outcome, Problem, Spec, train
 
 MOST_TOGETHER = 32
+NAME_LENGTH = 24
 
 
 def plain(value: Any) -> Any:
@@ -72,7 +76,7 @@ class Lab:
         self._queue: list[list[Spec]] = []
         self._recalled: list[Spec] = []
         if not resume:
-            for kept in folder.glob("*.json"):
+            for kept in folder.glob(f"{'[0-9a-f]' * NAME_LENGTH}.json"):
                 kept.unlink()
         self._fingerprint = hashlib.sha256(f"{__version__} {problem.model}".encode())
         for data in problem.datasets.values():
@@ -81,7 +85,7 @@ class Lab:
     def _file(self, chunk: Sequence[Spec]) -> Path:
         key = self._fingerprint.copy()
         key.update(repr(list(chunk)).encode())
-        return self._folder / f"{key.hexdigest()[:24]}.json"
+        return self._folder / f"{key.hexdigest()[:NAME_LENGTH]}.json"
 
     def _recall(self, chunk: Sequence[Spec]) -> bool:
         """Take a chunk's outcomes from its file, if it is there and whole."""
@@ -105,8 +109,12 @@ class Lab:
         """Train all that was asked for, and call `finished` with the runs that are done; it may ask for more."""
         while self._recalled or self._queue:
             self._hand_over(finished)
-            workers: Any = Parallel(n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="n_jobs")
-            for chunk, outcomes in workers(delayed(_labelled)(chunk, self.problem) for chunk in self._take()):
+            workers: Any = Parallel(
+                n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="n_jobs", max_nbytes=None
+            )
+            with _interrupts_for_this_process_only():
+                results = workers(delayed(_labelled)(chunk, self.problem) for chunk in self._take())
+            for chunk, outcomes in results:
                 write_json(self._file(chunk), [asdict(outcome) for outcome in outcomes])
                 self._recall(chunk)
                 finished(chunk)
@@ -125,6 +133,19 @@ class Lab:
     def __getitem__(self, spec: Spec) -> Outcome:
         """Return the outcome of a run that has been trained."""
         return self.outcomes[spec]
+
+
+@contextmanager
+def _interrupts_for_this_process_only() -> Generator[None]:
+    """Let worker processes that start here ignore Ctrl-C, which reaches all of them: this process ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _labelled(chunk: list[Spec], problem: Problem) -> tuple[list[Spec], list[Outcome]]:

@@ -66,6 +66,7 @@ def build(name: str, example: Tensor, outputs: int, placement: Placement, seed: 
     try:
         with torch.no_grad():
             shape = tuple(model.eval()(example).shape)
+        _start_afresh(model)
         if not has_batch_norm(model):
             insert(model, example, "after" if placement == "after" else "before")
     except BatchNormError as error:
@@ -77,14 +78,26 @@ def build(name: str, example: Tensor, outputs: int, placement: Placement, seed: 
     return model.train()
 
 
+def _start_afresh(model: nn.Module) -> None:
+    """Reset running statistics, so that a layer that is switched off is γ·x + β."""
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            if not module.track_running_stats:
+                raise BatchNormError(f"layer {name!r} keeps no running statistics, which predictions need")
+            module.reset_running_stats()
+
+
 class SideBySide(nn.Module):
     """R models as one: (R, N, …) → (R, N, outputs). Slower than one batched computation, and right for any model."""
 
-    def __init__(self, models: Sequence[nn.Module]) -> None:
-        """Take the models, one a replica."""
+    def __init__(self, models: Sequence[nn.Module], outputs: int) -> None:
+        """Take the models, one a replica, and how many numbers each puts out."""
         super().__init__()
+        self.outputs = outputs
         self.models = nn.ModuleList(models)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run each model on its own batch."""
-        return torch.stack([model(batch).reshape(len(batch), -1) for model, batch in zip(self.models, x, strict=True)])
+        return torch.stack(
+            [model(batch).reshape(len(batch), self.outputs) for model, batch in zip(self.models, x, strict=True)]
+        )

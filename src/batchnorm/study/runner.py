@@ -1,11 +1,12 @@
 """The study from beginning to end: prepare, train, measure claim by claim, write the report."""
 
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from batchnorm import __version__
 from batchnorm.study import answer, own_model, pictures, report
-from batchnorm.study.data import DataError, Dataset
+from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.goals import with_goals
@@ -24,6 +25,8 @@ from batchnorm.study.lab import Lab, plain, write_json
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, Spec, build
+
+TRANSIENT = ("--resume", "--json")
 
 
 class Watcher(Protocol):
@@ -70,7 +73,25 @@ def prepare(settings: Settings, data: Dataset | None) -> Problem:
     problem = Problem(datasets, settings.model, own)
     spec = Study(settings, Lab(problem, Path(), jobs=1, resume=True)).spec()
     build(problem, Rows.of(main, [spec]))
+    try:
+        build(problem, Rows.of(main, [replace(spec, placement="after")]))
+    except DataError:  # activations that are functions can be normalised before, not after
+        return replace(problem, own_normalizes=True)
     return problem
+
+
+def fitting(settings: Settings, problem: Problem) -> Settings:
+    """Return the settings with a batch size that the training rows can fill.
+
+    Raises:
+        DataError: if another batch size than the default was asked for and they cannot.
+    """
+    rows = len(split(problem.datasets["main"], 0).train)
+    if settings.batch_size <= rows:
+        return settings
+    if settings.batch_size != Settings().batch_size:
+        raise DataError(f"--batch-size must be at most {rows}, the rows trained on, got {settings.batch_size}")
+    return replace(settings, batch_size=rows)
 
 
 def run(
@@ -82,7 +103,7 @@ def run(
     jobs: int | None = None,
     resume: bool = False,
     watcher: Watcher | None = None,
-    command: str = "batchnorm.study.run(…)",
+    command: Sequence[str] = ("batchnorm", "study"),
 ) -> Results:
     """Measure what batch normalization does on some data, and write a report.
 
@@ -94,7 +115,7 @@ def run(
         jobs: Worker processes; one a core if None. The results do not depend on it.
         resume: Whether to take up finished runs that an interrupted study left in `out`.
         watcher: Told of progress.
-        command: How to run it again, for the report.
+        command: The words of the command line that runs it again, for the report.
 
     Returns:
         Everything measured; it is on disk too.
@@ -107,6 +128,7 @@ def run(
     started = time.perf_counter()
     settings, claims = settings or Settings(), list(claims or chosen_claims(None))
     problem = prepare(settings, data)
+    settings = fitting(settings, problem)
     folder = _own_folder(Path(out))
     study = Study(settings, Lab(problem, folder / "runs", jobs=jobs or cpu_count(), resume=resume))
     seconds = step_seconds(problem, study.spec())
@@ -126,9 +148,10 @@ def run(
 
 def _own_folder(folder: Path) -> Path:
     """Make the folder of a report; raise rather than write over a page that no study wrote."""
-    page = folder / "index.html"
-    if page.exists() and not (folder / "results.json").exists():
-        raise DataError(f"{page} was not written by a study; name another folder with --out")
+    for name, mark in (("index.html", "batchnorm study"), ("results.json", '"command"')):
+        page = folder / name
+        if page.exists() and mark not in page.read_text(encoding="utf-8", errors="replace"):
+            raise DataError(f"{page} was not written by a study; name another folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -190,12 +213,14 @@ def _steps(specs: Iterable[Spec]) -> int:
     return sum(spec.steps for spec in dict.fromkeys(specs))
 
 
-def _results(study: Study, claims: Sequence[Claim], findings: dict[str, Finding], command: str) -> dict[str, Any]:
+def _results(
+    study: Study, claims: Sequence[Claim], findings: dict[str, Finding], command: Sequence[str]
+) -> dict[str, Any]:
     data, settings = study.data, study.settings
     setting = answer.recommend(study, findings)
     return {
         "version": __version__,
-        "command": command,
+        "command": shlex.join(w for w in command if w not in TRANSIENT),
         "versions": _versions(),
         "settings": {**asdict(settings), "steps": settings.steps, "short_steps": settings.short_steps},
         "data": {
@@ -217,7 +242,13 @@ def _results(study: Study, claims: Sequence[Claim], findings: dict[str, Finding]
     }
 
 
-def _claim_json(claim: Claim, finding: Finding, command: str) -> dict[str, Any]:
+def _without_claims(command: Sequence[str]) -> list[str]:
+    """Return the command without the options that the rerun of one claim replaces."""
+    words = [w for w in command if w not in TRANSIENT and not w.startswith("--claims=")]
+    return [w for i, w in enumerate(words) if w != "--claims" and (i == 0 or words[i - 1] != "--claims")]
+
+
+def _claim_json(claim: Claim, finding: Finding, command: Sequence[str]) -> dict[str, Any]:
     words = {k: getattr(claim, k) for k in ("id", "statement", "source", "method", "caption")}
     return {
         **words,
@@ -226,7 +257,7 @@ def _claim_json(claim: Claim, finding: Finding, command: str) -> dict[str, Any]:
         "effects": [effect.as_json() for effect in finding.effects],
         "notes": finding.notes,
         "skipped": finding.skipped,
-        "rerun": f"{command} --claims {claim.id}",
+        "rerun": shlex.join([*_without_claims(command), "--claims", claim.id]),
         "numbers": finding.numbers,
     }
 

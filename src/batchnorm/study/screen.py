@@ -33,7 +33,8 @@ def interval(effect: dict[str, Any]) -> str:
 def told(effect: dict[str, Any]) -> str:
     """Return an effect on one line, in rich's markup: name, median and interval, and what the claim needs."""
     needed = ("> " if effect["side"] == "above" else "< ") + number(effect["threshold"], effect["unit"])
-    return f"{escape(effect['name'])}: [bold]{interval(effect)}[/], {needed}"
+    bound = ", a bound" if effect["bounded"] else ""
+    return f"{escape(effect['name'])}: [bold]{interval(effect)}[/]{bound}, {needed}"
 
 
 class Screen:

@@ -7,10 +7,9 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from batchnorm.study.data import FEW_ROWS, DataError, Dataset, Task, checked
+from batchnorm.study.data import FEW_ROWS, FEWEST_PER_CLASS, DataError, Dataset, Task, checked
 
 MOST_CATEGORIES = 20
-FEWEST_PER_CLASS = 5
 MOST_CLASSES = 20
 
 
@@ -27,16 +26,40 @@ def read_table(path: Path) -> pd.DataFrame:
             frame = pd.read_csv(path, encoding="utf-8-sig", low_memory=False)
             separator = next((s for s in (";", "\t") if frame.shape[1] == 1 and s in str(frame.columns[0])), None)
             if separator:
-                frame = pd.read_csv(path, sep=separator, encoding="utf-8-sig", low_memory=False)
+                frame = _more_numbers(path, separator)
     except pd.errors.EmptyDataError:
         raise DataError(f"{path} is empty") from None
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        reason += "; save it as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
         raise DataError(f"{path} cannot be read: {reason}") from None
     if frame.empty:
         raise DataError(f"{path} has columns but no rows")
     frame.columns = [str(name).strip() for name in frame.columns]
+    if frame.columns.has_duplicates:
+        twice = frame.columns[frame.columns.duplicated()][0]
+        raise DataError(f"{path} has two columns called {twice!r}; rename one")
     return frame
+
+
+def _more_numbers(path: Path, separator: str) -> pd.DataFrame:
+    """Read a CSV of another separator with decimal points or decimal commas, whichever makes more columns numeric."""
+    frames = [
+        pd.read_csv(path, sep=separator, decimal=decimal, encoding="utf-8-sig", low_memory=False) for decimal in ".,"
+    ]
+    return max(frames, key=lambda frame: frame.select_dtypes("number").shape[1])
+
+
+def _is_date(column: "pd.Series[Any]") -> bool:
+    if types.is_datetime64_any_dtype(column):
+        return True
+    texts = column.dropna().astype(str)
+    iso = texts.str.match(r"\d{4}-\d\d-\d\d").all()
+    return bool(iso) and not types.is_numeric_dtype(column)
+
+
+def _numbers_the_rows(column: "pd.Series[Any]") -> bool:
+    return types.is_integer_dtype(column) and len(column) > 1 and bool((column.diff().iloc[1:] == 1).all())
 
 
 def _as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any] | None":
@@ -51,7 +74,7 @@ def _as_numbers(column: "pd.Series[Any]") -> "pd.Series[Any] | None":
         return None
     row = numbers.index[numbers.isna()][0]
     raise DataError(
-        f"column {column.name!r} holds numbers, but row {int(row) + 1} says {present[row]!r}; "
+        f"column {column.name!r} holds numbers, but data row {int(row) + 1} says {present[row]!r}; "
         "leave the cell empty if the value is missing"
     )
 
@@ -67,7 +90,9 @@ def _encode(frame: pd.DataFrame) -> tuple[np.ndarray[Any, Any], list[str]]:
             notes.append(f"{name}: dropped, every value is missing")
         elif column.nunique(dropna=False) == 1:
             notes.append(f"{name}: dropped, constant")
-        elif types.is_datetime64_any_dtype(column):
+        elif _numbers_the_rows(column):
+            notes.append(f"{name}: dropped, it numbers the rows")
+        elif _is_date(column):
             notes.append(f"{name}: dropped, a date; add the parts that matter as columns of their own")
         elif (numbers := _as_numbers(column)) is not None:
             parts.append(numbers.fillna(numbers.median()).to_numpy()[:, None])

@@ -63,7 +63,7 @@ def step_seconds(problem: Problem, spec: Spec) -> dict[str, float]:
 
 def _step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: Rows) -> Callable[[], None]:
     model.train()
-    optimizer = ReplicaOptimizer("sgd", SideBySide([model]), [0.01])
+    optimizer = ReplicaOptimizer("sgd", SideBySide([model], rows.data.outputs), [0.01])
 
     def step() -> None:
         losses(model(x).reshape(1, len(x), -1), y, rows.data).sum().backward()

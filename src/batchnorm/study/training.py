@@ -69,6 +69,11 @@ class Outcome:
         scores = self.test if part == "test" else self.validation
         return next((float(step) for step, score in zip(self.steps, scores, strict=True) if score >= goal), math.inf)
 
+    def until(self, step: int) -> "Outcome":
+        """Return the outcome as it stood at the last evaluation up to a step."""
+        kept = sum(at <= step for at in self.steps)
+        return Outcome(self.steps[:kept], self.validation[:kept], self.test[:kept], self.probed)
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -77,7 +82,7 @@ class Problem:
     Attributes:
         datasets: The data by key.
         model: `module:factory` of the user's own model; None: the base network.
-        own_normalizes: Whether that model brings batch normalization of its own.
+        own_normalizes: Whether that model brings batch normalization of its own, or can take it in one place only.
     """
 
     datasets: dict[str, Dataset]
@@ -155,7 +160,7 @@ def build(problem: Problem, rows: Rows) -> nn.Module:
             own_model.build(problem.model, x, data.outputs, spec.placement, s.seed)
             for x, s in zip(example, rows.specs, strict=True)
         ]
-        return own_model.SideBySide(models)
+        return own_model.SideBySide(models, data.outputs)
     inputs = math.prod(data.x.shape[1:])
     replicas = base_network(
         inputs, data.outputs, placement=spec.placement, activation=spec.activation,
@@ -171,7 +176,8 @@ def train_mode(network: nn.Module, placement: Placement) -> None:
     """
     network.train()
     for module in network.modules():
-        if isinstance(module, _BatchNorm) and module.affine and placement in ("none", "first"):
+        off = placement == "none" or (placement == "first" and isinstance(module, _BatchNorm) and module.affine)
+        if isinstance(module, _BatchNorm) and off:
             module.eval()
 
 

@@ -85,5 +85,7 @@ def insert(model: nn.Module, example_inputs: Tensor, position: Literal["before",
         raise BatchNormError(f"{', '.join(repeated)} is called more than once: one set of statistics cannot serve both")
     for name, module, features, axis in chosen:
         parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, nn.Sequential(module, BatchNorm(features, axis=axis)))
+        like = next(module.parameters(), next(model.parameters()))
+        layer = BatchNorm(features, axis=axis, device=like.device, dtype=like.dtype).train(module.training)
+        setattr(model.get_submodule(parent), child, nn.Sequential(module, layer).train(module.training))
     return names

@@ -87,9 +87,10 @@ CLAIM = Claim(
     id="initialization",
     statement="Training is less sensitive to the initial weights.",
     source="Ioffe & Szegedy 2015, section 1",
-    method="Weights of every layer drawn from N(0, std²) with std from 0.001 to 10, each side at its own best learning "
+    method="Three seeds. Weights drawn from N(0, std²) with std from 0.001 to 10, each side at its own best learning "
     "rate for the usual initialization. A std works for a seed if the run ends at the goal or above.",
-    caption="Final test score at each std of the initial weights: median, and range over seeds.",
+    caption="Final test score at each std of the initial weights: median, and range over seeds. Runs that diverged lie "
+    "at zero.",
     runs=runs,
     further=further,
     measure=measure,

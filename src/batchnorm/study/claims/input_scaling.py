@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, ratios
+from batchnorm.study.findings import Claim, Effect, Finding, Ratios, of_ratios, ratios
 from batchnorm.study.training import Spec
 
 WORTH_HAVING = 1.5
@@ -50,21 +50,15 @@ def measure(study: Study) -> Finding:
     key, budget = _key(study), _steps(study)
     found = {inputs: study.best(_sweep(study, inputs), "easy") for inputs in INPUTS}
     needed = {inputs: study.steps(outcomes, key, "easy") for inputs, (_, outcomes) in found.items()}
-    raw, raw_bounded = ratios(needed["raw"], needed["standard"], budget)
-    first, first_bounded = ratios(needed["batch normalization first"], needed["standard"], budget)
-    minmax, minmax_bounded = ratios(needed["raw"], needed["min-max"], budget)
+    raw = ratios(needed["raw"], needed["standard"], budget)
+    first = ratios(needed["batch normalization first"], needed["standard"], budget)
+    minmax = ratios(needed["raw"], needed["min-max"], budget)
     data = study.datasets[key]
     return Finding(
         effects=(
-            Effect("steps to the goal, raw ÷ standard", raw, WORTH_HAVING, unit="×", bounded=raw_bounded),
-            Effect(
-                "steps to the goal, batch normalization first ÷ standard", first, AS_GOOD, "below", unit="×",
-                bounded=first_bounded,
-            ),
-            Effect(
-                "steps to the goal, raw ÷ min-max", minmax, WORTH_HAVING, decides=False, unit="×",
-                bounded=minmax_bounded,
-            ),
+            of_ratios("steps to the goal, raw ÷ standard", raw, WORTH_HAVING),
+            of_ratios("steps to the goal, batch normalization first ÷ standard", first, AS_GOOD, "below"),
+            of_ratios("steps to the goal, raw ÷ min-max", minmax, WORTH_HAVING, decides=False),
         ),
         numbers={
             "data": data.name,
@@ -74,15 +68,16 @@ def measure(study: Study) -> Finding:
             "steps": needed,
             "curves": {inputs: median_curve(outcomes) for inputs, (_, outcomes) in found.items()},
         },
-        summary=f"On {data.name}, raw inputs need {_times(raw)} the steps that standardised ones need, and raw inputs "
-        f"behind batch normalization {_times(first)} as many.",
+        summary=f"On {data.name}, steps to the goal as a multiple of those with standardised inputs: "
+        f"{_times(raw)} with raw ones, {_times(first)} with raw ones behind batch "
+        "normalization.",
         notes=(f"Measured on {data.name}: {data.source}.", "No other layer of these networks is normalised."),
     )  # fmt: skip
 
 
-def _times(samples: tuple[float, ...]) -> str:
-    value = Effect("", samples, 0.0).interval()[0]
-    return "an unknown number of times" if math.isnan(value) else f"{value:.2g} times"
+def _times(found: Ratios) -> str:
+    value = Effect("", found.samples, 0.0).interval()[0]
+    return "unknown" if math.isnan(value) else f"{value:.2g}{' (a bound: some never arrived)' if found.bounded else ''}"
 
 
 def picture(finding: Finding) -> Figure:

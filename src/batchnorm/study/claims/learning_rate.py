@@ -49,10 +49,15 @@ def measure(study: Study) -> Finding:
             "goal": study.goal(),
             "score": study.data.score_name,
         },
-        summary=f"Every seed ends at {study.goal():.3g} or better over {width['none']:g} decades of learning rate "
-        f"without batch normalization, over {width['before']:g} with it.",
+        summary=f"Every seed ends at {study.data.score_name} {study.goal():.3g} or better {_over(width['none'])} "
+        "without "
+        f"batch normalization, {_over(width['before'])} with it.",
         notes=(f"Counted on a grid: each usable rate stands for {stride:g} of a decade.",),
     )
+
+
+def _over(decades: float) -> str:
+    return f"over {decades:g} decades (powers of ten) of learning rate" if decades else "at no learning rate tried"
 
 
 def picture(finding: Finding) -> Figure:
@@ -67,7 +72,7 @@ def picture(finding: Finding) -> Figure:
 
 CLAIM = Claim(
     id="learning-rate",
-    statement="Batch normalization admits higher learning rates, and a wider range of them.",
+    statement="With batch normalization a wider range of learning rates works.",
     source="Ioffe & Szegedy 2015, sections 1 and 3.3",
     method="The runs of the claim on speed, at every learning rate of the grid. A rate is usable for a seed if the run "
     "ends at the goal or above; the range counts usable rates, a stride of the grid each.",

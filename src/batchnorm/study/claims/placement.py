@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import draw_curve, draw_goal, median_curve, score
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, ratios
+from batchnorm.study.findings import Claim, Effect, Finding, of_ratios, ratios
 from batchnorm.study.training import Spec
 
 
@@ -32,19 +32,20 @@ def runs(study: Study) -> list[Spec]:
 def measure(study: Study) -> Finding:
     """Compare steps and final scores, each placement at its own best rate."""
     if study.settings.model and study.own_normalizes:
-        return Finding(skipped="the model brings its own batch normalization, which stays where it is")
+        return Finding(skipped="the model has batch normalization of its own, or no activation modules to put it after")
     effects: list[Effect] = []
     numbers: dict[str, Any] = {"score": study.data.score_name, "goal": study.goal(), "curves": {}, "rates": {}}
     budget = study.settings.short_steps
     for activation in _activations(study):
-        found = {place: study.best(_sweep(study, place, activation)) for place in ("before", "after")}
+        found = {place: study.best(_sweep(study, place, activation), until=budget) for place in ("before", "after")}
         needed = {place: study.steps(outcomes) for place, (_, outcomes) in found.items()}
-        samples, bounded = ratios(needed["after"], needed["before"], budget)
+        compared = ratios(needed["after"], needed["before"], budget)
         named = "your model" if activation == "own" else activation
-        effects.append(Effect(f"{named}: steps to the goal, after ÷ before", samples, 1.0, unit="×", bounded=bounded))
-        pairs = zip(found["before"][1], found["after"][1], strict=True)
-        gaps = tuple(100 * (score(_at(b, budget)) - score(_at(a, budget))) for b, a in pairs)
-        name = f"{named}: {study.data.score_name} after {budget} steps, before − after"
+        effects.append(of_ratios(f"{named}: steps to the goal, after ÷ before", compared, 1.0))
+        pairs = list(zip(found["before"][1], found["after"][1], strict=True))
+        last = max(set(pairs[0][0].steps) & set(pairs[0][1].steps))
+        gaps = tuple(100 * (score(_at(b, last)) - score(_at(a, last))) for b, a in pairs)
+        name = f"{named}: {study.data.score_name} after {last} steps, before − after"
         effects.append(Effect(name, gaps, 0.0, decides=False, unit=" points"))
         numbers["curves"][activation] = {place: median_curve(outcomes) for place, (_, outcomes) in found.items()}
         numbers["rates"][activation] = {place: rate for place, (rate, _) in found.items()}
@@ -58,8 +59,8 @@ def measure(study: Study) -> Finding:
 
 
 def _at(outcome: Any, step: int) -> float:
-    """Return the test score at the last evaluation up to a step."""
-    return [s for at, s in zip(outcome.steps, outcome.test, strict=True) if at <= step][-1]
+    """Return the test score at an evaluated step."""
+    return outcome.test[outcome.steps.index(step)]
 
 
 def picture(finding: Finding) -> Figure:

@@ -1,6 +1,8 @@
 """Is training faster?"""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -8,7 +10,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import SIDES, draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, ratios
+from batchnorm.study.findings import Claim, Effect, Finding, of_ratios, ratios
 from batchnorm.study.training import Spec
 
 WORTH_HAVING = 1.5
@@ -27,11 +29,11 @@ def measure(study: Study) -> Finding:
     goals = {level: study.goal(level=level) for level in ("easy", "hard")}
     for level, goal in goals.items():
         needed = {side: study.steps(outcomes, level=level) for side, (_, outcomes) in sides.items()}
-        samples, bounded = ratios(needed["none"], needed["before"], study.settings.steps)
+        found = ratios(needed["none"], needed["before"], study.settings.steps)
         name = f"steps to {study.data.score_name} {goal:.3g}, without ÷ with"
-        effects.append(Effect(name, samples, WORTH_HAVING, decides=level == "hard", unit="×", bounded=bounded))
+        effects.append(of_ratios(name, found, WORTH_HAVING, decides=level == "hard"))
         steps[level] = needed
-    ratio = effects[-1].interval()[0]
+    ratio, low, high = effects[-1].interval()
     return Finding(
         effects=tuple(effects),
         numbers={
@@ -41,11 +43,10 @@ def measure(study: Study) -> Finding:
             "goals": list(goals.values()),
             "score": study.data.score_name,
         },
-        summary=f"At each side's best learning rate, batch normalization needs {ratio:.2g} times fewer steps."
-        if ratio >= 1
-        else f"At each side's best learning rate, batch normalization needs {1 / ratio:.2g} times more steps."
-        if ratio < 1
-        else "Neither side reached the goal within the budget.",
+        summary="Too few seeds reached the goal within the budget on either side."
+        if math.isnan(ratio)
+        else "Steps to the goal without batch normalization, divided by steps with it, each at its best learning rate: "
+        f"{'a bound of ' if effects[-1].bounded else ''}{ratio:.2g}, {low:.2g} to {high:.2g} over seeds.",
         notes=(f"Best learning rates: {sides['none'][0]:g} without, {sides['before'][0]:g} with.",),
     )
 
@@ -53,10 +54,14 @@ def measure(study: Study) -> Finding:
 def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
     """Turn ratios of steps into ratios of seconds, by the measured time of one step on either side."""
     cost = step_seconds["before"] / step_seconds["none"]
+
+    def scaled(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return values and tuple(value / cost for value in values)
+
     return [
-        Effect(
-            effect.name.replace("steps", "seconds"), tuple(s / cost for s in effect.samples), 1.0, decides=False,
-            unit="×", bounded=effect.bounded,
+        replace(
+            effect, name=effect.name.replace("steps", "seconds"), samples=scaled(effect.samples) or (),
+            least=scaled(effect.least), most=scaled(effect.most), threshold=1.0, decides=False,
         )
         for effect in finding.effects
     ]  # fmt: skip

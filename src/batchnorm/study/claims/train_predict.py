@@ -1,5 +1,6 @@
 """Training and prediction differ: by how much, and are both right?"""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from batchnorm.study import pictures
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding
+from batchnorm.study.findings import Claim, Effect, Finding, known
 from batchnorm.study.training import Rows, Spec, evaluated_steps, predict, scores
 
 SAME = 1e-5
@@ -30,9 +31,9 @@ def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
     """Compare training-mode and inference outputs on the validation part, by batch size; all of it at the end."""
     x, y = rows.part("validation")
     steady = predict(network, x)
-    held = [(m, m.momentum) for m in network.modules() if isinstance(m, _BatchNorm)]
+    held = [(m, m.momentum, _count(m)) for m in network.modules() if isinstance(m, _BatchNorm)]
     try:
-        for layer, _ in held:
+        for layer, _, _ in held:
             layer.momentum = 0.0  # look, without moving the running statistics
             layer.train()
         with torch.no_grad():
@@ -46,9 +47,16 @@ def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
             if step == rows.specs[0].steps:
                 _look_closely(network, x, y, rows, steady, seen)
     finally:
-        for layer, momentum in held:
+        for layer, momentum, count in held:
             layer.momentum = momentum
+            if layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.copy_(count)
     return seen
+
+
+def _count(layer: _BatchNorm) -> Tensor:
+    counter = layer.num_batches_tracked
+    return torch.zeros((), dtype=torch.long) if counter is None else counter.clone()
 
 
 def _look_closely(
@@ -62,8 +70,8 @@ def _look_closely(
         kept = noisy.shape[1]
         gaps[str(size)] = _relative(noisy, steady[:, :kept])
         right[str(size)] = scores(noisy, y[:, :kept], rows.data)
-    alone = torch.cat([predict(network, x[:, i : i + 1]) for i in range(16)], dim=1)
-    same = ((alone - steady[:, :16]).abs().amax((1, 2)) / steady.std((1, 2))).tolist()
+    alone = torch.cat([predict(network, x[:, i : i + 1]) for i in range(min(16, x.shape[1]))], dim=1)
+    same = ((alone - steady[:, : alone.shape[1]]).abs().amax((1, 2)) / steady.std((1, 2))).tolist()
     for i, replica in enumerate(seen):
         replica |= {
             "alone": same[i],
@@ -81,17 +89,18 @@ def measure(study: Study) -> Finding:
     """Read what the probe saw."""
     watched = [study.lab[s].probed for s in runs(study)]
     last = [seen[-1] for seen in watched]
-    alone = tuple(seen["alone"] for seen in last)
+    alone = tuple(known(seen["alone"], math.inf) for seen in last)
     size = max((s for s in last[0]["gap"] if int(s) <= study.settings.batch_size), key=int)
-    depends = tuple(seen["gap"][size] for seen in last)
-    apart = tuple(abs(_late(seen, "train score") - _late(seen, "predict score")) for seen in watched)
+    depends = tuple(known(seen["gap"][size], 0.0) for seen in last)
+    gaps = (abs(_late(seen, "train score") - _late(seen, "predict score")) for seen in watched)
+    apart = tuple(known(value, math.inf) for value in gaps)
     gap = {s: [seen["gap"][s] for seen in last] for s in last[0]["gap"]}
     median_gap = {s: Effect("", tuple(v), 0.0).interval()[0] for s, v in gap.items()}
     small = min(gap, key=int)
     return Finding(
         effects=(
             Effect("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
-            Effect(f"training mode: change of a row's outputs with its companions, m = {size}", depends, DEPENDS),
+            Effect(f"training mode: change of a row's outputs with its companions, {size} a batch", depends, DEPENDS),
             Effect(f"{study.data.score_name}, training mode against prediction, second half", apart, AS_GOOD, "below"),
         ),
         numbers={
@@ -104,10 +113,11 @@ def measure(study: Study) -> Finding:
             "score": study.data.score_name,
         },
         summary=f"In training mode a row's outputs change with its companions, by {median_gap[small]:.0%} of their "
-        f"spread in batches of {small} and {median_gap[size]:.0%} in batches of {size}; in prediction not at all.",
+        f"spread in batches of {small} and {median_gap[size]:.0%} in batches of {size}; in prediction by "
+        f"{max(alone):.0e} of it.",
         notes=(
             "Running statistics move by s ← s + 0.1·(batch − s): until they have caught up, early in training, "
-            "prediction lags behind the training mode, as the right panel shows.",
+            "prediction lags behind the training mode, as the lower panel shows.",
         ),
     )  # fmt: skip
 
@@ -147,7 +157,7 @@ CLAIM = Claim(
     method="A trained network in prediction is given rows alone and in batches: the outputs must be the same. In "
     "training mode the same rows are given in batches of 2 to 128: the outputs change with the companions, root mean "
     "square relative to their spread. And both modes score the whole validation part, all through the training.",
-    caption="Left: how much a row's outputs depend on its companions in training mode. Right: scores of both modes "
+    caption="Above: how much a row's outputs depend on its companions in training mode. Below: scores of both modes "
     "over training; prediction waits for the running statistics.",
     runs=runs,
     measure=measure,
