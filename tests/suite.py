@@ -10,16 +10,29 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# The definition is tried on one array namespace; the torch layer by what its users see.
+# The definition is tried on one array namespace; the torch layer by what its users see; the study by its judgements.
 PARTS = {
     "definition": ["conventions", "layout", "reference", "statistics", "contract"],
     "torch": ["torch_state", "torch_layer", "torch_gradients"],
+    "study": ["study_findings", "study_training", "study_claims"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
-    ["pytest", "hypothesis", "torch", "array_api_compat.numpy", "array_api_compat.torch", "array_api_strict"]
+    [
+        "pytest",
+        "hypothesis",
+        "torch",
+        "array_api_compat.numpy",
+        "array_api_compat.torch",
+        "array_api_strict",
+        "sklearn.ensemble",
+        "sklearn.linear_model",
+        "scipy.stats",
+        "matplotlib.figure",
+        "joblib",
+    ]
 )
 
 
