@@ -7,12 +7,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import numpy
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from batchnorm import __version__
+from batchnorm import __version__, kernels
 from batchnorm.errors import BatchNormError, MissingExtraError
 
 BAD_INPUT = 2
@@ -80,7 +81,9 @@ def study(
         str | None,
         typer.Option(help="Which claims to measure, with commas between: speed,learning-rate. Default: all."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=3, max=100, help="Paired repetitions.")] = 5,
+    seeds: Annotated[
+        int | None, typer.Option(min=3, max=100, help="Paired repetitions. Default: 5, or 3 with --quick.")
+    ] = None,
     optimizer: Annotated[Optimizer, typer.Option(help="The optimizer of every run.")] = Optimizer.sgd,
     batch_size: Annotated[int, typer.Option(min=2, help="Rows a training step.")] = 60,
     out: Annotated[Path, typer.Option(help="Folder for index.html, results.json and the finished runs.")] = Path(
@@ -105,7 +108,7 @@ def study(
             from batchnorm.study.claims import chosen_claims
             from batchnorm.study.sources import chosen_data
         chosen = chosen_claims(claims)
-        settings = Settings(3 if quick and seeds == 5 else seeds, optimizer.value, batch_size, quick, model)
+        settings = Settings(seeds or (3 if quick else 5), optimizer.value, batch_size, quick, model)
         dataset = chosen_data(table, target, task.value if task else None, data)
         with screen.Screen(console, chosen) as watcher:
             results = run(
@@ -136,9 +139,8 @@ def _facts() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = None
-    found["kernels"] = [
-        {"name": "eager", "runs": True, "reason": "the only kernel of this version: framework operations"}
-    ]
+    kernel = kernels.select(None, numpy)
+    found["kernels"] = [{"name": kernel.name, "reason": kernel.reason}]
     return found
 
 

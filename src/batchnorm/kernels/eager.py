@@ -58,7 +58,7 @@ def kernel(xp: Namespace) -> Kernel:
     """Return the eager kernel over one array namespace."""
     return Kernel(
         "eager",
-        "no native kernel is built into this version",
+        "framework operations: this version has no native kernel",
         partial(moments, xp),
         partial(affine, xp),
         partial(backward_reduce, xp),
