@@ -218,20 +218,19 @@ def test_a_page_that_is_not_ours_is_not_written_over(tmp_path: Path) -> None:
     assert (code, "cannot be made: Not a directory" in " ".join(err.split())) == (2, True)
 
 
+# A shell that starts a job in the background has it ignore interrupts, and so would this one.
+LISTENING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from batchnorm.cli import app
+app()
+"""
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends an interrupt as POSIX does")
 def test_an_interrupted_study_keeps_what_is_finished(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "batchnorm.cli",
-        "study",
-        "--jobs",
-        "2",
-        "--claims",
-        "speed",
-        "--out",
-        str(tmp_path),
-    ]
+    arguments = ["study", "--jobs", "2", "--claims", "speed", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", LISTENING, *arguments]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as p:

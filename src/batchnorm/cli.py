@@ -158,7 +158,3 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
     for kernel in facts["kernels"]:
         table.add_row("kernel", f"{kernel['name']}: {kernel['reason']}")
     Console().print(table)
-
-
-if __name__ == "__main__":
-    app()
