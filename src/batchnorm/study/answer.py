@@ -120,16 +120,15 @@ def _units(setting: Recommendation, norm: str, activation: str) -> str:
     return ", ".join(between)
 
 
-def _sizes(study: Study) -> tuple[int, list[int]]:
-    inputs = study.data.x[0].size
-    return inputs, [inputs, *[WIDTH] * DEPTH]
+def _inputs(study: Study) -> list[int]:
+    """Return how many numbers enter each hidden layer."""
+    return [study.data.x[0].size, *[WIDTH] * (DEPTH - 1)]
 
 
 def _torch_code(study: Study, setting: Recommendation) -> str:
-    _, sizes = _sizes(study)
     activation = {"sigmoid": "nn.Sigmoid()", "relu": "nn.ReLU()"}[setting.activation]
     units = _units(setting, f"BatchNorm1d({WIDTH})", activation)
-    rows = [f"    nn.Linear({i}, {WIDTH}), {units}," for i in sizes[:-1]]
+    rows = [f"    nn.Linear({i}, {WIDTH}), {units}," for i in _inputs(study)]
     optimizer = TORCH_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
     lines = [
         f"# {INPUTS[study.data.scaling]}, batches of {study.settings.batch_size}",
@@ -143,17 +142,17 @@ def _torch_code(study: Study, setting: Recommendation) -> str:
 
 
 def _keras_code(study: Study, setting: Recommendation) -> str:
-    inputs, sizes = _sizes(study)
+    inputs = _inputs(study)
     layers = "keras.layers"
     norm = f"{layers}.BatchNormalization(momentum=0.9, epsilon=1e-5)"
     units = _units(setting, norm, f'{layers}.Activation("{setting.activation}")')
-    rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in sizes[:-1]]
+    rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in inputs]
     last = {True: '"softmax"', False: "None"}[study.data.task == "classification"]
     loss = "sparse_categorical_crossentropy" if study.data.task == "classification" else "mse"
     optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
     return "\n".join(
         [
-            "import keras", "", "model = keras.Sequential([", f"    keras.Input(({inputs},)),", *rows,
+            "import keras", "", "model = keras.Sequential([", f"    keras.Input(({inputs[0]},)),", *rows,
             f"    {layers}.Dense({study.data.outputs}, activation={last}),", "])",
             f'model.compile(optimizer={optimizer}, loss="{loss}")',
             f"# model.fit(x, y, batch_size={study.settings.batch_size})",

@@ -4,6 +4,7 @@ import importlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -113,10 +114,16 @@ class Rows:
         x = (self.data.x[rows] - self.shift) * self.factor
         y = self.data.y[rows]
         if self.data.task == "regression":
-            means = np.stack([self.data.y[part.train].mean() for part in self.splits])[:, None]
-            stds = np.stack([self.data.y[part.train].std() for part in self.splits])[:, None]
-            y = ((y - means) / np.where(stds > 0, stds, 1.0)).astype(np.float32)
+            means, stds = self._target_scale
+            y = ((y - means) / stds).astype(np.float32)
         return torch.from_numpy(x), torch.from_numpy(y)
+
+    @cached_property
+    def _target_scale(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Mean and standard deviation of each replica's training target, (R, 1); every batch needs them."""
+        means = np.stack([self.data.y[part.train].mean() for part in self.splits])[:, None]
+        stds = np.stack([self.data.y[part.train].std() for part in self.splits])[:, None]
+        return means, np.where(stds > 0, stds, 1.0)
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
         """Return x and y of the "train", "validation" or "test" part of every replica."""

@@ -50,8 +50,7 @@ def measure(study: Study) -> Finding:
             "score": study.data.score_name,
         },
         summary=f"Every seed ends at {study.data.score_name} {study.goal():.3g} or better {_over(width['none'])} "
-        "without "
-        f"batch normalization, {_over(width['before'])} with it.",
+        f"without batch normalization, {_over(width['before'])} with it.",
         notes=(f"Counted on a grid: each usable rate stands for {stride:g} of a decade.",),
     )
 

@@ -16,7 +16,7 @@ def _activations(study: Study) -> tuple[str, ...]:
 
 
 def _sweep(study: Study, placement: Any, activation: str) -> list[Spec]:
-    """Share the runs of other claims where there are such; the steps compared lie far below either budget."""
+    """Share the runs of other claims where there are such; longer ones are compared as they stood at the budget."""
     shared = placement == "before" and activation != "relu"
     steps = study.settings.steps if shared else study.settings.short_steps
     return study.sweep(placement, activation=activation, steps=steps)
