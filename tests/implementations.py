@@ -54,22 +54,21 @@ def _by_kernel(namespace: Namespace, case: Case, training: bool) -> Result:
     if training:
         moments = kernel.moments(x, layout)
         using = statistics.of_batch(moments, EPSILON, xp)
-        observed = moments.mean + moments.mean_low, statistics.observed_variance(moments, case.estimator)
-        running_mean = statistics.updated(running_mean, observed[0], case.momentum)
-        running_var = statistics.updated(running_var, observed[1], case.momentum)
+        observed = statistics.observed(moments, case.estimator, xp)
+        running = statistics.Running(running_mean, running_var)
+        running_mean, running_var = statistics.remembered(running, observed, case.momentum, xp)[:2]
     else:
         using = statistics.of_running(running_mean, running_var, EPSILON, xp)
-    scale = statistics.forward_scale(using, gamma)
-    y = kernel.affine(x, using, scale, xp.zeros_like(scale) if d.beta is None else enter(d.beta))
+    beta = None if d.beta is None else enter(d.beta)
+    scale, shift = statistics.forward_scale(using, gamma), statistics.forward_shift(using, gamma, beta, xp)
+    y = kernel.affine(x, using, scale, shift)
     sum_dy, sum_dy_centred = kernel.backward_reduce(dy, x, layout, using)
-    coefficients = statistics.Coefficients(scale, xp.zeros_like(scale), xp.zeros_like(scale))
-    if training:
-        coefficients = statistics.backward_coefficients(using, scale, moments.count, sum_dy, sum_dy_centred)
+    coefficients = statistics.backward_coefficients(using, gamma, sum_dy, sum_dy_centred)
     dx = kernel.backward_elementwise(dy, x, using, coefficients)
     features = d.running_mean.shape
     dgamma, dbeta, mean, var = (
         to_numpy(a).reshape(features)
-        for a in (statistics.gamma_gradient(using, sum_dy_centred), sum_dy, running_mean, running_var)
+        for a in (statistics.gamma_gradient(using, sum_dy, sum_dy_centred), sum_dy, running_mean, running_var)
     )
     return Result(
         to_numpy(y), to_numpy(dx), None if gamma is None else dgamma, None if d.beta is None else dbeta, mean, var

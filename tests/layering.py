@@ -13,7 +13,7 @@ ROWS = [
     "study+batch_size+audit+surgery",
     "torch keras jax",
     "kernels",
-    "statistics+layout+conventions",
+    "statistics+layout+conventions+activations+renorm",
     "reference",
     "errors",
     PACKAGE,  # the package itself: its version, nothing else
@@ -25,6 +25,8 @@ OUTSIDE = {
     "statistics": set(),
     "layout": set(),
     "conventions": set(),
+    "activations": set(),
+    "renorm": set(),
     "reference": {"numpy"},
     "errors": set(),
     PACKAGE: {"numpy"},

@@ -12,17 +12,14 @@ class Mutant(NamedTuple):
     new: str
 
 
-BY_RUNNING = "        return by_running(input, (running_mean, running_var), weight, bias, layout, eps)\n"
-BY_BATCH = "by_batch(input, weight, bias, layout, eps)"
-
 MUTANTS = [
-    Mutant("biased for unbiased", "statistics.py", 'estimator == "unbiased"', 'estimator == "biased"'),
-    Mutant("never unbiased", "statistics.py", "(moments.count - bessel)", "moments.count"),
+    Mutant("biased for unbiased", "statistics.py", 'estimator == "biased"', 'estimator == "unbiased"'),
+    Mutant("never unbiased", "statistics.py", "(count - 1 if count > 1", "(count if count > 1"),
     Mutant(
         "epsilon outside the root in training",
         "statistics.py",
-        "xp.sqrt(variance(moments) + eps)",
-        "(xp.sqrt(variance(moments)) + eps)",
+        "xp.sqrt(variance(moments, xp) + eps)",
+        "(xp.sqrt(variance(moments, xp)) + eps)",
     ),
     Mutant(
         "epsilon outside the root in inference",
@@ -46,10 +43,10 @@ MUTANTS = [
     Mutant(
         "gamma's gradient from x not normalised",
         "statistics.py",
-        "sum_dy_centred * statistics.inv_std",
-        "sum_dy_centred",
+        "gradient = sum_dy_centred * forward_scale(statistics, None)",
+        "gradient = sum_dy_centred",
     ),
-    Mutant("merge ignores the counts", "statistics.py", "share = b.count / count", "share = 0.5"),
+    Mutant("merge ignores the counts", "statistics.py", "share = b.count / divisor(count, xp)", "share = 0.5"),
     Mutant("merge forgets the spread between", "statistics.py", " + delta * delta * (a.count * share)", ""),
     Mutant("merge drops the low part", "statistics.py", "(a.mean_low + delta_low * share) + ", "0.0 * delta_low + "),
     Mutant(
@@ -62,10 +59,15 @@ MUTANTS = [
     Mutant(
         "E[x²] − E[x]²",
         "kernels/eager.py",
-        "xp.sum(centred * centred, axis=plan.reduced, keepdims=True)",
-        "xp.sum(values * values, axis=plan.reduced, keepdims=True) - plan.count(x.shape) * mean * mean",
+        "total(centred * centred)",
+        "total(values * values) - n * mean * mean",
     ),
-    Mutant("mean_low dropped", "kernels/eager.py", "mean, m2, mean_low)", "mean, m2, 0.0 * mean_low)"),
+    Mutant(
+        "mean_low dropped",
+        "kernels/eager.py",
+        "total(centred * centred), mean_low)",
+        "total(centred * centred), 0.0 * mean_low)",
+    ),
     Mutant("centred once", "kernels/eager.py", "else high - statistics.mean_low", "else high"),
     Mutant(
         "mean folded into the shift",
@@ -82,30 +84,33 @@ MUTANTS = [
         "xp.sum(grad * _centred(x, statistics, xp)",
         "xp.sum(grad * working(x, xp)",
     ),
-    Mutant("inference by the batch", "torch/functional.py", BY_RUNNING, f"        return {BY_BATCH}[0]\n"),
+    Mutant(
+        "inference by the batch",
+        "torch/layers.py",
+        "return infer(inputs, recipe)",
+        "return train(inputs, recipe, self)[0]",
+    ),
     Mutant(
         "statistics updated in inference",
-        "torch/functional.py",
-        BY_RUNNING,
-        f"        remember(running_mean, running_var, {BY_BATCH}[1], momentum, running_variance)\n{BY_RUNNING}",
+        "torch/layers.py",
+        "            return infer(inputs, recipe)\n",
+        "            self._remember(train(inputs, recipe, self)[1])\n            return infer(inputs, recipe)\n",
     ),
     Mutant(
         "training formula in the backward of inference",
         "torch/normalize.py",
-        "    mean, var = (_kept(r, x, plan) for r in running)\n",
-        "    mean, var = (_kept(r, x, plan) for r in running)\n"
+        "    mean, var = _kept(inputs.mean, x, plan), _kept(inputs.var, x, plan)\n",
+        "    mean, var = _kept(inputs.mean, x, plan), _kept(inputs.var, x, plan)\n"
         "    of_batch = x.to(mean.dtype).mean(plan.reduced, keepdim=True)\n"
         "    mean = mean + (of_batch - of_batch.detach())\n",
     ),
     Mutant("second derivative with constant moments", "torch/normalize.py", "torch.is_grad_enabled()", "False"),
-    Mutant(
-        "one value per channel trains", "torch/functional.py", "layout.count(x.shape) == 1", "layout.count(x.shape) < 0"
-    ),
+    Mutant("one value per channel trains", "torch/check.py", "(size // groups) != 1", "(size // groups) != -1"),
     Mutant(
         "momentum set later unchecked",
-        "torch/functional.py",
-        "    if not isinstance(momentum, Tensor):\n        check_momentum(momentum)\n",
-        "",
+        "torch/layers.py",
+        "        check_options(self)\n        check_momentum(self.momentum)\n",
+        "        check_options(self)\n",
     ),
     Mutant(
         "momentum NaN passes",
@@ -116,19 +121,25 @@ MUTANTS = [
     Mutant("Keras' momentum taken for torch's", "conventions.py", "1.0 - written", "written"),
     Mutant(
         "running statistics rounded to 16 bits",
-        "torch/layers.py",
+        "torch/state.py",
         "self._keep_precision(before)",
         "self._keep_precision(self._statistics())",
     ),
     Mutant(
         "counted before a failure",
         "torch/layers.py",
-        "        y = batch_norm(\n            input,\n",
+        "        inputs, recipe = gather(",
         "        if self.training and self.num_batches_tracked is not None:\n"
         "            self.num_batches_tracked.add_(1)\n"
-        "        y = batch_norm(\n            input,\n",
+        "        inputs, recipe = gather(",
     ),
-    Mutant("empty batch counted", "torch/layers.py", " and input.numel() > 0", ""),
+    Mutant(
+        "empty batch counted",
+        "torch/layers.py",
+        "        if step is not None and running",
+        "        if step is None and training:\n            self.num_batches_tracked.add_(1)\n"
+        "        if step is not None and running",
+    ),
     Mutant("gradient of the reference without the mean", "reference.py", " + grad_mean / f.count", ""),
     Mutant(
         "speed upside down",

@@ -17,6 +17,10 @@ class DtypeError(BatchNormError, TypeError):
     """An array whose dtype cannot be normalised, such as integers."""
 
 
+class NonFiniteError(BatchNormError, FloatingPointError):
+    """A batch that holds inf or NaN, where `nonfinite="raise"`."""
+
+
 class MissingExtraError(ImportError):
     """A framework or library that an optional part of this package needs is not installed."""
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from batchnorm.errors import ArgumentError, ShapeError
 
@@ -17,6 +16,11 @@ class Plan:
     Between the two passes over the data every per-feature array has the *kept shape*: the input's rank, with 1 on the
     reduced axes. It broadcasts against the input as it is, and no pass needs to know where the features lie.
 
+    Attributes:
+        kept: The axes of features, and of groups.
+        reduced: The axes that moments are taken over.
+        group_axis: Of virtual batches; None where the batch is one.
+
     >>> p = plan(4, axis=1)
     >>> p.kept, p.reduced, p.count((32, 64, 56, 56)), p.kept_shape((32, 64, 56, 56))
     ((1,), (0, 2, 3), 100352, (1, 64, 1, 1))
@@ -24,6 +28,22 @@ class Plan:
 
     kept: tuple[int, ...]
     reduced: tuple[int, ...]
+    group_axis: int | None = None
+
+    @property
+    def batch_axis(self) -> int:
+        """Return the axis along which virtual batches split: the first that is reduced."""
+        return self.reduced[0]
+
+    def grouped(self) -> "Plan":
+        """Return the plan once the batch axis is split into (rows, groups): an axis more, kept, behind the batch axis.
+
+        >>> plan(3, axis=-1).grouped()
+        Plan(kept=(1, 3), reduced=(0, 2), group_axis=1)
+        """
+        at = self.batch_axis + 1
+        kept, reduced = (tuple(i + (i >= at) for i in axes) for axes in (self.kept, self.reduced))
+        return Plan(tuple(sorted((*kept, at))), reduced, at)
 
     def count(self, shape: Sequence[int]) -> int:
         """Return N, the number of values per feature."""
@@ -33,9 +53,19 @@ class Plan:
         """Return `shape` with 1 on every reduced axis."""
         return tuple(n if i in self.kept else 1 for i, n in enumerate(shape))
 
+    def feature_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Return the kept shape with 1 on the axis of groups too: that of γ and β, which all groups share."""
+        return tuple(n if i in self.kept and i != self.group_axis else 1 for i, n in enumerate(shape))
+
     def parameter_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of γ, β and the running statistics: (C,) for one axis, the kept shape for several."""
-        return (shape[self.kept[0]],) if len(self.kept) == 1 else self.kept_shape(shape)
+        features = [i for i in self.kept if i != self.group_axis]
+        if len(features) == 1:
+            return (shape[features[0]],)
+        return tuple(n for i, n in enumerate(self.feature_shape(shape)) if i != self.group_axis)
+
+
+_PLANS: dict[tuple[int, tuple[int, ...]], "Plan"] = {}  # functools.cache would make tracing compilers warn
 
 
 def normalise_axis(axis: Axis) -> tuple[int, ...]:
@@ -50,8 +80,7 @@ def normalise_axis(axis: Axis) -> tuple[int, ...]:
     return axes
 
 
-@lru_cache(maxsize=256)
-def _plan(rank: int, axes: tuple[int, ...]) -> Plan:
+def _planned(rank: int, axes: tuple[int, ...]) -> Plan:
     for a in axes:
         if not -rank <= a < rank:
             raise ShapeError(f"`axis` must lie in [{-rank}, {rank - 1}] for an input of rank {rank}, got {a}")
@@ -83,4 +112,8 @@ def plan(rank: int, axis: Axis) -> Plan:
     >>> plan(4, axis=(1, -1)).reduced
     (0, 2)
     """
-    return _plan(rank, normalise_axis(axis))
+    axes = normalise_axis(axis)
+    found = _PLANS.get((rank, axes))
+    if found is None:
+        found = _PLANS[rank, axes] = _planned(rank, axes)
+    return found

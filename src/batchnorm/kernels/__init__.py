@@ -1,6 +1,6 @@
 """The two passes over the data, the only code that has to be fast; one file a backend.
 
-Every backend offers the same four functions on the same shapes. Per-feature arrays have the kept shape (the rank of x,
+Every backend offers the same functions on the same shapes. Per-feature arrays have the kept shape (the rank of x,
 1 on the reduced axes) and the working precision: float32, or float64 for float64 input.
 """
 
@@ -11,7 +11,13 @@ from batchnorm.statistics import Array, Namespace
 __all__ = ["Kernel", "select"]
 
 
+_EAGER: dict[str, Kernel] = {}
+
+
 def select(x: Array, xp: Namespace) -> Kernel:
     """Return the fastest kernel that serves `x`; `Kernel.reason` says why no faster one does."""
     del x  # one backend so far, and it serves every array
-    return eager.kernel(xp)
+    found = _EAGER.get(xp.__name__)
+    if found is None:
+        found = _EAGER[xp.__name__] = eager.kernel(xp)
+    return found

@@ -3,11 +3,12 @@
 Written on an array namespace, without writing in place, so that autograd, vmap and tracing see through it.
 """
 
-from functools import cache, partial
+from functools import partial
 
+from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.kernels.interface import Kernel
 from batchnorm.layout import Plan
-from batchnorm.statistics import Array, Coefficients, Moments, Namespace, Statistics
+from batchnorm.statistics import Array, Coefficients, Moments, Namespace, Statistics, divisor
 
 
 def working(x: Array, xp: Namespace) -> Array:
@@ -21,39 +22,95 @@ def _centred(x: Array, statistics: Statistics, xp: Namespace) -> Array:
     return high if isinstance(statistics.mean_low, float) else high - statistics.mean_low
 
 
-def moments(xp: Namespace, x: Array, plan: Plan) -> Moments:
-    """Return (N, μ, Σ(x−μ)²), centring twice: the mean of what the first centring left is the low part of μ."""
-    values = working(x, xp)
-    mean = xp.mean(values, axis=plan.reduced, keepdims=True)
-    centred = values - mean
-    mean_low = xp.mean(centred, axis=plan.reduced, keepdims=True)
-    centred = centred - mean_low
-    m2 = xp.sum(centred * centred, axis=plan.reduced, keepdims=True)
-    return Moments(plan.count(x.shape), mean, m2, mean_low)
+def _where_weighted(weights: Array | None, values: Array, xp: Namespace) -> Array:
+    """Return the values, and 0 where the weight is zero: 0·x would not do where x is inf or NaN."""
+    return values if weights is None else xp.where(weights > 0, values, xp.zeros_like(values))
 
 
-def affine(xp: Namespace, x: Array, statistics: Statistics, scale: Array, shift: Array) -> Array:
-    """Return y = (x−μ)·scale + shift. Never scale·x + (shift − scale·μ): that cancels where |μ| ≫ σ."""
-    return xp.astype(_centred(x, statistics, xp) * scale + shift, x.dtype, copy=False)
+def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None) -> Moments:
+    """Return (N, μ, Σw(x−μ)²), centring twice: the mean of what the first centring left is the low part of μ."""
+
+    def total(values: Array) -> Array:
+        return xp.sum(values if weights is None else values * weights, axis=plan.reduced, keepdims=True)
+
+    count = plan.count(x.shape)
+    if weights is not None:  # they may be of size 1 along a reduced axis too
+        each = tuple(n if i in plan.reduced else weights.shape[i] for i, n in enumerate(x.shape))
+        count = xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
+    n = divisor(count, xp)
+    values = _where_weighted(weights, working(x, xp), xp)
+    mean = total(values) / n
+    centred = _where_weighted(weights, values - mean, xp)
+    mean_low = total(centred) / n
+    centred = _where_weighted(weights, centred - mean_low, xp)
+    return Moments(count, mean, total(centred * centred), mean_low)
 
 
-def backward_reduce(xp: Namespace, dy: Array, x: Array, plan: Plan, statistics: Statistics) -> tuple[Array, Array]:
-    """Return Σdy and Σdy·(x−μ)."""
-    grad = working(dy, xp)
-    sum_dy = xp.sum(grad, axis=plan.reduced, keepdims=True)
-    return sum_dy, xp.sum(grad * _centred(x, statistics, xp), axis=plan.reduced, keepdims=True)
+def affine(
+    xp: Namespace,
+    x: Array,
+    statistics: Statistics,
+    scale: Array,
+    shift: Array,
+    *,
+    residual: Array | None = None,
+    activation: str | None = None,
+) -> Array:
+    """Return y = act((x−μ)·scale + shift + residual).
+
+    Never scale·x + (shift − scale·μ): that cancels where |μ| ≫ σ.
+    """
+    z = _before_activation(xp, x, statistics, scale, shift, residual)
+    return xp.astype(activated(z, activation, xp), x.dtype, copy=False)
+
+
+def _before_activation(
+    xp: Namespace, x: Array, statistics: Statistics, scale: Array, shift: Array, residual: Array | None
+) -> Array:
+    z = _centred(x, statistics, xp) * scale + shift
+    return z if residual is None else z + working(residual, xp)
+
+
+def backward_activation(
+    xp: Namespace,
+    dy: Array,
+    x: Array,
+    statistics: Statistics,
+    scale: Array,
+    shift: Array,
+    *,
+    activation: str,
+    residual: Array | None = None,
+    y: Array | None = None,
+) -> Array:
+    """Return dz = dy·act'(z), in the working precision; z from y where its sign is enough, else computed again."""
+    z = _before_activation(xp, x, statistics, scale, shift, residual) if y is None else y
+    return working(dy, xp) * ACTIVATIONS[activation].derivative(z, xp)
+
+
+def backward_reduce(xp: Namespace, dz: Array, x: Array, plan: Plan, statistics: Statistics) -> tuple[Array, Array]:
+    """Return Σdz and Σdz·(x−μ)."""
+    grad = working(dz, xp)
+    sum_dz = xp.sum(grad, axis=plan.reduced, keepdims=True)
+    return sum_dz, xp.sum(grad * _centred(x, statistics, xp), axis=plan.reduced, keepdims=True)
 
 
 def backward_elementwise(
-    xp: Namespace, dy: Array, x: Array, statistics: Statistics, coefficients: Coefficients
+    xp: Namespace,
+    dz: Array,
+    x: Array,
+    statistics: Statistics,
+    coefficients: Coefficients,
+    weights: Array | None = None,
 ) -> Array:
-    """Return dx = dy·of_dy + (x−μ)·of_centred + constant."""
+    """Return dx = dz·of_dy + w·((x−μ)·of_centred + constant)."""
     of_dy, of_centred, constant = coefficients
-    dx = working(dy, xp) * of_dy + (_centred(x, statistics, xp) * of_centred + constant)
-    return xp.astype(dx, x.dtype, copy=False)
+    through_moments = _centred(x, statistics, xp) * of_centred + constant
+    if weights is not None:
+        through_moments = _where_weighted(weights, through_moments * weights, xp)
+    return xp.astype(working(dz, xp) * of_dy + through_moments, x.dtype, copy=False)
 
 
-@cache
 def kernel(xp: Namespace) -> Kernel:
     """Return the eager kernel over one array namespace."""
     return Kernel(
@@ -61,6 +118,7 @@ def kernel(xp: Namespace) -> Kernel:
         "framework operations: this version has no native kernel",
         partial(moments, xp),
         partial(affine, xp),
+        partial(backward_activation, xp),
         partial(backward_reduce, xp),
         partial(backward_elementwise, xp),
     )

@@ -1,16 +1,32 @@
-"""The layers: torch's classes by name, default, state_dict key and error, with an axis to choose."""
+"""The layers: torch's classes by name, default, state_dict key and error, with options that torch has not."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # how torch's tools find it
+from torch import Tensor, distributed, nn
 
-from batchnorm.conventions import TORCH, Estimator, check_epsilon, check_momentum, check_running_variance
-from batchnorm.errors import ArgumentError, ShapeError
+from batchnorm.conventions import TORCH, Estimator, check_momentum
+from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
-from batchnorm.torch.functional import batch_norm
+from batchnorm.renorm import Renorm
+from batchnorm.torch.naming import layer_name
+from batchnorm.torch.state import Remembering
+from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
+
+OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
+    "axis": TORCH.axis,
+    "activation": None,
+    "virtual_batch_size": None,
+    "renorm": None,
+    "adjustment": None,
+    "sync": False,
+    "process_group": None,
+    "running_variance": TORCH.running_variance,
+    "nonfinite": "skip",
+    "small_batch": "raise",
+}
 
 
 def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
@@ -26,11 +42,11 @@ def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
         )
 
 
-class BatchNorm(_BatchNorm):
+class BatchNorm(Remembering):
     """Batch normalization of an input of any rank ≥ 2, along any axis.
 
-    y = γ·(x−μ)/√(σ²+ε) + β, per feature. Training: μ and σ² (biased) of the batch, and the running statistics move by
-    s ← s + α·(batch − s), α = `momentum`. Inference: μ and σ² are the running ones.
+    y = act(γ·(x−μ)/√(σ²+ε) + β + residual), per feature. Training: μ and σ² (biased) of the batch, and the running
+    statistics move by s ← s + α·(batch − s), α = `momentum`. Inference: μ and σ² are the running ones.
 
     Args:
         num_features: C, the size of the input along `axis`. With several axes: the shape of the parameters, the
@@ -43,23 +59,39 @@ class BatchNorm(_BatchNorm):
         dtype: Of the parameters. Running statistics are float32 at least, also after `.half()` or `.bfloat16()`.
         bias: Whether β is learned, if `affine`.
         axis: The KEPT axis or axes, negatives allowed. -1 for (N, L, C).
+        activation: None, "relu", "leaky_relu", "silu", "gelu", "tanh" or "sigmoid".
+        virtual_batch_size: v, ghost batch normalization: training splits the batch of B into G = max(1, ⌊B/v⌋) groups,
+            sample i into group i mod G, and normalises each by its own moments; the running statistics take in the
+            means over the groups of μ and σ².
+        renorm: A `Renorm`: training follows the running statistics. Adds the buffers running_stddev, renorm_mean and
+            renorm_stddev; σ is the biased one, whatever `running_variance` says.
+        adjustment: `(shape) -> (scale, shift)`, broadcastable to the input: y = γ·(x̂·scale + shift) + β in training.
+        sync: One set of moments for all processes. In one process it changes nothing; in several it raises for now.
+        process_group: The processes of `sync`; all if None.
         running_variance: "unbiased" remembers σ²·N/(N−1), "biased" σ².
+        nonfinite: A batch with inf or NaN "skip"s the update of the running statistics and warns once, "raise"s, or
+            "propagate"s into them as in torch.
+        small_batch: One value per feature in training "raise"s, is normalised by the "running" statistics and not
+            counted, or is "allow"ed: x̂ = 0. With weights, "running" asks whether their sum exceeds 1.
 
     Shape: input (N, C, *) for axis=1, or any shape with C along `axis`; the output has the same shape and dtype.
 
     Raises:
-        ArgumentError: an option out of range, here or when the layer is called.
+        ArgumentError: an option out of range, or two that exclude one another, here or when the layer is called.
         DtypeError: a call with an input that is not floating point.
-        ShapeError: a call with the wrong rank or feature count, or one value per feature in training.
+        ShapeError: a call with the wrong rank, feature count or shape, or one value per feature in training.
+        NonFiniteError: a call under nonfinite="raise".
 
-    Source: Ioffe and Szegedy 2015.
+    Sources: Ioffe and Szegedy 2015; Hoffer, Hubara and Soudry 2017 for virtual batches; Ioffe 2017 for `renorm`.
 
     Differs:
-        torch.nn.BatchNorm*: axis 1 only; where |μ| ≫ σ it loses precision. Keras: axis −1, ε 1e-3, momentum 0.99 which
-        is 1−α, so 0.01 here. Flax: axis −1, momentum likewise; both remember the biased variance.
+        torch.nn.BatchNorm*: axis 1 and no options; where |μ| ≫ σ it loses precision. Keras: axis −1, ε 1e-3, momentum
+        0.99 which is 1−α, so 0.01 here. Flax: axis −1, momentum likewise; both remember the biased variance.
 
-    >>> layer = BatchNorm(16, axis=-1)
-    >>> layer(torch.randn(8, 20, 16)).shape  # (N, L, C), nothing transposed
+    >>> layer = BatchNorm(16, axis=-1, activation="relu")
+    >>> x, lengths = torch.randn(8, 20, 16), torch.arange(13, 21)
+    >>> mask = torch.arange(20) < lengths[:, None]  # (N, L): True where there is a sample, False where padding
+    >>> layer(x, weights=mask).shape  # (N, L, C), nothing transposed
     torch.Size([8, 20, 16])
     >>> BatchNorm(16, momentum=1.5)
     Traceback (most recent call last):
@@ -68,7 +100,6 @@ class BatchNorm(_BatchNorm):
 
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
-    running_variance: Estimator
 
     def __init__(
         self,
@@ -82,39 +113,48 @@ class BatchNorm(_BatchNorm):
         *,
         bias: bool = True,
         axis: Axis = TORCH.axis,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        adjustment: Adjustment | None = None,
+        sync: bool = False,
+        process_group: Any = None,
         running_variance: Estimator = TORCH.running_variance,
+        nonfinite: NonFinite = "skip",
+        small_batch: SmallBatch = "raise",
     ) -> None:
         """Create the layer; see the class for the arguments."""
         axes = normalise_axis(axis)
         _check_num_features(num_features, axes)
-        check_epsilon(eps)
         check_momentum(momentum)
-        check_running_variance(running_variance)
         features: Any = num_features if isinstance(num_features, int) else tuple(num_features)
         super().__init__(features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.axis = axes[0] if len(axes) == 1 else axes
-        self.running_variance = running_variance
-        self._keep_precision(self._statistics())
+        self.activation, self.virtual_batch_size, self.adjustment = activation, virtual_batch_size, adjustment
+        self.renorm, self.sync, self.process_group = renorm, sync, process_group
+        self.running_variance, self.nonfinite, self.small_batch = running_variance, nonfinite, small_batch
+        self._check()
+        self._add_buffers()
 
-    def _statistics(self) -> dict[str, Tensor]:
-        named = {"running_mean": self.running_mean, "running_var": self.running_var}
-        return {name: buffer for name, buffer in named.items() if buffer is not None}
+    def _check(self) -> None:
+        check_options(self)
+        check_momentum(self.momentum)
+        if self.renorm is not None:
+            if not isinstance(self.renorm, Renorm):
+                raise ArgumentError(f"`renorm` must be None or a Renorm, got {self.renorm!r}")
+            if not self.track_running_stats:
+                raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
 
-    def _keep_precision(self, before: dict[str, Tensor]) -> None:
-        """Where a cast has left running statistics in 16 bits, take them from `before` in float32."""
-        for name, now in self._statistics().items():
-            if now.dtype.itemsize < torch.float32.itemsize:
-                setattr(self, name, before[name].to(device=now.device, dtype=torch.float32))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BatchNorm":
-        before = self._statistics()
-        super()._apply(fn, recurse)
-        self._keep_precision(before)
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
+    def named_children(self) -> Iterator[tuple[str, nn.Module]]:
+        """Return no children; refuse `convert_sync_batchnorm`, which asks for them, where it would lose an option."""
+        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":  # pyright: ignore[reportPrivateUsage]
+            lost = [o for o in self._chosen() if not o.startswith(("sync=", "process_group="))]
+            if lost:
+                raise ArgumentError(
+                    f"{layer_name(self)}: torch's SyncBatchNorm would lose {', '.join(lost)} (keep this layer, and "
+                    "choose sync=True)"
+                )
+        return super().named_children()
 
     def _check_input_dim(self, input: Tensor) -> None:
         if self.ranks is not None and input.dim() not in self.ranks:
@@ -124,44 +164,89 @@ class BatchNorm(_BatchNorm):
                 "BatchNorm takes any rank"
             )
 
-    def _observation_weight(self) -> float | Tensor:
-        """Return α for the coming update: `momentum`, or 1/(t+1) where it is None."""
-        if self.momentum is not None or self.num_batches_tracked is None:
-            return 0.0 if self.momentum is None else self.momentum
-        return 1.0 / (self.num_batches_tracked + 1).to(torch.float32)
+    def _check_sync(self) -> None:
+        if not self.sync or not distributed.is_available() or not distributed.is_initialized():
+            return
+        size = distributed.get_world_size(self.process_group)
+        if size > 1:
+            raise BatchNormError(
+                f"`sync=True` over {size} processes is not built yet (torch.nn.SyncBatchNorm does it on GPUs; "
+                "sync=False normalises each process's own batch)"
+            )
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise `input`; in training, move the running statistics by one step."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Normalise `input`; in training, move the running statistics by one step.
+
+        Args:
+            input: x, with C along `axis`.
+            residual: Added before the activation; the shape of `input`.
+            weights: Bool mask, or weights ≥ 0, of the samples: broadcastable to `input` without its axes of features
+                (or in its full rank, with 1 there). Statistics are those of every sample repeated `weights` times; at
+                weight 0 it is as if it were not there, though its output is still normalised. Not checked for
+                negative values, which would wait for the device; no gradient.
+
+        Returns:
+            y, in the shape and dtype of `input`.
+
+        >>> layer = BatchNorm(2, activation="relu")
+        >>> x, skip = torch.randn(4, 2, 8), torch.randn(4, 2, 8)
+        >>> bool((layer(x, residual=skip) >= 0).all())
+        True
+        >>> layer(x, weights=torch.tensor([1, 1, 2, 0])[:, None]).shape  # one weight a sample: (4, 1) against (4, 8)
+        torch.Size([4, 2, 8])
+        """
+        try:
+            return self._normalise(input, residual, weights)
+        except BatchNormError as error:
+            error.args = (f"{layer_name(self)}: {error}",)
+            raise
+
+    def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
         if isinstance(input, Tensor):
             self._check_input_dim(input)
-        by_batch = self.training or self.running_mean is None
-        uses_running = self.track_running_stats if self.training else not by_batch
-        y = batch_norm(
-            input,
-            self.running_mean if uses_running else None,
-            self.running_var if uses_running else None,
-            self.weight,
-            self.bias,
-            by_batch,
-            self._observation_weight(),
-            self.eps,
-            axis=self.axis,
-            running_variance=self.running_variance,
-        )
-        moved = self.training and self.track_running_stats and input.numel() > 0
-        if moved and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        self._check()
+        fixed = self.frozen or self.by_running > 0
+        training = self.training and not fixed
+        by_batch = training or (self.running_mean is None and not fixed)
+        running, clips = None, ()
+        if self.track_running_stats if training else not by_batch:
+            running, at = self._seen(again=training and (self.renorm is not None or weights is not None))
+            clips = () if self.renorm is None or not training else self._clips(at)
+        mean, var = (None, None) if running is None else running[:2]
+        named: dict[str, Tensor | None] = {
+            "running_mean": mean,
+            "running_var": var,
+            "weight": self.weight,
+            "bias": self.bias,
+        }
+        inputs, recipe = gather(input, named, self, residual, weights)
+        if not by_batch:
+            return infer(inputs, recipe)
+        self._check_sync()
+        if running is not None and clips:
+            rmin, rmax, dmax = clips
+            mean, stddev = (s if s is None else s.clone() for s in running[3:])  # these move before the backward
+            inputs = inputs._replace(renorm_mean=mean, renorm_stddev=stddev, rmin=rmin, rmax=rmax, dmax=dmax)
+        y, step = train(inputs, recipe, self)
+        if step is not None and running is not None and training and self._moves():
+            self._remember(step)
         return y
 
+    def _clips(self, step: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return rmin, rmax and dmax at this step, as 0-d tensors."""
+        if self.renorm is None or step is None:
+            return ()
+        return tuple(None if c is None else torch.as_tensor(c, device=step.device) for c in self.renorm.clips(step))
+
+    def _chosen(self) -> list[str]:
+        """Return the options that differ from their defaults, as they are written."""
+        chosen = {name: getattr(self, name) for name, default in OPTIONS.items() if getattr(self, name) != default}
+        return [f"{name}={value!r}" for name, value in chosen.items()] + ["frozen=True"] * self.frozen
+
     def extra_repr(self) -> str:
-        """Return torch's description, with the options that differ from its own."""
-        options: list[tuple[str, Any, Any]] = [
-            ("axis", self.axis, TORCH.axis),
-            ("running_variance", self.running_variance, TORCH.running_variance),
-        ]
-        return ", ".join(
-            [super().extra_repr(), *(f"{name}={value!r}" for name, value, plain in options if value != plain)]
-        )
+        """Return torch's description, with the options that differ from its own, and the batches skipped so far."""
+        skipped = [f"nonfinite_batches={self.skipped()}"] if self.skipped() else []
+        return ", ".join([super().extra_repr(), *self._chosen(), *skipped])
 
 
 class BatchNorm1d(BatchNorm):
@@ -169,7 +254,8 @@ class BatchNorm1d(BatchNorm):
 
     >>> BatchNorm1d(3)(torch.randn(4, 3, 5, 5))
     Traceback (most recent call last):
-    batchnorm.errors.ShapeError: expected 2D or 3D input (got 4D input of shape (4, 3, 5, 5)); BatchNorm takes any rank
+    batchnorm.errors.ShapeError: BatchNorm1d: expected 2D or 3D input (got 4D input of shape (4, 3, 5, 5)); \
+BatchNorm takes any rank
     """
 
     ranks = (2, 3)

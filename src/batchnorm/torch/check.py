@@ -1,0 +1,95 @@
+"""What a call must be given: every error that names a tensor or an option, before anything changes."""
+
+from typing import Any
+
+from torch import Tensor
+
+from batchnorm.errors import ArgumentError, DtypeError, ShapeError
+from batchnorm.layout import Axis, Plan, plan
+from batchnorm.torch.normalize import working_dtype
+
+
+def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
+    """Return the plan for x, or raise naming what does not fit: dtype, rank, or the feature count of an argument.
+
+    Raises:
+        DtypeError: if x is not a floating-point tensor.
+        ShapeError: if the rank of x does not admit `axes`, or an argument in `named` has not one number per feature.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise DtypeError(f"`input` must be a floating-point tensor, got {got} (call `.float()` on it first)")
+    if x.ndim < 2:
+        raise ShapeError(
+            f"`input` must have rank ≥ 2, the features and something to reduce over, got shape {tuple(x.shape)} "
+            "(`.unsqueeze(0)` adds a batch axis)"
+        )
+    layout = plan(x.ndim, axes)
+    expected = layout.parameter_shape(x.shape)
+    for name, value in named.items():
+        if value is not None and tuple(value.shape) != expected:
+            raise ShapeError(
+                f"`{name}` must have shape {expected} for an input of shape {tuple(x.shape)} with axis={axes}, "
+                f"got {tuple(value.shape)} (`axis` names the kept axes)"
+            )
+    return layout
+
+
+def check_residual(residual: Any, x: Tensor) -> Tensor:
+    """Return the residual, or raise unless it is a floating-point tensor of the shape of x."""
+    if not isinstance(residual, Tensor) or not residual.is_floating_point():
+        got = residual.dtype if isinstance(residual, Tensor) else type(residual).__name__
+        raise DtypeError(f"`residual` must be a floating-point tensor, got {got}")
+    if residual.shape != x.shape:
+        raise ShapeError(
+            f"`residual` must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)} "
+            "(`.expand_as(input)` repeats it)"
+        )
+    return residual
+
+
+def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
+    """Return the weights in the rank of x, 1 on the axes of features, in the working precision; or raise.
+
+    Raises:
+        DtypeError: if they are not a tensor of booleans or real numbers.
+        ShapeError: if they do not broadcast to the shape of x without its axes of features.
+        ArgumentError: if they want a gradient.
+    """
+    if not isinstance(weights, Tensor) or weights.is_complex():
+        got = weights.dtype if isinstance(weights, Tensor) else type(weights).__name__
+        raise DtypeError(f"`weights` must be a tensor, a bool mask or numbers ≥ 0, got {got}")
+    if weights.requires_grad:
+        raise ArgumentError("`weights` carry no gradient, got a tensor that requires one (`.detach()` it)")
+    sizes = [n for i, n in enumerate(x.shape) if i in layout.reduced]
+    own = list(weights.shape)
+    if len(own) == x.ndim and all(own[i] == 1 for i in layout.kept):
+        own = [own[i] for i in layout.reduced]
+    if len(own) > len(sizes) or any(n not in (1, size) for n, size in zip(own[::-1], sizes[::-1], strict=False)):
+        raise ShapeError(
+            f"`weights` must broadcast to {tuple(sizes)}, the input's shape {tuple(x.shape)} without its axes of "
+            f"features, got shape {tuple(weights.shape)} (one weight a sample: shape "
+            f"{tuple(n if i == 0 else 1 for i, n in enumerate(sizes))})"
+        )
+    left = iter([1] * (len(sizes) - len(own)) + own)
+    full = [next(left) if i in layout.reduced else 1 for i in range(x.ndim)]
+    return weights.detach().reshape(full).to(working_dtype(x.dtype))
+
+
+def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
+    """Return whether each feature, in each group, is seen more than once."""
+    size = x.shape[layout.batch_axis]
+    return (layout.count(x.shape) // size) * (size // groups) != 1
+
+
+def silence(x: Tensor, weights: Tensor) -> Tensor:
+    """Return x with 0 for inf and NaN where the weight is zero: padding must not reach a gradient."""
+    return x.masked_fill((weights == 0) & ~x.isfinite(), 0.0)
+
+
+def check_groups(virtual_batch_size: Any) -> None:
+    """Raise unless the size of virtual batches is None or a positive int."""
+    if virtual_batch_size is None:
+        return
+    if not isinstance(virtual_batch_size, int) or isinstance(virtual_batch_size, bool) or virtual_batch_size < 1:
+        raise ArgumentError(f"`virtual_batch_size` must be None or an int ≥ 1, got {virtual_batch_size!r}")

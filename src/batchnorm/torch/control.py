@@ -1,0 +1,222 @@
+"""Whole models at once: which statistics their layers normalise by, and whether and when these move."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from batchnorm.errors import ArgumentError
+from batchnorm.torch.layers import BatchNorm
+
+
+def _layers(model: Any) -> dict[str, BatchNorm]:
+    """Return the layers of a model by name, each once however often it is used; or raise."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    named = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    foreign = [f"{name} ({type(m).__name__})" for name, m in named.items() if not isinstance(m, BatchNorm)]
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise ArgumentError(
+            f"`model` has layers that are not of batchnorm.torch: {', '.join(foreign[:3])}{more} (build it with "
+            "BatchNorm1d, 2d or 3d from there; the checkpoints fit)"
+        )
+    layers = {name: m for name, m in named.items() if isinstance(m, BatchNorm)}
+    if not layers:
+        raise ArgumentError(f"`model` has no batch normalization, got {type(model).__name__}")
+    return layers
+
+
+class frozen:  # noqa: N801  # used like a function
+    """Freeze every batch normalization of a model: running statistics, no updates, γ and β fixed.
+
+    `with frozen(model):` for a while, `frozen(model).apply()` for good, until `frozen(model).undo()`. It survives
+    `model.train()`, copies and pickles. Parameters keep their identity, so an optimizer stays valid; their gradients
+    are put aside, so that it does not move them either. Undoing brings all back.
+
+    Raises:
+        ArgumentError: if the model has no layer of `batchnorm.torch`, one of torch's own, or one that keeps no
+            running statistics.
+
+    Differs:
+        `layer.eval()` is undone by the next `model.train()`, and lets γ and β learn. In Keras this is trainable=False.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), BatchNorm(3))
+    >>> _ = frozen(model).apply()
+    >>> _ = model.train()(torch.randn(8, 2))
+    >>> model[1].num_batches_tracked.item(), [p.requires_grad for p in model[1].parameters()]
+    (0, [False, False])
+    >>> _ = frozen(model).undo()
+    >>> [p.requires_grad for p in model[1].parameters()]
+    [True, True]
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._all = _layers(model)
+        for name, layer in self._all.items():
+            if layer.running_mean is None:
+                raise ArgumentError(f"{name} keeps no running statistics to be frozen to (track_running_stats=False)")
+        self._by_this: list[BatchNorm] = []
+
+    def apply(self) -> "frozen":
+        """Freeze for good; layers that are frozen already stay as they are."""
+        self._by_this = [layer for layer in self._all.values() if not layer.frozen]
+        for layer in self._by_this:
+            layer.freeze()
+        return self
+
+    def undo(self) -> "frozen":
+        """Thaw every layer of the model, whoever has frozen it."""
+        for layer in self._all.values():
+            layer.thaw()
+        return self
+
+    def __enter__(self) -> "frozen":
+        return self.apply()
+
+    def __exit__(self, *_: object) -> None:
+        for layer in self._by_this:
+            layer.thaw()
+
+
+@contextmanager
+def hold_statistics(model: nn.Module) -> Generator[None]:
+    """Normalise by the batch, as in training, without moving any running statistic.
+
+    For the forwards that a step makes beside its first one: SAM, adversarial examples, a GAN's other half.
+
+    >>> layer = BatchNorm(3)
+    >>> with hold_statistics(layer):
+    ...     _ = layer(torch.randn(8, 3))
+    >>> layer.num_batches_tracked.item()
+    0
+    """
+    layers = list(_layers(model).values())
+    for layer in layers:
+        layer.held += 1
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.held -= 1
+
+
+@contextmanager
+def use_running(model: nn.Module) -> Generator[None]:
+    """Normalise by the running statistics, which do not move, while γ, β and the rest of the model train.
+
+    >>> layer = BatchNorm(3)
+    >>> with use_running(layer):
+    ...     y = layer(torch.ones(8, 3))
+    >>> y[0, 0].item(), layer.num_batches_tracked.item()  # (1 − 0)/√(1 + 1e-5)
+    (0.9999949932098389, 0)
+    """
+    named = _layers(model)
+    for name, layer in named.items():
+        if layer.running_mean is None:
+            raise ArgumentError(f"{name} keeps no running statistics to use (track_running_stats=False)")
+    for layer in named.values():
+        layer.by_running += 1
+    try:
+        yield
+    finally:
+        for layer in named.values():
+            layer.by_running -= 1
+
+
+class transaction:  # noqa: N801  # used like a function
+    """Take back what a step does to the running statistics, if it fails or is not wanted.
+
+    They are restored, to the bit, if the block raises or `rollback()` is called in it or after it: for a step that
+    GradScaler skips, say. Layers that `accumulate` collects for forget what they have collected in the block.
+
+    >>> layer = BatchNorm(3)
+    >>> with transaction(layer) as step:
+    ...     _ = layer(torch.randn(8, 3))
+    ...     step.rollback()
+    >>> layer.num_batches_tracked.item(), layer.running_mean.tolist()
+    (0, [0.0, 0.0, 0.0])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = list(_layers(model).values())
+        self._before: list[tuple[dict[str, Tensor], int]] = []
+
+    def __enter__(self) -> "transaction":
+        self._before = [
+            ({name: b.clone() for name, b in layer.named_buffers()}, len(layer.collected or ()))
+            for layer in self._layers
+        ]
+        return self
+
+    @torch.no_grad()
+    def rollback(self) -> None:
+        """Restore the running statistics of when the block was entered."""
+        for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
+            for name, now in layer.named_buffers():
+                now.copy_(buffers[name])
+            if layer.collected is not None:
+                del layer.collected[collected:]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.rollback()
+
+
+@contextmanager
+def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
+    """Move the running statistics once for several micro-batches, by their merged moments: those of one big batch.
+
+    Each micro-batch is still normalised by its own moments. With virtual batches it is the mean over all groups of all
+    micro-batches that is remembered. If the block raises, what is not yet remembered is dropped.
+
+    Args:
+        model: A model with layers of `batchnorm.torch`.
+        steps: Move after every so many calls of `model` in training; None: once, at the end of the block. What is left
+            at the end of the block moves them once more.
+
+    Raises:
+        ArgumentError: if `steps` is not a positive int, the model has no such layers, or accumulates already.
+
+    >>> layer, x = BatchNorm(3, momentum=1.0), torch.randn(64, 3)
+    >>> with accumulate(layer):
+    ...     for micro_batch in x.split(2):
+    ...         _ = layer(micro_batch)
+    >>> bool(torch.isclose(layer.running_var, x.var(0)).all()), layer.num_batches_tracked.item()
+    (True, 1)
+    """
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool) or steps < 1):
+        raise ArgumentError(f"`steps` must be None or an int ≥ 1, got {steps!r}")
+    named = _layers(model)
+    for name, layer in named.items():
+        if layer.collected is not None:
+            raise ArgumentError(f"{name} accumulates already: one `accumulate` cannot stand in another")
+    layers = list(named.values())
+    calls = seen = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls, seen
+        now = sum(len(layer.collected or ()) for layer in layers)
+        calls, seen = calls + (now > seen), now  # a call that has collected nothing is no micro-batch
+        if calls == steps:
+            for layer in layers:
+                layer.settle()
+            calls = seen = 0
+
+    handle = model.register_forward_hook(count)
+    for layer in layers:
+        layer.collected = []
+    try:
+        yield
+        for layer in layers:
+            layer.settle()
+    finally:
+        handle.remove()
+        for layer in layers:
+            layer.collected = None

@@ -1,0 +1,197 @@
+"""What a layer remembers: its buffers, how they move, and how they survive casts, checkpoints and bad batches."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # how torch's tools find it
+
+from batchnorm.conventions import Estimator
+from batchnorm.renorm import Renorm
+from batchnorm.statistics import Running
+from batchnorm.torch.naming import layer_name
+from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
+
+RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
+
+
+def in_backward() -> bool:
+    """Return whether this runs inside a backward pass: a forward there repeats one that has been counted."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+
+
+class Remembering(_BatchNorm):
+    """The part of `BatchNorm` that holds the running statistics."""
+
+    renorm: Renorm | None
+    nonfinite: NonFinite
+    running_variance: Estimator
+    nonfinite_batches: Tensor | None
+    frozen: bool = False
+    held: int = 0  # how many `hold_statistics` are open
+    by_running: int = 0  # how many `use_running` are open
+    collected: list[Step] | None = None  # by an open `accumulate`
+    _found: Running | None = None  # what the last batch has found, for a forward that is repeated in the backward
+    _found_step: Tensor | None = None
+    _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
+    _warned: bool = False
+
+    def _add_buffers(self) -> None:
+        mean = self.running_mean
+        skipped = None if mean is None else torch.zeros((), dtype=torch.long, device=mean.device)
+        self.register_buffer("nonfinite_batches", skipped, persistent=False)
+        for name in RENORM_BUFFERS:
+            self.register_buffer(name, None if mean is None or self.renorm is None else torch.empty_like(mean))
+        self._keep_precision(self._statistics())
+        self._reset_renorm()
+
+    @torch.no_grad()
+    def _reset_renorm(self) -> None:
+        for name, value in self._renorm_start(self.running_mean, self.running_var).items():
+            getattr(self, name).copy_(value)
+
+    def _renorm_start(self, mean: Tensor | None, var: Tensor | None) -> dict[str, Tensor]:
+        """Return where renormalization starts, from the running statistics of a plain layer."""
+        if self.renorm is None or mean is None or var is None:
+            return {}
+        return dict(zip(RENORM_BUFFERS, (var.sqrt(), mean, var.sqrt()), strict=True))
+
+    def reset_running_stats(self) -> None:
+        """Forget every batch: mean 0, variance 1, nothing counted."""
+        super().reset_running_stats()
+        if self._buffers.get("nonfinite_batches") is not None:  # absent while torch's own constructor runs
+            self._buffers["nonfinite_batches"].zero_()  # pyright: ignore[reportOptionalMemberAccess]
+            self._reset_renorm()
+
+    def _statistics(self) -> dict[str, Tensor]:
+        names = ("running_mean", "running_var", *RENORM_BUFFERS)
+        return {name: b for name in names if (b := self._buffers.get(name)) is not None}
+
+    def _keep_precision(self, before: dict[str, Tensor]) -> None:
+        """Where a cast has left running statistics in 16 bits, take them from `before` in float32."""
+        for name, now in self._statistics().items():
+            if now.dtype.itemsize < torch.float32.itemsize:
+                setattr(self, name, before[name].to(device=now.device, dtype=torch.float32))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Remembering":
+        before = self._statistics()
+        super()._apply(fn, recurse)
+        self._keep_precision(before)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
+        for name, value in self._renorm_start(mean, var).items():  # a plain layer's checkpoint has none
+            state_dict.setdefault(prefix + name, value)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._warn_of_nonfinite()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def train(self, mode: bool = True) -> "Remembering":
+        """Set the mode; a frozen layer goes on normalising by its running statistics."""
+        self._warn_of_nonfinite()
+        super().train(mode)
+        return self
+
+    def _running(self) -> Running:
+        return Running(*(self._buffers.get(n) for n in ("running_mean", "running_var", *RENORM_BUFFERS)))
+
+    def _seen(self, *, again: bool) -> tuple[Running, Tensor | None]:
+        """Return the running statistics and the step to train with; where `again`, those the first forward had.
+
+        Only what trains by running statistics, renormalization and batches of weight zero, sees a difference.
+        """
+        if again and in_backward() and self._found is not None:
+            return self._found, self._found_step
+        running, step = self._running(), self.num_batches_tracked
+        self._found = None
+        if again and self._moves():
+            self._found = Running(*(None if b is None else b.clone() for b in running))
+            self._found_step = None if step is None else step.clone()
+        return running, step
+
+    def freeze(self) -> None:
+        """Normalise by the running statistics from now on, whatever the mode, and stop γ and β; see `frozen`."""
+        if not self.frozen:
+            self.frozen = True
+            self._thawed = {name: (p.requires_grad, p.grad) for name, p in self.named_parameters()}
+            for parameter in self.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        if self._thawed is not None:
+            self.frozen = False
+            for name, parameter in self.named_parameters():
+                requires_grad, parameter.grad = self._thawed[name]
+                parameter.requires_grad_(requires_grad)
+            self._thawed = None
+
+    def _moves(self) -> bool:
+        return self.track_running_stats and not self.held and not in_backward()
+
+    def _observation_weight(self) -> float | Tensor:
+        """Return α for the coming update: `momentum`, or 1/(t+1) where it is None."""
+        if self.momentum is not None or self.num_batches_tracked is None:
+            return 0.0 if self.momentum is None else self.momentum
+        return 1.0 / (self.num_batches_tracked + 1).to(torch.float32)
+
+    def _remember(self, step: Step) -> None:
+        """Move the running statistics by one batch, or put it aside while batches are accumulated."""
+        good = None if self.nonfinite == "propagate" else finite(step)
+        if self.collected is None:
+            self._move(step, good)
+        else:
+            self.collected.append(step if good is None else unless(good, step))
+        if good is not None and self.nonfinite_batches is not None:
+            self.nonfinite_batches.add_(good.logical_not())
+            if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
+                self._warn_of_nonfinite()
+
+    def _move(self, step: Step, good: Tensor | None) -> None:
+        renorm = None if self.renorm is None else (self.renorm.momentum, self.eps)
+        moved = remember(
+            self._running(),
+            step,
+            self._observation_weight(),
+            estimator=self.running_variance,
+            good=good,
+            renorm=renorm,
+        )
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1 if moved is None else moved)
+
+    def settle(self) -> None:
+        """Move the running statistics once, by all batches that `accumulate` has put aside."""
+        steps, self.collected = self.collected, []
+        if steps:
+            self._move(merged(steps), None)
+
+    def skipped(self) -> int:
+        """Return how many batches with inf or NaN have been skipped; 0 where that cannot be read now."""
+        if self.nonfinite_batches is None or self.nonfinite_batches.is_meta or torch.compiler.is_compiling():
+            return 0
+        try:
+            return int(self.nonfinite_batches)
+        except RuntimeError:  # a tracer's tensor, or one of many under vmap, has no number to read
+            return 0
+
+    def _warn_of_nonfinite(self) -> None:
+        count = 0 if self._warned else self.skipped()
+        if count:
+            self._warned = True
+            batches = "1 batch" if count == 1 else f"{count} batches"
+            warnings.warn(
+                f"{layer_name(self)}: {batches} with inf or NaN left the running statistics untouched "
+                '(said once; nonfinite="raise" stops at the first)',
+                RuntimeWarning,
+                stacklevel=2,
+            )
