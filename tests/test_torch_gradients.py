@@ -101,7 +101,6 @@ def test_jacrev_equals_a_row_of_gradients_for_each_output() -> None:
     assert_close(to_numpy(jacobian).reshape(12, 4, 3), to_numpy(torch.stack(rows)), "float64")
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function:UserWarning")
 @pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # by torch.compile itself
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_one_graph_holds_the_training_step(momentum: float | None) -> None:

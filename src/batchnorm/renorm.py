@@ -66,7 +66,7 @@ class Renorm:
     output is that of inference.
 
     Attributes:
-        rmin: Least r; None: no bound. A number, or a function of the step (a 0-d integer array).
+        rmin: Least r; None: no bound. A number, or a function of the step (a 0-d array).
         rmax: Largest r, likewise.
         dmax: Largest |d|, likewise.
         momentum: α of M and S, the weight of the NEW observation: s ← s + α·(batch − s).

@@ -99,7 +99,7 @@ class Coefficients(NamedTuple):
 
 
 def _is_number(count: Array) -> bool:
-    return not hasattr(count, "dtype")  # an int, a float, or the symbol of one while a framework traces
+    return not hasattr(type(count), "dtype")  # an int, a float, or the symbol of one while a framework traces
 
 
 def divisor(count: Array, xp: Namespace) -> Array:

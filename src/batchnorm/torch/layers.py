@@ -12,6 +12,7 @@ from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
 from batchnorm.torch.naming import layer_name
+from batchnorm.torch.snapshot import snapshot
 from batchnorm.torch.state import Remembering
 from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
 
@@ -225,7 +226,7 @@ class BatchNorm(Remembering):
         self._check_sync()
         if running is not None and clips:
             rmin, rmax, dmax = clips
-            mean, stddev = (s if s is None else s.clone() for s in running[3:])  # these move before the backward
+            mean, stddev = (s if s is None else snapshot(s) for s in running[3:])
             inputs = inputs._replace(renorm_mean=mean, renorm_stddev=stddev, rmin=rmin, rmax=rmax, dmax=dmax)
         y, step = train(inputs, recipe, self)
         if step is not None and running is not None and training and self._moves():
@@ -234,9 +235,11 @@ class BatchNorm(Remembering):
 
     def _clips(self, step: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return rmin, rmax and dmax at this step, as 0-d tensors."""
-        if self.renorm is None or step is None:
+        if self.renorm is None or step is None or self.running_mean is None:
             return ()
-        return tuple(None if c is None else torch.as_tensor(c, device=step.device) for c in self.renorm.clips(step))
+        dtype, device = self.running_mean.dtype, self.running_mean.device
+        clips = self.renorm.clips(snapshot(step).to(dtype))
+        return tuple(None if c is None else torch.as_tensor(c, dtype=dtype, device=device) for c in clips)
 
     def _chosen(self) -> list[str]:
         """Return the options that differ from their defaults, as they are written."""

@@ -112,7 +112,7 @@ class Remembering(_BatchNorm):
             return self._found, self._found_step
         running, step = self._running(), self.num_batches_tracked
         self._found = None
-        if again and self._moves():
+        if again and self._moves() and not torch.compiler.is_compiling():
             self._found = Running(*(None if b is None else b.clone() for b in running))
             self._found_step = None if step is None else step.clone()
         return running, step

@@ -17,6 +17,7 @@ from batchnorm.layout import Axis, Plan
 from batchnorm.statistics import Moments, Observed, Running
 from batchnorm.torch.check import check_count, check_groups, check_input, check_residual, check_weights, silence
 from batchnorm.torch.normalize import Inputs, Recipe, adjusted, by_batch, by_groups, by_running
+from batchnorm.torch.snapshot import snapshot
 
 NonFinite = Literal["skip", "raise", "propagate"]
 SmallBatch = Literal["raise", "running", "allow"]
@@ -130,24 +131,27 @@ def train(inputs: Inputs, recipe: Recipe, options: Any) -> tuple[Tensor, Step | 
             f'`input` of shape {tuple(x.shape)} holds inf or NaN, or its variance overflows (nonfinite="skip" leaves '
             "the running statistics untouched and goes on)"
         )
-    return y, _step(moments, plan, tuple(x.shape), groups if groups > 1 else None)
+    return y, _step(moments, plan, tuple(x.shape), grouped=groups > 1)
 
 
 def _constants(inputs: Inputs) -> Inputs:
     """Return the inputs with copies of the running statistics that the backward reads again: they move before that."""
     if inputs.weights is None or inputs.mean is None or inputs.var is None:
         return inputs._replace(mean=None, var=None)
-    return inputs._replace(mean=inputs.mean.clone(), var=inputs.var.clone())
+    return inputs._replace(mean=snapshot(inputs.mean), var=snapshot(inputs.var))
 
 
-def _step(moments: Moments, plan: Plan, shape: tuple[int, ...], groups: int | None) -> Step:
+def _step(moments: Moments, plan: Plan, shape: tuple[int, ...], *, grouped: bool) -> Step:
     features = plan.parameter_shape(shape)
-    leading = () if groups is None else (groups,)
-    mean, m2, mean_low = (a.reshape(leading + features) for a in (moments.mean, moments.m2, moments.mean_low))
-    count = moments.count
+
+    def tidy(a: Tensor, *features: int) -> Tensor:
+        a = a.movedim(plan.batch_axis + 1, 0) if grouped else a
+        return a.reshape(*a.shape[:grouped], *features)
+
+    count, *arrays = moments.count, moments.mean, moments.m2, moments.mean_low
     if isinstance(count, Tensor):
-        count = count.reshape(leading + (1,) * len(features))
-    return Step(Moments(count, mean, m2, mean_low), groups is not None)
+        count = tidy(count, *(1 for _ in features))
+    return Step(Moments(count, *(tidy(a, *features) for a in arrays)), grouped)
 
 
 def finite(step: Step) -> Tensor:

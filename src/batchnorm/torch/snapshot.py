@@ -1,0 +1,24 @@
+"""A copy of a buffer that a compiler may not take apart.
+
+A training step reads a running statistic, normalises by it, and moves it. A compiler that computes the backward's
+intermediates again, from the buffer as it is by then, gets other gradients (torch 2.13: silently with the backend
+"aot_eager", with an error from autograd with "inductor"). What an opaque operator returns is kept instead.
+"""
+
+import torch
+from torch import Tensor
+
+
+@torch.library.custom_op("batchnorm::snapshot", mutates_args=())
+def _opaque(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+@_opaque.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def snapshot(x: Tensor) -> Tensor:
+    """Return a copy of x as it is now, which stays so in the backward."""
+    return _opaque(x) if torch.compiler.is_compiling() else x.clone()

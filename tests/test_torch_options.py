@@ -1,0 +1,477 @@
+"""The options, alone and in any combination, against truths that know nothing of how the layer works."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.autograd import gradcheck, gradgradcheck
+
+import truth
+from batchnorm.errors import ArgumentError, DtypeError, ShapeError
+from batchnorm.torch import BatchNorm, BatchNorm2d, Ramp, Renorm, batch_norm
+from namespaces import to_numpy
+from regimes import parameter_shape
+from tolerance import assert_close
+
+EPSILON = 1e-5
+LAYOUTS: list[tuple[tuple[int, ...], int | tuple[int, ...]]] = [
+    ((9, 3), 1),
+    ((5, 3, 4), 1),
+    ((5, 4, 3), -1),
+    ((4, 3, 2, 3), 1),
+    ((3, 4, 2, 3), -1),
+    ((4, 3, 3, 2), (1, -1)),
+    ((2, 6, 3), (0, 2)),
+]
+layouts = pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
+ACTIVATIONS = [a for a in truth.ACTIVATIONS if a]
+
+
+def kept(rank: int, axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(a % rank for a in ((axis,) if isinstance(axis, int) else axis)))
+
+
+def normal(shape: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def without_features(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for i, n in enumerate(shape) if i not in kept(len(shape), axis))
+
+
+def layer_for(shape: tuple[int, ...], axis: int | tuple[int, ...], **options: Any) -> BatchNorm:
+    features: Any = parameter_shape(shape, axis) if isinstance(axis, tuple) else shape[axis]
+    layer = BatchNorm(features, axis=axis, **options).double()
+    with torch.no_grad():
+        if layer.weight is not None:
+            layer.weight.copy_(normal(layer.weight.shape, 11))
+            layer.bias.copy_(normal(layer.bias.shape, 12))
+    return layer
+
+
+def gradients(layer: BatchNorm, y: torch.Tensor, dy: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(y, [*leaves, layer.weight, layer.bias], dy))
+
+
+def assert_equal(a: Any, b: Any, dtype: str = "float64", scale: float = 64.0) -> None:
+    assert_close(to_numpy(a), to_numpy(b), dtype, scale)
+
+
+def assert_same_statistics(a: BatchNorm, b: BatchNorm, dtype: str = "float64") -> None:
+    for (name, mine), (_, other) in zip(a.named_buffers(), b.named_buffers(), strict=True):
+        assert mine.dtype == other.dtype, name
+        assert_equal(mine, other, dtype)
+
+
+@layouts
+@pytest.mark.parametrize("activation", [None, "silu"])
+def test_integer_weights_equal_repeated_samples(shape: tuple[int, ...], axis: Any, activation: str | None) -> None:
+    x, skip, dy = normal(shape).requires_grad_(), normal(shape, 1).requires_grad_(), normal(shape, 2)
+    batch = next(i for i in range(len(shape)) if i not in kept(len(shape), axis))
+    times = torch.arange(shape[batch]) % 3  # 0, 1, 2, 0, …
+    weights = times.reshape([-1] + [1] * (len(without_features(shape, axis)) - 1))
+    layer, twin = (layer_for(shape, axis, activation=activation) for _ in range(2))
+    along = [-1 if i == batch else 1 for i in range(len(shape))]
+    y = layer(x, skip, weights)
+    mine = gradients(layer, y, dy * times.reshape(along), x, skip)
+    again, more, repeated_dy = (a.repeat_interleave(times, batch) for a in (x, skip, dy))
+    repeated = twin(again, more)
+    theirs = gradients(twin, repeated, repeated_dy, x, skip)
+    assert_equal(y.repeat_interleave(times, batch), repeated)
+    for a, b in zip(mine, theirs, strict=True):
+        assert_equal(a, b)
+    assert_same_statistics(layer, twin)
+
+
+def masks(shape: tuple[int, ...], axis: Any) -> torch.Tensor:
+    return normal(without_features(shape, axis), 5) > -0.3
+
+
+@layouts
+@pytest.mark.parametrize("filler", [7.0, 1e30, math.inf, math.nan])
+def test_a_mask_equals_the_compacted_input(shape: tuple[int, ...], axis: Any, filler: float) -> None:
+    mask, axes = masks(shape, axis), kept(len(shape), axis)
+    full = mask.reshape([1 if i in axes else n for i, n in enumerate(shape)]).expand(shape)
+    x = torch.where(full, normal(shape), filler).requires_grad_()
+    dy = torch.where(full, normal(shape, 2), 0.0)
+    layer = layer_for(shape, axis, activation="tanh")
+    y = layer(x, weights=mask)
+    mine = gradients(layer, y, dy, x)
+
+    def compacted(a: torch.Tensor) -> torch.Tensor:
+        return a.movedim(axes, tuple(range(-len(axes), 0)))[mask].flatten(1)  # (samples, features)
+
+    small = compacted(x.detach()).requires_grad_()
+    twin = layer_for(tuple(small.shape), 1, activation="tanh")
+    with torch.no_grad():
+        twin.weight.copy_(layer.weight.ravel())
+        twin.bias.copy_(layer.bias.ravel())
+    expected = twin(small)
+    theirs = gradients(twin, expected, compacted(dy), small)
+    assert_equal(compacted(y), expected)
+    assert_equal(compacted(mine[0]), theirs[0])
+    assert mine[0].masked_select(~full).eq(0.0).all()
+    assert y.isfinite().all()
+    for a, b in zip(mine[1:], theirs[1:], strict=True):
+        assert_equal(a.ravel(), b)
+    for name in ("running_mean", "running_var"):
+        assert_equal(getattr(layer, name).ravel(), getattr(twin, name))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_work_in_every_dtype(dtype: torch.dtype) -> None:
+    x, mask = normal((6, 5, 3), dtype=dtype), masks((6, 5, 3), -1)
+    layer, twin = BatchNorm(3, axis=-1).to(dtype), BatchNorm(3).to(dtype)
+    for weights in (mask, mask.float(), mask.to(dtype), mask.long(), mask[..., None]):
+        y = layer(x, weights=weights)
+        assert y.dtype == dtype
+        assert torch.equal(y[mask], twin(x[mask])) or dtype == torch.float32
+        assert_equal(y[mask], twin(x[mask]), str(dtype).removeprefix("torch."), 1.0)
+
+
+def test_scaling_all_weights_changes_only_the_correction_of_bessel() -> None:
+    x, w = normal((8, 3)), torch.rand(8, dtype=torch.float64)
+    a, b = (batch_norm(x, None, None, training=True, weights=c * w) for c in (1.0, 1e-3))
+    assert_equal(a, b)
+
+
+@layouts
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 100])
+def test_virtual_batches_equal_a_loop_over_strided_groups(shape: tuple[int, ...], axis: Any, size: int) -> None:
+    batch = next(i for i in range(len(shape)) if i not in kept(len(shape), axis))
+    x, skip, dy = normal(shape).requires_grad_(), normal(shape, 1).requires_grad_(), normal(shape, 2)
+    layer = layer_for(shape, axis, virtual_batch_size=size, small_batch="allow", momentum=1.0)
+    plain = layer_for(shape, axis, small_batch="allow", momentum=1.0)
+    y = layer(x, skip)
+    mine = gradients(layer, y, dy, x, skip)
+    expected, means, variances = torch.zeros_like(y), [], []
+    groups = max(1, shape[batch] // size)
+    for g in range(groups):
+        members = torch.arange(g, shape[batch], groups)
+        part = plain(x.index_select(batch, members), skip.index_select(batch, members))
+        expected = expected.index_copy(batch, members, part)
+        means.append(plain.running_mean.clone())
+        variances.append(plain.running_var.clone())
+    assert_equal(y, expected)
+    for a, b in zip(mine, gradients(plain, expected, dy, x, skip), strict=True):
+        assert_equal(a, b)
+    assert_equal(layer.running_mean, torch.stack(means).mean(0))
+    assert_equal(layer.running_var, torch.stack(variances).mean(0))
+    assert layer.num_batches_tracked == 1
+
+
+def test_virtual_batches_keep_parameters_plain() -> None:
+    ghost, plain = BatchNorm(3, virtual_batch_size=2), BatchNorm(3)
+    ghost(normal((7, 3), dtype=torch.float32))
+    plain.load_state_dict(ghost.state_dict())
+    ghost.load_state_dict(plain.state_dict())
+    x = normal((4, 3), dtype=torch.float32)
+    assert torch.equal(ghost.eval()(x), plain.eval()(x))
+
+
+RENORMS = {
+    "unbounded": Renorm(momentum=0.1),
+    "clipped": Renorm(rmin=0.9, rmax=1.1, dmax=0.1, momentum=0.05),
+    "one side": Renorm(rmax=1.05),
+    "schedule": Renorm(Ramp(1.0, 0.5, 1, 4), Ramp(1.0, 1.5, 1, 4), Ramp(0.0, 0.5, 0, 3), momentum=0.3),
+}
+
+
+@layouts
+@pytest.mark.parametrize("kind", RENORMS)
+@pytest.mark.parametrize("virtual", [None, 2])
+def test_renormalization_follows_its_formulas(
+    shape: tuple[int, ...], axis: Any, kind: str, virtual: int | None
+) -> None:
+    renorm, axes = RENORMS[kind], kept(len(shape), axis)
+    layer = layer_for(shape, axis, renorm=renorm, virtual_batch_size=virtual, momentum=0.2)
+    features = layer.weight.numel()
+    mean, stddev, M = (torch.full((features,), v, dtype=torch.float64) for v in (0.0, 1.0, 0.0))  # noqa: N806
+    S = stddev.clone()  # noqa: N806
+    for step in range(5):
+        x = (1.0 + 2.0 * normal(shape, step)).requires_grad_()
+        rmin, rmax, dmax = (c(step) if callable(c) else c for c in (renorm.rmin, renorm.rmax, renorm.dmax))
+        expected = truth.normalise(
+            x,
+            axes=axes,
+            gamma=layer.weight.ravel(),
+            beta=layer.bias.ravel(),
+            eps=EPSILON,
+            virtual=virtual,
+            renorm={"M": M, "S": S, "rmin": rmin, "rmax": rmax, "dmax": dmax},
+        )
+        y, dy = layer(x), normal(shape, 50 + step)
+        assert_equal(y, expected.y)
+        for a, b in zip(gradients(layer, y, dy, x), gradients(layer, expected.y, dy, x), strict=True):
+            assert_equal(a, b)
+        sigma = (expected.biased + EPSILON).sqrt()
+        mean, stddev = 0.8 * mean + 0.2 * expected.mean, 0.8 * stddev + 0.2 * sigma
+        new = renorm.momentum
+        M, S = (1 - new) * M + new * expected.mean, (1 - new) * S + new * sigma  # noqa: N806
+        remembered = {
+            "running_mean": mean,
+            "running_var": (stddev**2 - EPSILON).clamp(min=0.0),
+            "running_stddev": stddev,
+            "renorm_mean": M,
+            "renorm_stddev": S,
+        }
+        for name, value in remembered.items():
+            assert_equal(getattr(layer, name).ravel(), value)
+
+
+def test_renormalization_bounded_to_nothing_is_plain_batch_normalization() -> None:
+    bound, plain = BatchNorm(3, renorm=Renorm(1.0, 1.0, 0.0)).double(), BatchNorm(3).double()
+    for seed in range(3):
+        x = 3.0 + normal((8, 3), seed)
+        assert_equal(bound(x), plain(x))
+
+
+def test_unbounded_renormalization_with_equal_momenta_trains_as_it_predicts() -> None:
+    layer = BatchNorm(3, momentum=0.1, renorm=Renorm(momentum=0.1)).double()
+    layer(normal((8, 3)))  # the first batch finds σ = √1, without the ε that all later ones find in it
+    for seed in range(5):
+        x = 3.0 + 2.0 * normal((8, 3), seed)
+        before = layer.eval()(x)
+        assert_equal(layer.train()(x), before)
+
+
+def test_the_schedule_goes_on_where_a_checkpoint_was_saved() -> None:
+    options = {"renorm": Renorm.paper(hold=1, r_until=4, d_until=3)}
+    straight, first, second = (BatchNorm(3, **options) for _ in range(3))
+    xs = [1.0 + 3.0 * normal((8, 3), seed, torch.float32) for seed in range(6)]
+    outputs = [straight(x) for x in xs]
+    for x in xs[:3]:
+        first(x)
+    second.load_state_dict(first.state_dict())
+    for x, expected in zip(xs[3:], outputs[3:], strict=True):
+        assert torch.equal(second(x), expected)
+
+
+def test_a_plain_checkpoint_starts_renormalization_at_its_statistics() -> None:
+    plain = BatchNorm(3)
+    for seed in range(3):
+        plain(5.0 + 2.0 * normal((8, 3), seed, torch.float32))
+    layer = BatchNorm(3, renorm=Renorm(rmax=3.0, dmax=5.0))
+    layer.load_state_dict(plain.state_dict())
+    assert torch.equal(layer.renorm_mean, plain.running_mean)
+    assert torch.equal(layer.renorm_stddev, plain.running_var.sqrt())
+
+
+@pytest.mark.parametrize("renorm", [None, Renorm(rmax=1.2, dmax=0.5)])
+@pytest.mark.parametrize("activation", [None, "gelu"])
+def test_adjustment_scales_and_shifts_what_is_normalised(renorm: Renorm | None, activation: str | None) -> None:
+    shape = (5, 3, 4)
+    scale, shift = 1.0 + 0.1 * normal((5, 1, 4), 7), normal((3, 1), 8)
+    layer = layer_for(shape, 1, adjustment=lambda _: (scale, shift), renorm=renorm, activation=activation)
+    bare = layer_for(shape, 1, renorm=renorm)
+    torch.nn.init.ones_(bare.weight)
+    torch.nn.init.zeros_(bare.bias)
+    x, skip = normal(shape), normal(shape, 1)
+    z = (bare(x) * scale + shift) * layer.weight[:, None] + layer.bias[:, None] + skip
+    assert_equal(layer(x, skip), truth.ACTIVATIONS[activation](z))
+    assert_same_statistics(layer, bare)
+    plain = layer_for(shape, 1, activation=activation)
+    plain.load_state_dict(layer.state_dict(), strict=renorm is None)
+    assert torch.equal(layer.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("training", [True, False])
+def test_activation_and_residual_round_once(activation: str, dtype: str, training: bool) -> None:
+    x, skip = (normal((6, 3, 4), seed, getattr(torch, dtype)) for seed in (0, 1))
+    layer = BatchNorm(3, activation=activation).to(x.dtype).train(training)
+    exact = BatchNorm(3).double().train(training)
+    expected = truth.ACTIVATIONS[activation](exact(x.double()) + skip.double())
+    assert_equal(layer(x, skip), expected, dtype, 4.0)
+
+
+@st.composite
+def combinations(draw: st.DrawFn) -> dict[str, Any]:
+    rank = draw(st.integers(2, 4))
+    axes = tuple(sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1, max_size=rank - 1))))
+    shape = tuple(draw(st.integers(1 if i in axes else 2, 4)) for i in range(rank))
+    shape = tuple(draw(st.integers(2, 7)) if i == min(set(range(rank)) - set(axes)) else n for i, n in enumerate(shape))
+    return {
+        "axes": axes,
+        "shape": shape,
+        "virtual": draw(st.none() | st.integers(1, 4)),
+        "weights": draw(st.sampled_from([None, "mask", "numbers", "groups of zero", "zero", "small"])),
+        "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
+        "residual": draw(st.booleans()),
+        "affine": draw(st.booleans()),
+        "renorm": draw(st.sampled_from([None, *RENORMS.values()])),
+        "estimator": draw(st.sampled_from(["unbiased", "biased"])),
+        "seed": draw(st.integers(0, 99)),
+    }
+
+
+def drawn_weights(kind: str, shape: tuple[int, ...], axes: tuple[int, ...], seed: int) -> torch.Tensor:
+    sizes = without_features(shape, axes)
+    w = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return {
+        "mask": w > 0.4,
+        "numbers": torch.where(w > 0.2, 3.0 * w, 0.0),
+        "groups of zero": w * (torch.arange(sizes[0]) % 2).reshape([-1] + [1] * (len(sizes) - 1)),
+        "zero": torch.zeros_like(w),
+        "small": 1e-3 * w,
+    }[kind]
+
+
+@settings(max_examples=200)
+@given(combinations())
+def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
+    shape, axes, seed = c["shape"], c["axes"], c["seed"]
+    axis = axes if len(axes) > 1 else axes[0]
+    options = {
+        "activation": c["activation"],
+        "virtual_batch_size": c["virtual"],
+        "renorm": c["renorm"],
+        "running_variance": c["estimator"],
+        "affine": c["affine"],
+    }
+    layer = layer_for(shape, axis, momentum=0.25, small_batch="allow", **options)
+    layer.running_mean.copy_(normal(layer.running_mean.shape, 21))
+    layer.running_var.copy_(0.5 + normal(layer.running_var.shape, 22).square())
+    mean, var = layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()
+    x, skip, dy = (normal(shape, 3 * seed + i).requires_grad_(i < 2) for i in range(3))
+    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, axes, seed)
+    y = layer(x, skip if c["residual"] else None, weights)
+    renorm = None
+    if c["renorm"] is not None:
+        rmin, rmax, dmax = c["renorm"].clips(0)
+        start = torch.zeros_like(mean), torch.ones_like(var)
+        renorm = {"M": start[0], "S": start[1], "rmin": rmin, "rmax": rmax, "dmax": dmax}
+    each = [1 if i in axes else n for i, n in enumerate(shape)]
+    leaves = [x, *([skip] if c["residual"] else []), *layer.parameters()]
+    expected = truth.normalise(
+        x,
+        axes=axes,
+        gamma=layer.weight.ravel() if c["affine"] else None,
+        beta=layer.bias.ravel() if c["affine"] else None,
+        eps=EPSILON,
+        residual=skip if c["residual"] else None,
+        weights=None if weights is None else weights.double().reshape(each).expand(shape),
+        virtual=c["virtual"],
+        activation=c["activation"],
+        running=(mean, var),
+        renorm=renorm,
+    )
+    steep = 1.0 / math.sqrt(EPSILON)  # a group of one has σ = 0
+    assert_equal(y, expected.y, scale=steep)
+    for a, b in zip(*(torch.autograd.grad(z, leaves, dy) for z in (y, expected.y)), strict=True):
+        assert_equal(a, b, scale=steep * (1.0 + float(b.abs().max())))
+    if expected.mean is None:
+        assert torch.equal(layer.running_mean.ravel(), mean)
+        assert layer.num_batches_tracked == 0
+        return
+    assert layer.num_batches_tracked == 1
+    assert_equal(layer.running_mean.ravel(), 0.75 * mean + 0.25 * expected.mean)
+    if c["renorm"] is None:
+        seen = getattr(expected, c["estimator"])
+        assert_equal(layer.running_var.ravel(), 0.75 * var + 0.25 * seen, scale=64.0 + float(seen.max()))
+
+
+def stretched(shape: torch.Size) -> tuple[torch.Tensor, float]:
+    return torch.linspace(0.5, 1.5, shape[0])[:, None, None], 0.2
+
+
+@pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"activation": "silu"},
+        {"activation": "gelu", "virtual_batch_size": 2},
+        {"activation": "tanh", "weights": True},
+        {"activation": "sigmoid", "weights": True, "virtual_batch_size": 3},
+        {"activation": "relu"},
+        {"activation": "leaky_relu", "weights": True},
+        {"adjustment": stretched, "activation": "tanh"},
+    ],
+    ids=lambda options: "+".join(options),
+)
+def test_torch_agrees_with_the_derivatives(check: Any, options: dict[str, Any]) -> None:
+    options = dict(options)
+    weights = torch.tensor([[1.0], [0.0], [2.0], [0.5], [1.0]]) if options.pop("weights", False) else None
+    x, skip = normal((5, 2, 3)), normal((5, 2, 3), 1)
+    gamma, beta = normal(2, 2), normal(2, 3)
+
+    def function(x: Any, gamma: Any, beta: Any, skip: Any) -> torch.Tensor:
+        return batch_norm(x, None, None, gamma, beta, True, residual=skip, weights=weights, **options)
+
+    assert check(function, tuple(a.requires_grad_() for a in (x, gamma, beta, skip)))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"activation": "swish"}, "'swish'"),
+        ({"virtual_batch_size": 0}, "`virtual_batch_size` must be None or an int ≥ 1, got 0"),
+        ({"virtual_batch_size": 2.0}, "got 2.0"),
+        ({"renorm": True}, "`renorm` must be None or a Renorm, got True"),
+        ({"renorm": Renorm(), "track_running_stats": False}, "got track_running_stats=False"),
+        ({"adjustment": 3}, "got 3"),
+        ({"adjustment": lambda _: (1, 0), "virtual_batch_size": 2}, "`adjustment` and `virtual_batch_size` exclude"),
+        ({"nonfinite": "ignore"}, "'ignore'"),
+        ({"small_batch": None}, "got None"),
+        ({"running_variance": "ml"}, "'ml'"),
+    ],
+)
+def test_an_option_out_of_range_is_refused_by_name_and_value(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        BatchNorm(3, **options)
+    assert said in str(caught.value)
+    layer = BatchNorm(3)
+    for name, value in options.items():
+        setattr(layer, name, value)
+    with pytest.raises(ArgumentError) as caught:
+        layer(torch.ones(4, 3))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"residual": torch.ones(4, 3)}, ShapeError, "`residual` must have the input's shape (4, 3, 5), got (4, 3)"),
+        ({"residual": torch.ones(4, 3, 5, dtype=torch.long)}, DtypeError, "torch.int64"),
+        ({"residual": 1.0}, DtypeError, "got float"),
+        ({"weights": [1, 2]}, DtypeError, "got list"),
+        ({"weights": torch.ones(4)}, ShapeError, "must broadcast to (4, 5)"),
+        ({"weights": torch.ones(4, 3, 5)}, ShapeError, "got shape (4, 3, 5)"),
+        ({"weights": torch.ones(4, 5, dtype=torch.complex64)}, DtypeError, "torch.complex64"),
+        ({"weights": torch.ones(4, 5, requires_grad=True)}, ArgumentError, "`weights` carry no gradient"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_argument_that_does_not_fit_is_refused_by_name(
+    arguments: dict[str, Any], error: type[Exception], said: str, training: bool
+) -> None:
+    with pytest.raises(error) as caught:
+        torch.nn.Sequential(torch.nn.Identity(), BatchNorm(3).train(training))[1](torch.ones(4, 3, 5), **arguments)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith("BatchNorm: ")
+
+
+def test_an_adjustment_must_broadcast_to_the_input() -> None:
+    layer = BatchNorm(3, adjustment=lambda _: (torch.ones(2, 4, 3), 0.0))
+    with pytest.raises(ShapeError, match="must return a scale that broadcasts"):
+        layer(torch.randn(4, 3))
+
+
+@pytest.mark.parametrize(
+    "renorm",
+    [{"rmin": -1}, {"rmax": "3"}, {"dmax": -0.1}, {"rmin": 2.0, "rmax": 1.0}, {"momentum": 1.5}, {"momentum": None}],
+)
+def test_renormalization_refuses_what_is_out_of_range(renorm: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"rmin|rmax|dmax|momentum"):
+        Renorm(**renorm)
+
+
+def test_the_description_names_the_options() -> None:
+    layer = BatchNorm2d(3, activation="relu", virtual_batch_size=16, renorm=Renorm(rmax=3.0), small_batch="running")
+    for part in ("activation='relu'", "virtual_batch_size=16", "rmax=3.0", "small_batch='running'"):
+        assert part in repr(layer)
+    assert "nonfinite" not in repr(layer)
