@@ -1,0 +1,162 @@
+"""What the options ask of a kernel and of the middle step, in every array namespace."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchnorm import statistics
+from batchnorm.activations import ACTIVATIONS
+from batchnorm.kernels import eager
+from batchnorm.layout import plan
+from batchnorm.statistics import Moments, Observed, Running, Statistics
+from namespaces import NAMESPACES, Namespace, to_numpy
+from tolerance import assert_close, assert_within_project_bound
+
+everywhere = pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda n: n.name)
+SHAPE = (6, 3, 4)  # (N, C, L)
+PLAN = plan(3, 1)
+
+
+def drawn(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+@everywhere
+@pytest.mark.parametrize("along", [(6, 1, 4), (6, 1, 1), (1, 1, 4)])
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_weighted_moments(namespace: Namespace, along: tuple[int, ...], mean: float) -> None:
+    x = (mean + drawn(0)).astype(np.float32)
+    w = np.abs(drawn(1, along)).astype(np.float32) * (drawn(2, along) > -0.5)
+    got = eager.kernel(namespace.xp).moments(namespace.array(x, "float32"), PLAN, namespace.array(w, "float32"))
+    full = np.broadcast_to(w, SHAPE).astype(np.float64)
+    total = full.sum((0, 2), keepdims=True)
+    mu = (full * x).sum((0, 2), keepdims=True) / total
+    m2 = (full * (x - mu) ** 2).sum((0, 2), keepdims=True)
+    assert_close(np.broadcast_to(to_numpy(got.count), total.shape), total, "float32", total)
+    assert_close(to_numpy(got.mean) + to_numpy(got.mean_low), mu, "float32", 1.0)
+    assert_close(to_numpy(got.m2), m2, "float32", m2)
+
+
+@everywhere
+def test_weighted_values_are_normalised_within_the_bound_at_a_million_deviations(namespace: Namespace) -> None:
+    x, w = (1e6 + drawn(0, (500, 3))).astype(np.float32), (drawn(1, (500, 1)) > 0.0).astype(np.float32)
+    layout, kernel, xp = plan(2, 1), eager.kernel(namespace.xp), namespace.xp
+    array = namespace.array(x, "float32")
+    using = statistics.of_batch(kernel.moments(array, layout, namespace.array(w, "float32")), 1e-5, xp)
+    y = kernel.affine(array, using, using.inv_std, xp.zeros_like(using.inv_std))
+    kept = x[w[:, 0] > 0].astype(np.float64)
+    truth = (x.astype(np.float64) - kept.mean(0)) / np.sqrt(kept.var(0) + 1e-5)
+    assert_within_project_bound(to_numpy(y), truth)
+
+
+@everywhere
+@pytest.mark.parametrize("bad", [math.inf, math.nan, 3e38])
+def test_what_has_no_weight_reaches_no_moment(namespace: Namespace, bad: float) -> None:
+    x, w = drawn(0).astype(np.float32), np.ones((6, 1, 4), np.float32)
+    x[2, :, 1], w[2, :, 1] = bad, 0.0
+    clean = np.where(w > 0, x, 0.0).astype(np.float32)
+    weights, moments = namespace.array(w, "float32"), eager.kernel(namespace.xp).moments
+    got, expected = (moments(namespace.array(v, "float32"), PLAN, weights) for v in (x, clean))
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
+
+
+@everywhere
+def test_no_weight_at_all_gives_zeros(namespace: Namespace) -> None:
+    x, w = (namespace.array(a, "float64") for a in (drawn(0), np.zeros((6, 1, 1))))
+    moments = eager.kernel(namespace.xp).moments(x, PLAN, w)
+    assert all((to_numpy(a) == 0.0).all() for a in moments)
+    observed = statistics.observed(moments, "unbiased", namespace.xp)
+    assert (to_numpy(observed.var) == 0.0).all()
+
+
+@everywhere
+@pytest.mark.parametrize("activation", [a for a in ACTIVATIONS if a != "gelu"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_backward_computes_again_what_the_forward_activated(
+    namespace: Namespace, activation: str, residual: bool
+) -> None:
+    kernel, xp = eager.kernel(namespace.xp), namespace.xp
+    x, dy, skip = (namespace.array(drawn(i), "float64") for i in range(3))
+    mean, low, scale, shift = (namespace.array(drawn(i, (1, 3, 1)), "float64") for i in range(3, 7))
+    using, given = Statistics(mean, low, scale), skip if residual else None
+    y = kernel.affine(x, using, scale, shift, residual=given, activation=activation)
+    z = kernel.affine(x, using, scale, shift, residual=given)
+    assert_close(to_numpy(y), to_numpy(ACTIVATIONS[activation].function(z, xp)), "float64", 8.0)
+    dz = kernel.backward_activation(dy, x, using, scale, shift, activation=activation, residual=given)
+    expected = to_numpy(dy) * to_numpy(ACTIVATIONS[activation].derivative(z, xp))
+    assert_close(to_numpy(dz), expected, "float64", 8.0)
+
+
+@everywhere
+def test_moments_that_are_not_heard_give_way_to_the_running_ones(namespace: Namespace) -> None:
+    xp, (mean, m2, count) = (
+        namespace.xp,
+        (namespace.array(np.array(a), "float64") for a in ([1.0, 5.0], [8.0, 6.0], [2.0, 0.0])),
+    )
+    batch = statistics.of_batch(Moments(count, mean, m2, mean * 0.0), 0.0, xp)
+    zero = mean * 0.0
+    using = statistics.where_heard(batch, count, statistics.of_running(zero + 7.0, zero + 4.0, 0.0, xp), 0, xp)
+    np.testing.assert_array_equal(to_numpy(using.mean), [1.0, 7.0])
+    np.testing.assert_array_equal(to_numpy(using.inv_std), [0.5, 0.5])
+    np.testing.assert_array_equal(to_numpy(using.per_count), [0.5, 0.0])
+    both = statistics.where_heard(batch, count, statistics.of_running(zero, zero + 4.0, 0.0, xp), 2, xp)
+    np.testing.assert_array_equal(to_numpy(both.per_count), [0.0, 0.0])
+
+
+@everywhere
+def test_what_is_observed_over_groups_is_the_mean_over_those_heard(namespace: Namespace) -> None:
+    count = namespace.array(np.array([[4.0], [0.0], [2.0]]), "float64")
+    mean = namespace.array(np.array([[1.0, 2.0], [9.0, 9.0], [3.0, 6.0]]), "float64")
+    m2 = namespace.array(np.array([[12.0, 24.0], [0.0, 0.0], [2.0, 4.0]]), "float64")
+    observed = statistics.observed(Moments(count, mean, m2, mean * 0.0), "unbiased", namespace.xp, 0)
+    np.testing.assert_array_equal(to_numpy(observed.count), [[6.0]])
+    np.testing.assert_array_equal(to_numpy(observed.mean), [[2.0, 4.0]])
+    np.testing.assert_array_equal(to_numpy(observed.var), [[3.0, 6.0]])
+    equal = statistics.observed(Moments(2, mean, m2, mean * 0.0), "biased", namespace.xp, 0)
+    assert_close(to_numpy(equal.var), [[14.0 / 6.0, 28.0 / 6.0]], "float64", 8.0)
+
+
+@everywhere
+@given(
+    mean=st.floats(-9.0, 9.0),
+    var=st.floats(0.0, 9.0),
+    clips=st.tuples(*(st.none() | st.floats(0.0, 4.0) for _ in range(3))),
+    running=st.tuples(st.floats(-9.0, 9.0), st.floats(0.0, 3.0)),
+)
+def test_the_correction_is_the_papers(
+    namespace: Namespace,
+    mean: float,
+    var: float,
+    clips: tuple[float | None, ...],
+    running: tuple[float, float],
+) -> None:
+    eps = 1e-3
+
+    def enter(value: float) -> object:
+        return namespace.array(np.full(1, value), "float64")
+
+    r, d = statistics.correction(
+        Observed(2, enter(mean), enter(var)), (enter(running[0]), enter(running[1])), clips, eps, namespace.xp
+    )
+    stddev = max(running[1], math.sqrt(eps))
+    rmin, rmax, dmax = (
+        default if c is None else c for c, default in zip(clips, (0.0, math.inf, math.inf), strict=True)
+    )
+    expected_r = min(max(math.sqrt(var + eps) / stddev, rmin), rmax)
+    expected_d = min(max((mean - running[0]) / stddev, -dmax), dmax)
+    assert_close(to_numpy(r), [expected_r], "float64", 1.0 + expected_r)
+    assert_close(to_numpy(d), [expected_d], "float64", 1.0 + abs(expected_d))
+
+
+@everywhere
+def test_what_is_remembered_under_renormalization(namespace: Namespace) -> None:
+    running = Running(*(namespace.array(np.full(1, v), "float64") for v in (0.0, 1.0, 1.0, 0.0, 1.0)))
+    seen = Observed(2, *(namespace.array(np.full(1, v), "float64") for v in (8.0, 8.75)))
+    after = statistics.remembered(running, seen, 0.5, namespace.xp, renorm=(0.25, 0.25))  # σ = √(8.75 + 0.25)
+    assert [to_numpy(a).item() for a in after] == [4.0, 3.75, 2.0, 2.0, 1.5]
+    tiny = statistics.remembered(running, seen._replace(var=seen.var * 0.0), 1.0, namespace.xp, renorm=(1.0, 1e-3))
+    assert to_numpy(tiny.var).item() >= 0.0
