@@ -39,12 +39,12 @@ class ReplicaLinear(nn.Module):
 
 def replica_batch_norm(replicas: int, features: int) -> BatchNorm:
     """Return the layer for (R, N, C): replicas and features kept, so that no replica sees another's statistics."""
-    return BatchNorm((replicas, 1, features), axis=(0, 2))
+    return BatchNorm((replicas, 1, features), axis=(0, 2), nonfinite="propagate")  # one may diverge, others go on
 
 
 def input_batch_norm(replicas: int, features: int) -> BatchNorm:
     """Return the layer for raw inputs: no γ and β, and the average of all batches, since inputs do not drift."""
-    return BatchNorm((replicas, 1, features), axis=(0, 2), affine=False, momentum=None)
+    return BatchNorm((replicas, 1, features), axis=(0, 2), affine=False, momentum=None, nonfinite="propagate")
 
 
 def _drawn(seeds: Sequence[int], stds: Sequence[float | None], sizes: Sequence[int], relu: bool) -> list[Tensor]:

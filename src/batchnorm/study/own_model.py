@@ -14,6 +14,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.study.data import DataError
 from batchnorm.study.networks import Placement
 from batchnorm.surgery import insert
+from batchnorm.torch import BatchNorm
 
 
 def load_factory(option: str, name: str) -> Callable[[], Any]:
@@ -66,9 +67,9 @@ def build(name: str, example: Tensor, outputs: int, placement: Placement, seed: 
     try:
         with torch.no_grad():
             shape = tuple(model.eval()(example).shape)
-        _start_afresh(model)
         if not has_batch_norm(model):
             insert(model, example, "after" if placement == "after" else "before")
+        _start_afresh(model)
     except BatchNormError as error:
         raise DataError(f"`--model {name}`: {error}") from None
     except Exception as error:
@@ -85,6 +86,8 @@ def _start_afresh(model: nn.Module) -> None:
             if not module.track_running_stats:
                 raise BatchNormError(f"layer {name!r} keeps no running statistics, which predictions need")
             module.reset_running_stats()
+            if isinstance(module, BatchNorm):
+                module.nonfinite = "propagate"  # too high a learning rate is part of the study, and no surprise
 
 
 class SideBySide(nn.Module):

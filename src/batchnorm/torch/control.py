@@ -13,22 +13,27 @@ from batchnorm.errors import ArgumentError
 from batchnorm.torch.layers import BatchNorm
 
 
-def _layers(model: Any) -> dict[str, BatchNorm]:
-    """Return the layers of a model by name, each once however often it is used; or raise."""
+def _found(model: Any) -> dict[str, _BatchNorm]:
+    """Return the batch normalization of a model by name, torch's own too, each once however often it is used."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    named = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    foreign = [f"{name} ({type(m).__name__})" for name, m in named.items() if not isinstance(m, BatchNorm)]
+    found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if not found:
+        raise ArgumentError(f"`model` has no batch normalization, got {type(model).__name__}")
+    return found
+
+
+def _layers(model: Any) -> dict[str, BatchNorm]:
+    """Return the layers of a model by name, each once however often it is used; or raise."""
+    found = _found(model)
+    foreign = [f"{name} ({type(m).__name__})" for name, m in found.items() if not isinstance(m, BatchNorm)]
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise ArgumentError(
             f"`model` has layers that are not of batchnorm.torch: {', '.join(foreign[:3])}{more} (build it with "
             "BatchNorm1d, 2d or 3d from there; the checkpoints fit)"
         )
-    layers = {name: m for name, m in named.items() if isinstance(m, BatchNorm)}
-    if not layers:
-        raise ArgumentError(f"`model` has no batch normalization, got {type(model).__name__}")
-    return layers
+    return {name: m for name, m in found.items() if isinstance(m, BatchNorm)}
 
 
 class frozen:  # noqa: N801  # used like a function
@@ -132,7 +137,8 @@ class transaction:  # noqa: N801  # used like a function
     """Take back what a step does to the running statistics, if it fails or is not wanted.
 
     They are restored, to the bit, if the block raises or `rollback()` is called in it or after it: for a step that
-    GradScaler skips, say. Layers that `accumulate` collects for forget what they have collected in the block.
+    GradScaler skips, say. Works on torch's own layers too. Layers that `accumulate` collects for forget what they have
+    collected in the block.
 
     >>> layer = BatchNorm(3)
     >>> with transaction(layer) as step:
@@ -143,12 +149,12 @@ class transaction:  # noqa: N801  # used like a function
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = list(_layers(model).values())
+        self._layers = list(_found(model).values())
         self._before: list[tuple[dict[str, Tensor], int]] = []
 
     def __enter__(self) -> "transaction":
         self._before = [
-            ({name: b.clone() for name, b in layer.named_buffers()}, len(layer.collected or ()))
+            ({name: b.clone() for name, b in layer.named_buffers()}, len(getattr(layer, "collected", None) or ()))
             for layer in self._layers
         ]
         return self
@@ -159,8 +165,7 @@ class transaction:  # noqa: N801  # used like a function
         for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
             for name, now in layer.named_buffers():
                 now.copy_(buffers[name])
-            if layer.collected is not None:
-                del layer.collected[collected:]
+            del (getattr(layer, "collected", None) or [])[collected:]
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

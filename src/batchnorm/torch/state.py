@@ -58,7 +58,7 @@ class Remembering(_BatchNorm):
         """Return where renormalization starts, from the running statistics of a plain layer."""
         if self.renorm is None or mean is None or var is None:
             return {}
-        return dict(zip(RENORM_BUFFERS, (var.sqrt(), mean, var.sqrt()), strict=True))
+        return dict(zip(RENORM_BUFFERS, (var.sqrt(), mean.clone(), var.sqrt()), strict=True))
 
     def reset_running_stats(self) -> None:
         """Forget every batch: mean 0, variance 1, nothing counted."""
@@ -78,10 +78,24 @@ class Remembering(_BatchNorm):
                 setattr(self, name, before[name].to(device=now.device, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Remembering":
-        before = self._statistics()
+        before, skipped = self._statistics(), self.nonfinite_batches
         super()._apply(fn, recurse)
         self._keep_precision(before)
+        if self._thawed is not None:  # gradients that are put aside are cast like the others
+            self._thawed = {name: (wants, None if g is None else fn(g)) for name, (wants, g) in self._thawed.items()}
+        if skipped is not None and skipped.is_meta:
+            self._begin_counting()
         return self
+
+    def _begin_counting(self) -> None:
+        """Count from zero where the statistics have left the meta device: no checkpoint holds this count."""
+        if self.running_mean is not None and not self.running_mean.is_meta:
+            self.nonfinite_batches = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
+        passing = ("held", "by_running", "collected", "_found", "_found_step")
+        return {name: value for name, value in self.__dict__.items() if name not in passing}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
@@ -89,6 +103,8 @@ class Remembering(_BatchNorm):
             state_dict.setdefault(prefix + name, value)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
+        if self.nonfinite_batches is not None and self.nonfinite_batches.is_meta:
+            self._begin_counting()
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._warn_of_nonfinite()
@@ -151,6 +167,10 @@ class Remembering(_BatchNorm):
             self._move(step, good)
         else:
             self.collected.append(step if good is None else unless(good, step))
+        self._count(good)
+
+    def _count(self, good: Tensor | None) -> None:
+        """Count a batch that was skipped, and warn of the first."""
         if good is not None and self.nonfinite_batches is not None:
             self.nonfinite_batches.add_(good.logical_not())
             if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
@@ -173,7 +193,10 @@ class Remembering(_BatchNorm):
         """Move the running statistics once, by all batches that `accumulate` has put aside."""
         steps, self.collected = self.collected, []
         if steps:
-            self._move(merged(steps), None)
+            step = merged(steps)  # whose m2 may overflow where that of none of them does
+            good = None if self.nonfinite == "propagate" else finite(step)
+            self._move(step, good)
+            self._count(good)
 
     def skipped(self) -> int:
         """Return how many batches with inf or NaN have been skipped; 0 where that cannot be read now."""

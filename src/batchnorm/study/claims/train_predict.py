@@ -14,6 +14,7 @@ from batchnorm.study import pictures
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, known
 from batchnorm.study.training import Rows, Spec, evaluated_steps, predict, scores
+from batchnorm.torch import transaction
 
 SAME = 1e-5
 DEPENDS = 0.01
@@ -30,33 +31,25 @@ def runs(study: Study) -> list[Spec]:
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
     """Compare training-mode and inference outputs on the validation part, by batch size; all of it at the end."""
     x, y = rows.part("validation")
+    last = step == rows.specs[0].steps
     steady = predict(network, x)
-    held = [(m, m.momentum, _count(m)) for m in network.modules() if isinstance(m, _BatchNorm)]
-    try:
-        for layer, _, _ in held:
-            layer.momentum = 0.0  # look, without moving the running statistics
+    alone = torch.cat([predict(network, x[:, i : i + 1]) for i in range(min(16, x.shape[1]) if last else 1)], dim=1)
+    with transaction(network) as untouched, torch.no_grad():
+        for layer in (m for m in network.modules() if isinstance(m, _BatchNorm)):
             layer.train()
-        with torch.no_grad():
-            whole = network(x)
-            seen: list[dict[str, Any]] = [
-                {"lag": lag, "train score": t, "predict score": p}
-                for lag, t, p in zip(
-                    _relative(whole, steady), scores(whole, y, rows.data), scores(steady, y, rows.data), strict=True
-                )
-            ]
-            if step == rows.specs[0].steps:
-                _look_closely(network, x, y, rows, steady, seen)
-    finally:
-        for layer, momentum, count in held:
-            layer.momentum = momentum
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.copy_(count)
+        whole = network(x)
+        seen: list[dict[str, Any]] = [
+            {"lag": lag, "train score": t, "predict score": p}
+            for lag, t, p in zip(
+                _relative(whole, steady), scores(whole, y, rows.data), scores(steady, y, rows.data), strict=True
+            )
+        ]
+        if last:
+            _look_closely(network, x, y, rows, steady, seen)
+            same = (alone - steady[:, : alone.shape[1]]).abs().amax((1, 2)) / steady.std((1, 2))
+            seen = [replica | {"alone": value} for replica, value in zip(seen, same.tolist(), strict=True)]
+        untouched.rollback()
     return seen
-
-
-def _count(layer: _BatchNorm) -> Tensor:
-    counter = layer.num_batches_tracked
-    return torch.zeros((), dtype=torch.long) if counter is None else counter.clone()
 
 
 def _look_closely(
@@ -70,11 +63,8 @@ def _look_closely(
         kept = noisy.shape[1]
         gaps[str(size)] = _relative(noisy, steady[:, :kept])
         right[str(size)] = scores(noisy, y[:, :kept], rows.data)
-    alone = torch.cat([predict(network, x[:, i : i + 1]) for i in range(min(16, x.shape[1]))], dim=1)
-    same = ((alone - steady[:, : alone.shape[1]]).abs().amax((1, 2)) / steady.std((1, 2))).tolist()
     for i, replica in enumerate(seen):
         replica |= {
-            "alone": same[i],
             "gap": {s: g[i] for s, g in gaps.items()},
             "score": {s: r[i] for s, r in right.items()},
         }
