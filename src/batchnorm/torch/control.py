@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from batchnorm.errors import ArgumentError
 from batchnorm.torch.layers import BatchNorm
+from batchnorm.torch.training import Step
 
 
 def _found(model: Any) -> dict[str, _BatchNorm]:
@@ -76,7 +77,7 @@ class frozen:  # noqa: N801  # used like a function
 
     def undo(self) -> "frozen":
         """Thaw every layer of the model, whoever has frozen it."""
-        for layer in self._all.values():
+        for layer in reversed(self._all.values()):  # a parameter that two share was learning when the first froze it
             layer.thaw()
         return self
 
@@ -84,7 +85,7 @@ class frozen:  # noqa: N801  # used like a function
         return self.apply()
 
     def __exit__(self, *_: object) -> None:
-        for layer in self._by_this:
+        for layer in reversed(self._by_this):
             layer.thaw()
 
 
@@ -150,11 +151,11 @@ class transaction:  # noqa: N801  # used like a function
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = list(_found(model).values())
-        self._before: list[tuple[dict[str, Tensor], int]] = []
+        self._before: list[tuple[dict[str, Tensor], list[Step]]] = []
 
     def __enter__(self) -> "transaction":
         self._before = [
-            ({name: b.clone() for name, b in layer.named_buffers()}, len(getattr(layer, "collected", None) or ()))
+            ({name: b.clone() for name, b in layer.named_buffers()}, [*(getattr(layer, "collected", None) or ())])
             for layer in self._layers
         ]
         return self
@@ -165,13 +166,38 @@ class transaction:  # noqa: N801  # used like a function
         for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
             for name, now in layer.named_buffers():
                 now.copy_(buffers[name])
-            del (getattr(layer, "collected", None) or [])[collected:]
+            if isinstance(layer, BatchNorm) and layer.collected is not None:
+                layer.collected[:] = collected  # also what `accumulate` has remembered meanwhile
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
             self.rollback()
+
+
+class _Calls:
+    """Counts the calls of a model that its layers hold something of, and lets these settle after every so many."""
+
+    def __init__(self, layers: list[BatchNorm], steps: int | None) -> None:
+        self._layers, self._steps = layers, steps
+        self._before = 0
+        self._held: list[int] = []  # how much the layers held after each call
+
+    def _holding(self) -> int:
+        return sum(len(layer.collected or ()) for layer in self._layers)
+
+    def begin(self, *_: Any) -> None:
+        self._before = self._holding()
+
+    def end(self, *_: Any) -> None:
+        now = self._holding()
+        if now == self._before:  # a forward that is repeated in the backward, or a batch that does not count
+            return
+        self._held = [n for n in self._held if n <= self._before] + [now]  # `transaction` may have taken calls back
+        if len(self._held) == self._steps:
+            for layer in self._layers:
+                layer.settle()
 
 
 @contextmanager
@@ -203,18 +229,8 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
         if layer.collected is not None:
             raise ArgumentError(f"{name} accumulates already: one `accumulate` cannot stand in another")
     layers = list(named.values())
-    calls = seen = 0
-
-    def count(*_: Any) -> None:
-        nonlocal calls, seen
-        now = sum(len(layer.collected or ()) for layer in layers)
-        calls, seen = calls + (now > seen), now  # a call that has collected nothing is no micro-batch
-        if calls == steps:
-            for layer in layers:
-                layer.settle()
-            calls = seen = 0
-
-    handle = model.register_forward_hook(count)
+    calls = _Calls(layers, steps)
+    hooks = [model.register_forward_pre_hook(calls.begin), model.register_forward_hook(calls.end)]
     for layer in layers:
         layer.collected = []
     try:
@@ -222,6 +238,7 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
         for layer in layers:
             layer.settle()
     finally:
-        handle.remove()
+        for hook in hooks:
+            hook.remove()
         for layer in layers:
             layer.collected = None
