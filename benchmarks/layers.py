@@ -45,9 +45,9 @@ def _check(layer: nn.Module, x: Tensor, mean: float) -> float:
         return float((layer(shifted).double() - truth).abs().max())
 
 
-def _seconds(steps: dict[str, Callable[[], None]]) -> dict[str, list[float]]:
+def seconds(steps: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {name: [] for name in steps}
-    for round_ in range(ROUNDS + 3):
+    for round_ in range(rounds + 3):
         for name, step in steps.items():
             start = time.perf_counter()
             step()
@@ -81,7 +81,7 @@ def main() -> None:
         layers = {"torch": _torch_layer(shape), "batchnorm": BatchNorm(shape[1])}
         errors = [", ".join(f"{_check(layer, x, mean):.0e}" for mean in (1.0, 1e6)) for layer in layers.values()]
         x.requires_grad_()
-        taken = _seconds({name: _step(layer, x, dy) for name, layer in layers.items()})
+        taken = seconds({name: _step(layer, x, dy) for name, layer in layers.items()})
         cells = [f"{1e3 * min(t):.3g}, {1e3 * statistics.median(t):.3g}" for t in taken.values()]
         ratio = statistics.median(taken["batchnorm"]) / statistics.median(taken["torch"])
         table.add_row("×".join(map(str, shape)), layout, *cells, f"{ratio:.2f}×", *errors)

@@ -1,6 +1,6 @@
 """The activations that the layer can apply itself, in the pass that writes its output.
 
-Each is a function of the pre-activation z with its derivative, written on an array namespace. A kernel recomputes z in
+Each is a function of the pre-activation z with its gradient, written on an array namespace. A kernel recomputes z in
 the backward rather than keep it; where only the sign of z matters, the output tells it as well.
 """
 
@@ -21,12 +21,12 @@ class Activation(NamedTuple):
 
     Attributes:
         function: `(z, xp) -> y`.
-        derivative: `(z, xp) -> dy/dz`.
+        gradient: `(dy, z, xp) -> dz`, dz = dy·act'(z).
         by_sign: Whether the derivative depends on the sign of z alone, which y shares.
     """
 
     function: Callable[[Array, Namespace], Array]
-    derivative: Callable[[Array, Namespace], Array]
+    gradient: Callable[[Array, Array, Namespace], Array]
     by_sign: bool = False
 
 
@@ -37,64 +37,64 @@ def _sigmoid(z: Array, xp: Namespace) -> Array:
     return xp.where(z >= 0, xp.ones_like(z), small) / (1.0 + small)
 
 
-def _normal_cdf(z: Array, xp: Namespace) -> Array:
-    return 0.5 * (1.0 + xp.erf(z * math.sqrt(0.5)))
+def _sigmoid_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
+    s = _sigmoid(z, xp)
+    return dy * (s * (1.0 - s))
 
 
 def _relu(z: Array, xp: Namespace) -> Array:
-    return xp.maximum(z, xp.zeros_like(z))  # a NaN stays one
+    return xp.relu(z) if hasattr(xp, "relu") else xp.maximum(z, xp.zeros_like(z))  # either keeps a NaN
+
+
+def _relu_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
+    return dy * xp.astype(z > 0, dy.dtype)  # several times as fast as `where` in torch on a CPU
 
 
 def _leaky_relu(z: Array, xp: Namespace) -> Array:
     return xp.where(z > 0, z, z * LEAKY_SLOPE)
 
 
-def _relu_derivative(z: Array, xp: Namespace) -> Array:
-    return xp.where(z > 0, xp.ones_like(z), xp.zeros_like(z))
-
-
-def _leaky_relu_derivative(z: Array, xp: Namespace) -> Array:
-    return xp.where(z > 0, xp.ones_like(z), LEAKY_SLOPE * xp.ones_like(z))
+def _leaky_relu_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
+    return dy * (xp.astype(z > 0, dy.dtype) * (1.0 - LEAKY_SLOPE) + LEAKY_SLOPE)
 
 
 def _silu(z: Array, xp: Namespace) -> Array:
     return z * _sigmoid(z, xp)
 
 
-def _silu_derivative(z: Array, xp: Namespace) -> Array:
+def _silu_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
     s = _sigmoid(z, xp)
-    return s * (1.0 + z * (1.0 - s))
+    return dy * (s * (1.0 + z * (1.0 - s)))
+
+
+def _normal_cdf(z: Array, xp: Namespace) -> Array:
+    return 0.5 * (1.0 + xp.erf(z * math.sqrt(0.5)))
 
 
 def _gelu(z: Array, xp: Namespace) -> Array:
     return z * _normal_cdf(z, xp)
 
 
-def _gelu_derivative(z: Array, xp: Namespace) -> Array:
-    return _normal_cdf(z, xp) + z * xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi))
+def _gelu_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
+    return dy * (_normal_cdf(z, xp) + z * xp.exp(-0.5 * z * z) * (1.0 / math.sqrt(2.0 * math.pi)))
 
 
 def _tanh(z: Array, xp: Namespace) -> Array:
     return xp.tanh(z)
 
 
-def _tanh_derivative(z: Array, xp: Namespace) -> Array:
+def _tanh_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
     y = xp.tanh(z)
-    return 1.0 - y * y
-
-
-def _sigmoid_derivative(z: Array, xp: Namespace) -> Array:
-    s = _sigmoid(z, xp)
-    return s * (1.0 - s)
+    return dy * (1.0 - y * y)
 
 
 ACTIVATIONS = {
-    "relu": Activation(_relu, _relu_derivative, by_sign=True),
-    "leaky_relu": Activation(_leaky_relu, _leaky_relu_derivative, by_sign=True),
-    "silu": Activation(_silu, _silu_derivative),
-    "gelu": Activation(_gelu, _gelu_derivative),
-    "tanh": Activation(_tanh, _tanh_derivative),
-    "sigmoid": Activation(_sigmoid, _sigmoid_derivative),
+    "relu": Activation(_relu, _relu_gradient, by_sign=True),
+    "leaky_relu": Activation(_leaky_relu, _leaky_relu_gradient, by_sign=True),
+    "silu": Activation(_silu, _silu_gradient),
+    "gelu": Activation(_gelu, _gelu_gradient),
+    "tanh": Activation(_tanh, _tanh_gradient),
+    "sigmoid": Activation(_sigmoid, _sigmoid_gradient),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from batchnorm.errors import ArgumentError
 
 Estimator = Literal["unbiased", "biased"]
+ESTIMATORS = get_args(Estimator)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def check_epsilon(epsilon: Any) -> None:
 
 def check_running_variance(estimator: Any) -> None:
     """Raise unless the estimator of the running variance is one that exists."""
-    if estimator not in get_args(Estimator):
+    if estimator not in ESTIMATORS:
         raise ArgumentError(
             f'`running_variance` must be "unbiased" (σ²·N/(N−1), torch) or "biased" (σ², Keras and Flax), '
             f"got {estimator!r}"

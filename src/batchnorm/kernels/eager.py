@@ -85,7 +85,7 @@ def backward_activation(
 ) -> Array:
     """Return dz = dy·act'(z), in the working precision; z from y where its sign is enough, else computed again."""
     z = _before_activation(xp, x, statistics, scale, shift, residual) if y is None else y
-    return working(dy, xp) * ACTIVATIONS[activation].derivative(z, xp)
+    return ACTIVATIONS[activation].gradient(working(dy, xp), z, xp)
 
 
 def backward_reduce(xp: Namespace, dz: Array, x: Array, plan: Plan, statistics: Statistics) -> tuple[Array, Array]:

@@ -37,9 +37,10 @@ class ReplicaLinear(nn.Module):
         return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
-def replica_batch_norm(replicas: int, features: int) -> BatchNorm:
+def replica_batch_norm(replicas: int, features: int, virtual_batch_size: int | None = None) -> BatchNorm:
     """Return the layer for (R, N, C): replicas and features kept, so that no replica sees another's statistics."""
-    return BatchNorm((replicas, 1, features), axis=(0, 2), nonfinite="propagate")  # one may diverge, others go on
+    shape, one_may_diverge = (replicas, 1, features), "propagate"
+    return BatchNorm(shape, axis=(0, 2), virtual_batch_size=virtual_batch_size, nonfinite=one_may_diverge)
 
 
 def input_batch_norm(replicas: int, features: int) -> BatchNorm:
@@ -71,6 +72,7 @@ def base_network(
     activation: str,
     seeds: Sequence[int],
     stds: Sequence[float | None],
+    virtual_batch_size: int | None = None,
 ) -> nn.Sequential:
     """Return the base network, one replica for each seed.
 
@@ -81,13 +83,15 @@ def base_network(
         activation: "sigmoid" or "relu".
         seeds: One a replica; equal seeds draw equal weights whatever the placement.
         stds: Standard deviation of the weights, one a replica; None: the activation's own.
+        virtual_batch_size: Of the layers before or after the activations; None: each batch is normalised as one.
     """
     replicas = len(seeds)
     sizes = [inputs, *[WIDTH] * DEPTH, outputs]
     weights = _drawn(seeds, stds, sizes, activation == "relu")
     layers: list[nn.Module] = [input_batch_norm(replicas, inputs)] if placement == "first" else []
     for weight in weights[:-1]:
-        between = [replica_batch_norm(replicas, weight.shape[2]), ACTIVATIONS[activation]()]
+        norm = replica_batch_norm(replicas, weight.shape[2], virtual_batch_size)
+        between = [norm, ACTIVATIONS[activation]()]
         after = placement == "after"
         layers += [ReplicaLinear(weight, bias=after), *(reversed(between) if after else between)]
     return nn.Sequential(*layers, ReplicaLinear(weights[-1]))

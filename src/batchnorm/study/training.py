@@ -36,6 +36,7 @@ class Spec:
         std: Standard deviation of the initial weights; None: the activation's own.
         rate: Learning rate.
         seed: Of the split, the weights and the order of the data.
+        virtual_batch_size: Of the base network's layers; None: each batch is normalised as one.
     """
 
     data: str
@@ -49,6 +50,7 @@ class Spec:
     std: float | None
     rate: float
     seed: int
+    virtual_batch_size: int | None = None
 
     @property
     def group(self) -> "Spec":
@@ -172,6 +174,7 @@ def build(problem: Problem, rows: Rows) -> nn.Module:
     replicas = base_network(
         inputs, data.outputs, placement=spec.placement, activation=spec.activation,
         seeds=[s.seed for s in rows.specs], stds=[s.std for s in rows.specs],
+        virtual_batch_size=spec.virtual_batch_size,
     )  # fmt: skip
     return nn.Sequential(nn.Flatten(2), replicas) if data.x.ndim > 2 else replicas
 

@@ -143,9 +143,9 @@ def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
 class NormalizeByBatch(torch.autograd.Function):
     """y = act(γ·(x̂·r + d) + β + residual) with x̂ from the batch; also returns the moments, which carry no gradient.
 
-    Kept for the backward: the inputs and the moments. Of a residual, only what the derivative of the activation needs:
-    nothing without one, the output where its sign is enough. Under `create_graph` the moments are taken again,
-    differentiably.
+    Kept for the backward: the inputs and the moments. For the derivative of an activation also the output, which the
+    next layer keeps too, where its sign is enough, and else the residual. Under `create_graph` the moments are taken
+    again, differentiably.
     """
 
     generate_vmap_rule = True
@@ -167,7 +167,7 @@ class NormalizeByBatch(torch.autograd.Function):
         given, activation = Inputs(*tensors), ctx.recipe.activation
         ctx.bias_dtype = None if given.bias is None else given.bias.dtype
         ctx.residual_dtype = None if given.residual is None else given.residual.dtype
-        by_output = given.residual is not None and activation is not None and ACTIVATIONS[activation].by_sign
+        by_output = activation is not None and ACTIVATIONS[activation].by_sign
         if by_output or activation is None:
             given = given._replace(residual=None)
         y, *moments = output

@@ -21,6 +21,7 @@ from batchnorm.torch.snapshot import snapshot
 
 NonFinite = Literal["skip", "raise", "propagate"]
 SmallBatch = Literal["raise", "running", "allow"]
+NON_FINITE, SMALL_BATCH = get_args(NonFinite), get_args(SmallBatch)
 Adjustment = Callable[[torch.Size], tuple[Any, Any]]
 
 
@@ -44,9 +45,9 @@ def check_options(options: Any) -> None:
     check_activation(options.activation)
     check_groups(options.virtual_batch_size)
     check_running_variance(options.running_variance)
-    if options.nonfinite not in get_args(NonFinite):
+    if options.nonfinite not in NON_FINITE:
         raise ArgumentError(f'`nonfinite` must be "skip", "raise" or "propagate", got {options.nonfinite!r}')
-    if options.small_batch not in get_args(SmallBatch):
+    if options.small_batch not in SMALL_BATCH:
         raise ArgumentError(f'`small_batch` must be "raise", "running" or "allow", got {options.small_batch!r}')
     if options.adjustment is not None:
         if not callable(options.adjustment):

@@ -6,7 +6,16 @@ import pkgutil
 from batchnorm.study.data import DataError
 from batchnorm.study.findings import Claim
 
-ORDER = ("speed", "learning-rate", "initialization", "placement", "input-scaling", "scale-shift", "train-predict")
+ORDER = (
+    "speed",
+    "learning-rate",
+    "initialization",
+    "placement",
+    "input-scaling",
+    "scale-shift",
+    "train-predict",
+    "regularization",
+)
 
 
 def all_claims() -> dict[str, Claim]:
