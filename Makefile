@@ -35,8 +35,9 @@ mutants: $(READY)  ## Show that the tests reject deliberate faults
 study: $(READY)  ## Measure the claims about batch normalization; writes report/index.html
 	$(BIN)/batchnorm study
 
-bench: $(READY)  ## Time the layer beside torch's own, interleaved
+bench: $(READY)  ## Time the layer beside torch's own, and its options, interleaved
 	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/options.py
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis
