@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tolerance
 from batchnorm.study import answer, design, lab, runner
-from batchnorm.study.claims import initialization, input_scaling, learning_rate, placement, speed
+from batchnorm.study.claims import initialization, input_scaling, learning_rate, placement, regularization, speed
 from batchnorm.study.design import Settings, Study
+from batchnorm.study.networks import base_network
 from batchnorm.study.training import Outcome, Problem, Rows, Spec, evaluated_steps
+from batchnorm.torch import BatchNorm
 
 Arrival = Callable[[Spec], float]
 
@@ -91,6 +94,83 @@ def test_scaled_inputs_are_compared_with_raw_ones(problem: Problem, tmp_path: Pa
     assert found.numbers["data"] == "breast cancer"
     assert found.effects[0].samples[0] > 2.0
     assert found.effects[1].samples == (1.0,) * 3
+
+
+@pytest.mark.parametrize(
+    ("small", "power", "verdict"),
+    [
+        (0.2, -1.0, "holds"),
+        (0.8, -1.0, "does not hold"),
+        (math.nan, -1.0, "does not hold"),
+        (0.2, -0.5, "does not hold"),
+        (0.2, -1.5, "does not hold"),
+        (0.2, math.nan, "does not hold"),
+    ],
+)
+def test_regularization_is_the_loss_in_small_batches_by_that_in_whole_ones(
+    problem: Problem, tmp_path: Path, small: float, power: float, verdict: str
+) -> None:
+    study = Study(Settings(seeds=3, quick=True), lab.Lab(problem, tmp_path, jobs=1, resume=True))
+    noise = {q: {str(m): 0.7 * m**power for m in regularization.SIZES} for q in regularization.QUANTITIES}
+    for spec in regularization.runs(study):
+        loss = small if spec.virtual_batch_size == 4 else 0.4
+        seen = {"recalibrated": loss, "running": loss + 1, "train": 0.4 if spec.virtual_batch_size == 4 else 0.2}
+        study.lab.outcomes[spec] = Outcome([spec.steps], [0.9], [0.9], [seen | noise | {"layers": [1.0] * 3}])
+    found = regularization.measure(study)
+    assert found.verdict() == verdict
+    *slopes, test, training = found.effects
+    distance = 1.0 if math.isnan(power) else abs(power + 1.0)  # no variance at all obeys no law
+    assert all(e.samples == pytest.approx((distance,) * 3, abs=1e-9) for e in slopes)
+    worst = math.log(10)  # a run that has diverged counts as one that guesses
+    ratio = worst / 0.4 if math.isnan(small) else small / 0.4
+    assert test.samples == pytest.approx((ratio,) * 3, **tolerance.FEW_ROUNDINGS)
+    assert training.samples == (2.0,) * 3
+    assert not training.decides
+
+
+def test_batches_that_hold_no_two_virtual_ones_are_not_split(problem: Problem, tmp_path: Path) -> None:
+    whole = [Study(Settings(batch_size=b), lab.Lab(problem, tmp_path, jobs=1, resume=True)) for b in (7, 8, 60)]
+    assert [regularization.virtual_batches(study) for study in whole] == [[], [2, 4], [2, 4, 15, 30]]
+    assert regularization.runs(whole[0]) == []
+    assert regularization.measure(whole[0]).verdict() == "not measured"
+
+
+def test_recalibrated_statistics_are_those_of_all_rows() -> None:
+    network = base_network(
+        5, 3, placement="before", activation="sigmoid", seeds=[0, 1], stds=[None, 1.0], virtual_batch_size=4
+    )
+    layers = [m for m in network if isinstance(m, BatchNorm)]
+    x, other = torch.randn(2, 50, 5) * 3 + 1, torch.randn(2, 7, 5)
+    network(x)
+    before = [(b.clone(), b) for layer in layers for b in layer.buffers()]
+    (got,) = regularization.recalibrated(network, x, other)
+    assert all(torch.equal(was, now) for was, now in before)
+    assert all((m.training, m.virtual_batch_size, m.momentum) == (True, 4, 0.1) for m in layers)
+    rows, asked = x.double().numpy(), other.double().numpy()
+    *hidden, last = [
+        m.weight.detach().double().numpy() for m in network if not isinstance(m, torch.nn.Sigmoid | BatchNorm)
+    ]
+    for weight in hidden:
+        rows, asked = rows @ weight, asked @ weight
+        mean, var = rows.mean(1, keepdims=True), rows.var(1, keepdims=True)
+        asked = 1 / (1 + np.exp(-(asked - mean) / np.sqrt(var * 50 / 49 + layers[0].eps)))
+        rows = 1 / (1 + np.exp(-(rows - mean) / np.sqrt(var + layers[0].eps)))
+    tolerance.assert_close(got, asked @ last, "float32", np.abs(last).sum(1, keepdims=True))
+
+
+def test_noise_is_that_of_the_groups_the_layer_normalises_by(problem: Problem) -> None:
+    layer = BatchNorm((2, 1, 3), axis=(0, 2))
+    x = torch.randn(2, 12, 3) * 2 + 1
+    with regularization._training(layer, 4) as layers, regularization._moments(layers, 3) as (found,):
+        y = layer(x)
+    ((mean, var),) = found
+    normalised = (x.unflatten(1, (4, 3)) - mean[:, None]) / torch.sqrt(var[:, None] + layer.eps)
+    tolerance.assert_close(y, normalised.flatten(1, 2), "float32", y.abs().max().item())
+    spec = Study(Settings(), lab.Lab(problem, Path(), jobs=1, resume=True)).spec()
+    rows = Rows.of(problem.datasets["main"], [spec])
+    network = base_network(64, 10, placement="before", activation="sigmoid", seeds=[0], stds=[None])
+    (seen,) = regularization.noise(network, rows)
+    assert seen["layers"][0] == pytest.approx(1.0, rel=0.1)  # of independent rows Var(μ_B) = σ²/m
 
 
 def test_the_rate_is_chosen_on_validation_and_reported_on_test(problem: Problem, tmp_path: Path) -> None:

@@ -138,6 +138,13 @@ def test_scores_of_regression_and_of_diverged_runs() -> None:
     assert math.isnan(training.scores(broken, y, made)[0])
 
 
+def test_virtual_batches_reach_the_layers_and_keep_runs_apart(problem: Problem) -> None:
+    split_up = replace(SPEC, virtual_batch_size=4)
+    network = training.build(problem, Rows.of(problem.datasets["main"], [split_up]))
+    assert [m.virtual_batch_size for m in network.modules() if isinstance(m, BatchNorm)] == [4] * networks.DEPTH
+    assert list(chunks([SPEC, split_up])) == [[SPEC], [split_up]]
+
+
 def test_chunks_hold_one_group_each_and_every_run_once() -> None:
     specs = [replace(SPEC, seed=s, placement=p) for s in range(MOST_TOGETHER + 3) for p in ("none", "before")]
     cut = list(chunks([*specs, *specs]))
