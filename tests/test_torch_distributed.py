@@ -1,104 +1,14 @@
 """Several processes: DDP and FSDP2 over gloo train the layer as they train torch's own."""
 
 import time
-from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.nn.parallel import DistributedDataParallel
 
-import batchnorm.torch
 from namespaces import to_numpy
+from processes import LAYERS, PROCESSES, SECONDS, in_bfloat16, in_ddp, in_float32, network, run, sleep
 from tolerance import assert_close
-
-PROCESSES = 2
-SECONDS = 60.0
-LAYERS: dict[str, Any] = {"ours": batchnorm.torch.BatchNorm2d, "torch": nn.BatchNorm2d}
-
-
-def network(layer: str) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3), LAYERS[layer](4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
-    )
-
-
-def batches(rank: int, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(rank)
-    shape = (6, 3, 8, 8)
-    return [
-        (torch.randn(shape, generator=generator) + rank, torch.randint(2, (6,), generator=generator))
-        for _ in range(steps)
-    ]
-
-
-def train(model: nn.Module, rank: int, steps: int = 2) -> list[float]:
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    losses = []
-    for x, target in batches(rank, steps):
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x).float(), target)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
-
-
-def in_ddp(layer: str, rank: int) -> dict[str, Any]:
-    torch.manual_seed(rank)  # what each process starts from is overwritten by the first's
-    model = network(layer)
-    wrapped = DistributedDataParallel(model)
-    found = {"losses": train(wrapped, rank), "grads": {n: p.grad for n, p in model.named_parameters()}}
-    found |= {"trained": state(model)}
-    wrapped.eval()(batches(rank, 1)[0][0])
-    return found | {"evaluated": state(model)}
-
-
-def in_fsdp(layer: str, rank: int, policies: dict[str, MixedPrecisionPolicy], steps: int) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = network(layer)
-    mesh = init_device_mesh("cpu", (PROCESSES,))
-    fully_shard(model[1], mesh=mesh, mp_policy=policies["layer"])
-    fully_shard(model, mesh=mesh, mp_policy=policies["model"])
-    losses = train(model, rank, steps)
-    gathered = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
-    local = {name: p.to_local().shape for name, p in model.named_parameters()}
-    return {"losses": losses, "gathered": gathered, "local": local, "sharded": isinstance(model[1], FSDPModule)}
-
-
-def in_float32(layer: str, rank: int) -> dict[str, Any]:
-    return in_fsdp(layer, rank, {"layer": MixedPrecisionPolicy(), "model": MixedPrecisionPolicy()}, steps=2)
-
-
-def in_bfloat16(layer: str, rank: int) -> dict[str, Any]:
-    """Ours takes parameters in bfloat16 as they come; torch's does not on a CPU, and keeps float32."""
-    low = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    policies = {"layer": low if layer == "ours" else MixedPrecisionPolicy(cast_forward_inputs=False), "model": low}
-    return in_fsdp(layer, rank, policies, steps=1)
-
-
-def run(rank: int, works: list[Callable[[str, int], dict[str, Any]]], folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group(  # meets in a file: no port to be taken
-        "gloo",
-        init_method=(folder / "meeting").as_uri(),
-        rank=rank,
-        world_size=PROCESSES,
-        timeout=timedelta(seconds=SECONDS),
-    )
-    found = {work.__name__: {layer: work(layer, rank) for layer in LAYERS} for work in works}
-    torch.save(found, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
 
 
 def finish(context: Any, seconds: float) -> None:
@@ -123,10 +33,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     finish(start(run, [in_ddp, in_float32, in_bfloat16], folder), SECONDS)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
-
-
-def sleep(rank: int) -> None:
-    time.sleep(SECONDS)
 
 
 def test_a_process_that_hangs_is_a_failure() -> None:

@@ -76,7 +76,6 @@ class TestCompiled:
     ) -> None:
         assert compare("aot_eager", training, momentum) == 1
 
-    @pytest.mark.xfail(reason="layout.plan remembers in a dict that the graph then guards: the second step recompiles")
     def test_a_first_use_of_a_rank_compiles_once(self) -> None:
         torch.compiler.reset()
         counter, x = CompileCounterWithBackend("aot_eager"), torch.randn(2, 3, *[1] * 6)  # no other test has rank 8

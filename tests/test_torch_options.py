@@ -321,7 +321,7 @@ def drawn_weights(kind: str, shape: tuple[int, ...], axes: tuple[int, ...], seed
     }[kind]
 
 
-@settings(max_examples=200)
+@settings(max_examples=5 * settings.default.max_examples)
 @given(combinations())
 def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
     shape, axes, seed = c["shape"], c["axes"], c["seed"]

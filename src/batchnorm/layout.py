@@ -65,9 +65,6 @@ class Plan:
         return tuple(n for i, n in enumerate(self.feature_shape(shape)) if i != self.group_axis)
 
 
-_PLANS: dict[tuple[int, tuple[int, ...]], "Plan"] = {}  # functools.cache would make tracing compilers warn
-
-
 def normalise_axis(axis: Axis) -> tuple[int, ...]:
     """Return `axis` as a tuple of ints, as it was written (negatives stay).
 
@@ -93,6 +90,12 @@ def _planned(rank: int, axes: tuple[int, ...]) -> Plan:
     return Plan(kept, reduced)
 
 
+# The usual ones are made here: a cache that fills while a compiler traces makes it trace again.
+_PLANS: dict[tuple[int, tuple[int, ...]], Plan] = {
+    (rank, (axis,)): _planned(rank, (axis,)) for rank in range(2, 7) for axis in range(-rank, rank)
+}
+
+
 def plan(rank: int, axis: Axis) -> Plan:
     """Return the plan for inputs of `rank` whose features lie along `axis`.
 
@@ -113,7 +116,4 @@ def plan(rank: int, axis: Axis) -> Plan:
     (0, 2)
     """
     axes = normalise_axis(axis)
-    found = _PLANS.get((rank, axes))
-    if found is None:
-        found = _PLANS[rank, axes] = _planned(rank, axes)
-    return found
+    return _PLANS.get((rank, axes)) or _planned(rank, axes)

@@ -8,16 +8,18 @@ from batchnorm.kernels import eager
 from batchnorm.kernels.interface import Kernel
 from batchnorm.statistics import Array, Namespace
 
-__all__ = ["Kernel", "select"]
+__all__ = ["Kernel", "register", "select"]
 
 
 _EAGER: dict[str, Kernel] = {}
 
 
+def register(xp: Namespace) -> None:
+    """Make the eager kernel of a namespace once, when its front-end is imported: not while a compiler looks on."""
+    _EAGER[xp.__name__] = eager.kernel(xp)
+
+
 def select(x: Array, xp: Namespace) -> Kernel:
     """Return the fastest kernel that serves `x`; `Kernel.reason` says why no faster one does."""
     del x  # one backend so far, and it serves every array
-    found = _EAGER.get(xp.__name__)
-    if found is None:
-        found = _EAGER[xp.__name__] = eager.kernel(xp)
-    return found
+    return _EAGER.get(xp.__name__) or eager.kernel(xp)

@@ -11,7 +11,7 @@ from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
-from batchnorm.torch.naming import layer_name
+from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.snapshot import snapshot
 from batchnorm.torch.state import Remembering
 from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
@@ -149,12 +149,13 @@ class BatchNorm(Remembering):
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Return no children; refuse `convert_sync_batchnorm`, which asks for them, where it would lose an option."""
         if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":  # pyright: ignore[reportPrivateUsage]
-            lost = [o for o in self._chosen() if not o.startswith(("sync=", "process_group="))]
-            if lost:
-                raise ArgumentError(
-                    f"{layer_name(self)}: torch's SyncBatchNorm would lose {', '.join(lost)} (keep this layer, and "
-                    "choose sync=True)"
-                )
+            for layer in (m for m in outermost(self).modules() if isinstance(m, BatchNorm)):
+                lost = [o for o in layer._chosen() if not o.startswith(("sync=", "process_group="))]
+                if lost:
+                    raise ArgumentError(
+                        f"{layer_name(layer)}: torch's SyncBatchNorm would lose {', '.join(lost)} (keep this layer, "
+                        "and choose sync=True)"
+                    )
         return super().named_children()
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -211,7 +212,8 @@ class BatchNorm(Remembering):
         by_batch = training or (self.running_mean is None and not fixed)
         running, clips = None, ()
         if self.track_running_stats if training else not by_batch:
-            running, at = self._seen(again=training and (self.renorm is not None or weights is not None))
+            reads = training and (self.renorm is not None or weights is not None)
+            running, at = self._seen(input if reads and isinstance(input, Tensor) and input.ndim > 1 else None)
             clips = () if self.renorm is None or not training else self._clips(at)
         mean, var = (None, None) if running is None else running[:2]
         named: dict[str, Tensor | None] = {
@@ -237,6 +239,8 @@ class BatchNorm(Remembering):
         """Return rmin, rmax and dmax at this step, as 0-d tensors."""
         if self.renorm is None or step is None or self.running_mean is None:
             return ()
+        if self._buffers["renorm_mean"] is None:
+            raise ArgumentError("`renorm` must be chosen when the layer is made, for its buffers; it was set later")
         dtype, device = self.running_mean.dtype, self.running_mean.device
         clips = self.renorm.clips(snapshot(step).to(dtype))
         return tuple(None if c is None else torch.as_tensor(c, dtype=dtype, device=device) for c in clips)

@@ -6,15 +6,21 @@ import torch
 from torch import nn
 
 
+def outermost(layer: nn.Module) -> nn.Module:
+    """Return the outermost module that holds the layer among those whose methods are running, else the layer."""
+    found, frame = layer, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        for owner in (frame.f_locals.get("module"), frame.f_locals.get("self")):
+            if isinstance(owner, nn.Module) and any(m is layer for m in owner.modules()):
+                found = owner
+        frame = frame.f_back
+    return found
+
+
 def layer_name(layer: nn.Module) -> str:
     """Return "features.3 (BatchNorm2d)", as the outermost module that is being called names it, or the class alone."""
     kind = type(layer).__name__
     if torch.compiler.is_compiling():
         return kind
-    found, frame = "", sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and owner is not layer:
-            found = next((name for name, module in owner.named_modules() if module is layer), found)
-        frame = frame.f_back
-    return f"{found} ({kind})" if found else kind
+    name = next(name for name, module in outermost(layer).named_modules() if module is layer)
+    return f"{name} ({kind})" if name else kind

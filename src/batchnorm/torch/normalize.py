@@ -15,6 +15,8 @@ from batchnorm.errors import ShapeError
 from batchnorm.layout import Plan
 from batchnorm.statistics import Moments, Statistics
 
+kernels.register(xp)
+
 
 class Inputs(NamedTuple):
     """Every tensor that an output may depend on; those below `residual` carry no gradient.

@@ -12,16 +12,10 @@ from batchnorm.conventions import Estimator
 from batchnorm.renorm import Renorm
 from batchnorm.statistics import Running
 from batchnorm.torch.naming import layer_name
+from batchnorm.torch.recompute import Ledger, in_backward
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
 
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
-
-
-def in_backward() -> bool:
-    """Return whether this runs inside a backward pass: a forward there repeats one that has been counted."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 class Remembering(_BatchNorm):
@@ -35,8 +29,7 @@ class Remembering(_BatchNorm):
     held: int = 0  # how many `hold_statistics` are open
     by_running: int = 0  # how many `use_running` are open
     collected: list[Step] | None = None  # by an open `accumulate`
-    _found: Running | None = None  # what the last batch has found, for a forward that is repeated in the backward
-    _found_step: Tensor | None = None
+    _ledger: Ledger | None = None  # where training reads running statistics: what each call has found
     _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
     _warned: bool = False
 
@@ -94,7 +87,7 @@ class Remembering(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
-        passing = ("held", "by_running", "collected", "_found", "_found_step")
+        passing = ("held", "by_running", "collected", "_ledger")
         return {name: value for name, value in self.__dict__.items() if name not in passing}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -119,19 +112,14 @@ class Remembering(_BatchNorm):
     def _running(self) -> Running:
         return Running(*(self._buffers.get(n) for n in ("running_mean", "running_var", *RENORM_BUFFERS)))
 
-    def _seen(self, *, again: bool) -> tuple[Running, Tensor | None]:
-        """Return the running statistics and the step to train with; where `again`, those the first forward had.
-
-        Only what trains by running statistics, renormalization and batches of weight zero, sees a difference.
-        """
-        if again and in_backward() and self._found is not None:
-            return self._found, self._found_step
+    def _seen(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
+        """Return the running statistics and the step; with x, those that a forward repeated on x has found at first."""
         running, step = self._running(), self.num_batches_tracked
-        self._found = None
-        if again and self._moves() and not torch.compiler.is_compiling():
-            self._found = Running(*(None if b is None else b.clone() for b in running))
-            self._found_step = None if step is None else step.clone()
-        return running, step
+        if x is None:
+            return running, step
+        if self._ledger is None:
+            self._ledger = Ledger()
+        return self._ledger.seen(x, running, step)
 
     def freeze(self) -> None:
         """Normalise by the running statistics from now on, whatever the mode, and stop γ and β; see `frozen`."""

@@ -132,7 +132,10 @@ def train(inputs: Inputs, recipe: Recipe, options: Any) -> tuple[Tensor, Step | 
             f'`input` of shape {tuple(x.shape)} holds inf or NaN, or its variance overflows (nonfinite="skip" leaves '
             "the running statistics untouched and goes on)"
         )
-    return y, _step(moments, plan, tuple(x.shape), grouped=groups > 1)
+    step = _step(moments, plan, tuple(x.shape), grouped=groups > 1)
+    if isinstance(step.moments.count, Tensor) and recipe.least:  # what running statistics stood in for is not heard
+        step = unless(step.moments.count > recipe.least, step)
+    return y, step
 
 
 def _constants(inputs: Inputs) -> Inputs:

@@ -1,0 +1,102 @@
+"""A layer called several times before its backward: each repetition finds what its own first forward has found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from batchnorm.errors import ArgumentError
+from batchnorm.torch import BatchNorm, BatchNorm1d, Renorm, hold_statistics
+from namespaces import to_numpy
+from tolerance import assert_close
+
+RENORM = {"renorm": Renorm(rmax=1.5, dmax=0.5, momentum=0.2), "momentum": 0.5}
+
+
+def batch(seed: int = 0, *shape: int) -> Tensor:
+    return torch.randn(shape or (8, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def shared(layer: BatchNorm, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    """Call one layer twice in one checkpointed part."""
+    return call(lambda z: layer(layer(z).square() + z), x).pow(3).sum()
+
+
+def two_parts(layer: BatchNorm, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    return (call(layer, x).pow(3) + call(layer, 2.0 * x + x.sin()).pow(2)).sum()
+
+
+def held_between(layer: BatchNorm, call: Callable[..., Tensor], x: Tensor) -> Tensor:
+    y = call(layer, x)
+    with hold_statistics(layer):
+        worst = call(layer, x + 0.5 * x.sin())
+    return (y.pow(3) + worst.pow(2)).sum()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("loss", [shared, two_parts, held_between])
+def test_every_repetition_finds_its_own_statistics(loss: Any, reentrant: bool) -> None:
+    def gradient(call: Callable[..., Tensor]) -> tuple[Tensor, BatchNorm]:
+        layer = BatchNorm(3, **RENORM).double()
+        for seed in (5, 6):
+            layer(batch(seed))
+        x = batch().requires_grad_()
+        loss(layer, call, x).backward()
+        assert x.grad is not None
+        return x.grad, layer
+
+    expected, plain = gradient(lambda function, x: function(x))
+    got, layer = gradient(lambda function, x: checkpoint(function, x, use_reentrant=reentrant))
+    assert_close(to_numpy(got), to_numpy(expected), "float64", float(expected.abs().max()))
+    assert layer.num_batches_tracked == plain.num_batches_tracked
+    assert torch.equal(layer.renorm_stddev, plain.renorm_stddev)
+
+
+def test_what_running_statistics_stand_in_for_is_not_remembered() -> None:
+    layer, x = BatchNorm(3, small_batch="running").double(), batch()
+    one = torch.tensor([1.0] + [0.0] * 7)
+    assert torch.equal(layer(x, weights=one), layer.eval()(x))
+    assert layer.num_batches_tracked == 0
+    assert torch.equal(layer.running_mean, torch.zeros(3, dtype=torch.float64))
+    layer.train()(x, weights=3.0 * one)
+    assert layer.num_batches_tracked == 1
+
+
+def test_groups_that_running_statistics_stand_in_for_are_not_averaged_in() -> None:
+    layer, x = BatchNorm(3, small_batch="running", virtual_batch_size=4, momentum=1.0).double(), batch()
+    layer(x, weights=torch.tensor([1.0, 1.0] + [1.0, 0.0] * 3))  # the odd group has one sample
+    assert_close(to_numpy(layer.running_mean), to_numpy(x[::2].mean(0)), "float64")
+    assert_close(to_numpy(layer.running_var), to_numpy(x[::2].var(0)), "float64", 4.0)
+
+
+def test_renormalization_cannot_be_chosen_later() -> None:
+    layer = BatchNorm(3)
+    layer.renorm = Renorm()
+    with pytest.raises(ArgumentError, match="`renorm` must be chosen when the layer is made"):
+        layer(torch.randn(4, 3))
+
+
+def test_conversion_is_refused_before_any_layer_is_converted() -> None:
+    model = torch.nn.Sequential(BatchNorm1d(3), torch.nn.Sequential(BatchNorm(3, activation="relu")))
+    with pytest.raises(ArgumentError, match=r"^1\.0 \(BatchNorm\): .* would lose activation='relu'"):
+        torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(model[0], BatchNorm1d)
+
+
+def test_a_plain_checkpoint_put_in_place_is_not_shared_with_renormalization() -> None:
+    layer, plain = BatchNorm(3, renorm=Renorm()), BatchNorm(3)
+    layer.load_state_dict(plain.state_dict(), assign=True)
+    layer(5.0 + torch.randn(8, 3))
+    assert not torch.equal(layer.renorm_mean, layer.running_mean)
+
+
+def test_the_count_of_skipped_batches_starts_at_zero_when_a_model_leaves_the_meta_device() -> None:
+    layer = BatchNorm(3, device="meta")
+    layer.to_empty(device="cpu").load_state_dict(BatchNorm(3).state_dict())
+    assert layer.nonfinite_batches == 0
+    other = BatchNorm(3, device="meta")
+    other.load_state_dict(BatchNorm(3).state_dict(), assign=True)
+    assert other.to("cpu").nonfinite_batches == 0
