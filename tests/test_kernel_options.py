@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchnorm import statistics
@@ -13,7 +13,7 @@ from batchnorm.kernels import eager
 from batchnorm.layout import plan
 from batchnorm.statistics import Moments, Observed, Running, Statistics
 from namespaces import NAMESPACES, Namespace, to_numpy
-from tolerance import assert_close, assert_within_project_bound
+from tolerance import DIFFERENCE_ROUNDINGS, DIFFERENCE_STEP, assert_close, assert_within_project_bound
 
 everywhere = pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda n: n.name)
 SHAPE = (6, 3, 4)  # (N, C, L)
@@ -84,11 +84,55 @@ def test_the_backward_computes_again_what_the_forward_activated(
     mean, low, scale, shift = (namespace.array(drawn(i, (1, 3, 1)), "float64") for i in range(3, 7))
     using, given = Statistics(mean, low, scale), skip if residual else None
     y = kernel.affine(x, using, scale, shift, residual=given, activation=activation)
-    z = kernel.affine(x, using, scale, shift, residual=given)
+    numbers = [to_numpy(a) for a in (x, mean, low, scale, shift, skip)]
+    whole = (numbers[0] - numbers[1] - numbers[2]) * numbers[3] + numbers[4] + numbers[5] * residual
+    z = namespace.array(whole, "float64")
     assert_close(to_numpy(y), to_numpy(ACTIVATIONS[activation].function(z, xp)), "float64", 8.0)
     dz = kernel.backward_activation(dy, x, using, scale, shift, activation=activation, residual=given)
     expected = to_numpy(ACTIVATIONS[activation].gradient(dy, z, xp))
     assert_close(to_numpy(dz), expected, "float64", 8.0)
+
+
+@everywhere
+def test_gradients_through_weighted_and_corrected_statistics(namespace: Namespace) -> None:
+    """L = Σ dy·(γ·((x−μ)/σ·r + d) + β), differenced in x, γ and β, with r and d held."""
+    kernel, xp, eps = eager.kernel(namespace.xp), namespace.xp, 0.1
+    x, dy, w = drawn(0), drawn(1), np.abs(drawn(2, (6, 1, 4))) * (drawn(3, (6, 1, 4)) > -0.5)
+    gamma, beta, r, d = (drawn(i, (1, 3, 1)) for i in range(4, 8))
+
+    def loss(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray) -> float:
+        total = w.sum()
+        mu = (w * x).sum((0, 2), keepdims=True) / total
+        var = (w * (x - mu) ** 2).sum((0, 2), keepdims=True) / total
+        return float((dy * (gamma * ((x - mu) / np.sqrt(var + eps) * r + d) + beta)).sum())
+
+    def differenced(which: int) -> np.ndarray:
+        arguments = [x, gamma, beta]
+        slope = np.zeros_like(arguments[which])
+        for at in np.ndindex(slope.shape):
+            ends = []
+            for sign in (1.0, -1.0):
+                moved = [a.copy() for a in arguments]
+                moved[which][at] += sign * DIFFERENCE_STEP
+                ends.append(loss(*moved))
+            slope[at] = (ends[0] - ends[1]) / (2.0 * DIFFERENCE_STEP)
+        return slope
+
+    a = {name: namespace.array(v, "float64") for name, v in {"x": x, "dy": dy, "w": w, "g": gamma, "b": beta}.items()}
+    using = statistics.of_batch(kernel.moments(a["x"], PLAN, a["w"]), eps, xp)
+    using = using._replace(r=namespace.array(r, "float64"), d=namespace.array(d, "float64"))
+    scale, shift = statistics.forward_scale(using, a["g"]), statistics.forward_shift(using, a["g"], a["b"], xp)
+    y = to_numpy(kernel.affine(a["x"], using, scale, shift))
+    assert_close((dy * y).sum(), loss(x, gamma, beta), "float64", np.abs(dy * y).sum())
+    sums = kernel.backward_reduce(a["dy"], a["x"], PLAN, using)
+    coefficients = statistics.backward_coefficients(using, a["g"], *sums)
+    got = (
+        kernel.backward_elementwise(a["dy"], a["x"], using, coefficients, a["w"]),
+        statistics.gamma_gradient(using, *sums),
+        sums[0],
+    )
+    for which, gradient in enumerate(got):
+        assert_close(to_numpy(gradient), differenced(which), "float64", 64.0, roundings=DIFFERENCE_ROUNDINGS)
 
 
 @everywhere
@@ -121,6 +165,8 @@ def test_what_is_observed_over_groups_is_the_mean_over_those_heard(namespace: Na
 
 
 @everywhere
+@example(mean=-9.0, var=4.0, clips=(0.5, 1.5, 0.5), running=(9.0, 1.0))
+@example(mean=9.0, var=0.0, clips=(0.5, 1.5, 0.5), running=(-9.0, 3.0))
 @given(
     mean=st.floats(-9.0, 9.0),
     var=st.floats(0.0, 9.0),
