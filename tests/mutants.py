@@ -281,6 +281,26 @@ MUTANTS = [
     Mutant("batch normalization left on", "study/training.py", "            module.eval()\n", "            pass\n"),
     Mutant("RMSprop forgets faster", "study/optimizers.py", "mul_(0.99)", "mul_(0.9)"),
     Mutant(
+        "regularization upside down",
+        "study/claims/regularization.py",
+        "tuple(a / b for a, b in zip(ends",
+        "tuple(b / a for a, b in zip(ends",
+    ),
+    Mutant("any slope is a law", "study/claims/regularization.py", "abs(s - LAW)", "0.0 * s"),
+    Mutant(
+        "recalibrated in virtual batches",
+        "study/claims/regularization.py",
+        "with _training(network, None):",
+        "with _training(network, SMALL):",
+    ),
+    Mutant(
+        "variance over other groups than the layer's",
+        "study/claims/regularization.py",
+        "unflatten(1, (-1, groups))\n",
+        "unflatten(1, (groups, -1)).transpose(1, 2)\n",
+    ),
+    Mutant("virtual batches reach no layer", "study/training.py", "=spec.virtual_batch_size,", "=None,"),
+    Mutant(
         "no setting without it is considered",
         "study/answer.py",
         "    if speed is not None:\n        curves",
