@@ -13,7 +13,17 @@ ROOT = Path(__file__).parents[1]
 # The definition is tried on one array namespace; the torch layer by what its users see; the study by its judgements.
 PARTS = {
     "definition": ["conventions", "layout", "reference", "statistics", "activations", "kernel_options", "contract"],
-    "torch": ["torch_state", "torch_layer", "torch_gradients", "torch_options", "torch_control", "torch_robust"],
+    "torch": [
+        "torch_state",
+        "torch_layer",
+        "torch_gradients",
+        "torch_options",
+        "torch_renorm",
+        "torch_combinations",
+        "torch_recompute",
+        "torch_control",
+        "torch_robust",
+    ],
     "study": ["study_findings", "study_training", "study_claims"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]

@@ -1,69 +1,28 @@
-"""The options, alone and in any combination, against truths that know nothing of how the layer works."""
+"""Each option against a truth that knows nothing of how the layer works."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.autograd import gradcheck, gradgradcheck
 
 import truth
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.torch import BatchNorm, BatchNorm2d, Ramp, Renorm, batch_norm
-from namespaces import to_numpy
-from regimes import parameter_shape
-from tolerance import assert_close
+from batchnorm.torch import BatchNorm, BatchNorm2d, Renorm, batch_norm
+from options import (
+    ACTIVATIONS,
+    LAYOUTS,
+    assert_equal,
+    assert_same_statistics,
+    gradients,
+    kept,
+    layer_for,
+    normal,
+    without_features,
+)
 
-EPSILON = 1e-5
-LAYOUTS: list[tuple[tuple[int, ...], int | tuple[int, ...]]] = [
-    ((9, 3), 1),
-    ((5, 3, 4), 1),
-    ((5, 4, 3), -1),
-    ((4, 3, 2, 3), 1),
-    ((3, 4, 2, 3), -1),
-    ((4, 3, 3, 2), (1, -1)),
-    ((2, 6, 3), (0, 2)),
-]
 layouts = pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
-ACTIVATIONS = [a for a in truth.ACTIVATIONS if a]
-
-
-def kept(rank: int, axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(a % rank for a in ((axis,) if isinstance(axis, int) else axis)))
-
-
-def normal(shape: Any, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
-
-
-def without_features(shape: tuple[int, ...], axis: int | tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(n for i, n in enumerate(shape) if i not in kept(len(shape), axis))
-
-
-def layer_for(shape: tuple[int, ...], axis: int | tuple[int, ...], **options: Any) -> BatchNorm:
-    features: Any = parameter_shape(shape, axis) if isinstance(axis, tuple) else shape[axis]
-    layer = BatchNorm(features, axis=axis, **options).double()
-    with torch.no_grad():
-        if layer.weight is not None:
-            layer.weight.copy_(normal(layer.weight.shape, 11))
-            layer.bias.copy_(normal(layer.bias.shape, 12))
-    return layer
-
-
-def gradients(layer: BatchNorm, y: torch.Tensor, dy: torch.Tensor, *leaves: torch.Tensor) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(y, [*leaves, layer.weight, layer.bias], dy))
-
-
-def assert_equal(a: Any, b: Any, dtype: str = "float64", scale: float = 64.0) -> None:
-    assert_close(to_numpy(a), to_numpy(b), dtype, scale)
-
-
-def assert_same_statistics(a: BatchNorm, b: BatchNorm, dtype: str = "float64") -> None:
-    for (name, mine), (_, other) in zip(a.named_buffers(), b.named_buffers(), strict=True):
-        assert mine.dtype == other.dtype, name
-        assert_equal(mine, other, dtype)
 
 
 @layouts
@@ -172,94 +131,6 @@ def test_virtual_batches_keep_parameters_plain() -> None:
     assert torch.equal(ghost.eval()(x), plain.eval()(x))
 
 
-RENORMS = {
-    "unbounded": Renorm(momentum=0.1),
-    "clipped": Renorm(rmin=0.9, rmax=1.1, dmax=0.1, momentum=0.05),
-    "one side": Renorm(rmax=1.05),
-    "schedule": Renorm(Ramp(1.0, 0.5, 1, 4), Ramp(1.0, 1.5, 1, 4), Ramp(0.0, 0.5, 0, 3), momentum=0.3),
-}
-
-
-@layouts
-@pytest.mark.parametrize("kind", RENORMS)
-@pytest.mark.parametrize("virtual", [None, 2])
-def test_renormalization_follows_its_formulas(
-    shape: tuple[int, ...], axis: Any, kind: str, virtual: int | None
-) -> None:
-    renorm, axes = RENORMS[kind], kept(len(shape), axis)
-    layer = layer_for(shape, axis, renorm=renorm, virtual_batch_size=virtual, momentum=0.2)
-    features = layer.weight.numel()
-    mean, stddev, M = (torch.full((features,), v, dtype=torch.float64) for v in (0.0, 1.0, 0.0))  # noqa: N806
-    S = stddev.clone()  # noqa: N806
-    for step in range(5):
-        x = (1.0 + 2.0 * normal(shape, step)).requires_grad_()
-        rmin, rmax, dmax = (c(step) if callable(c) else c for c in (renorm.rmin, renorm.rmax, renorm.dmax))
-        expected = truth.normalise(
-            x,
-            axes=axes,
-            gamma=layer.weight.ravel(),
-            beta=layer.bias.ravel(),
-            eps=EPSILON,
-            virtual=virtual,
-            renorm={"M": M, "S": S, "rmin": rmin, "rmax": rmax, "dmax": dmax},
-        )
-        y, dy = layer(x), normal(shape, 50 + step)
-        assert_equal(y, expected.y)
-        for a, b in zip(gradients(layer, y, dy, x), gradients(layer, expected.y, dy, x), strict=True):
-            assert_equal(a, b)
-        sigma = (expected.biased + EPSILON).sqrt()
-        mean, stddev = 0.8 * mean + 0.2 * expected.mean, 0.8 * stddev + 0.2 * sigma
-        new = renorm.momentum
-        M, S = (1 - new) * M + new * expected.mean, (1 - new) * S + new * sigma  # noqa: N806
-        remembered = {
-            "running_mean": mean,
-            "running_var": (stddev**2 - EPSILON).clamp(min=0.0),
-            "running_stddev": stddev,
-            "renorm_mean": M,
-            "renorm_stddev": S,
-        }
-        for name, value in remembered.items():
-            assert_equal(getattr(layer, name).ravel(), value)
-
-
-def test_renormalization_bounded_to_nothing_is_plain_batch_normalization() -> None:
-    bound, plain = BatchNorm(3, renorm=Renorm(1.0, 1.0, 0.0)).double(), BatchNorm(3).double()
-    for seed in range(3):
-        x = 3.0 + normal((8, 3), seed)
-        assert_equal(bound(x), plain(x))
-
-
-def test_unbounded_renormalization_with_equal_momenta_trains_as_it_predicts() -> None:
-    layer = BatchNorm(3, momentum=0.1, renorm=Renorm(momentum=0.1)).double()
-    layer(normal((8, 3)))  # the first batch finds σ = √1, without the ε that all later ones find in it
-    for seed in range(5):
-        x = 3.0 + 2.0 * normal((8, 3), seed)
-        before = layer.eval()(x)
-        assert_equal(layer.train()(x), before)
-
-
-def test_the_schedule_goes_on_where_a_checkpoint_was_saved() -> None:
-    options = {"renorm": Renorm.paper(hold=1, r_until=4, d_until=3)}
-    straight, first, second = (BatchNorm(3, **options) for _ in range(3))
-    xs = [1.0 + 3.0 * normal((8, 3), seed, torch.float32) for seed in range(6)]
-    outputs = [straight(x) for x in xs]
-    for x in xs[:3]:
-        first(x)
-    second.load_state_dict(first.state_dict())
-    for x, expected in zip(xs[3:], outputs[3:], strict=True):
-        assert torch.equal(second(x), expected)
-
-
-def test_a_plain_checkpoint_starts_renormalization_at_its_statistics() -> None:
-    plain = BatchNorm(3)
-    for seed in range(3):
-        plain(5.0 + 2.0 * normal((8, 3), seed, torch.float32))
-    layer = BatchNorm(3, renorm=Renorm(rmax=3.0, dmax=5.0))
-    layer.load_state_dict(plain.state_dict())
-    assert torch.equal(layer.renorm_mean, plain.running_mean)
-    assert torch.equal(layer.renorm_stddev, plain.running_var.sqrt())
-
-
 @pytest.mark.parametrize("renorm", [None, Renorm(rmax=1.2, dmax=0.5)])
 @pytest.mark.parametrize("activation", [None, "gelu"])
 def test_adjustment_scales_and_shifts_what_is_normalised(renorm: Renorm | None, activation: str | None) -> None:
@@ -287,92 +158,6 @@ def test_activation_and_residual_round_once(activation: str, dtype: str, trainin
     exact = BatchNorm(3).double().train(training)
     expected = truth.ACTIVATIONS[activation](exact(x.double()) + skip.double())
     assert_equal(layer(x, skip), expected, dtype, 4.0)
-
-
-@st.composite
-def combinations(draw: st.DrawFn) -> dict[str, Any]:
-    rank = draw(st.integers(2, 4))
-    axes = tuple(sorted(draw(st.sets(st.integers(0, rank - 1), min_size=1, max_size=rank - 1))))
-    shape = tuple(draw(st.integers(1 if i in axes else 2, 4)) for i in range(rank))
-    shape = tuple(draw(st.integers(2, 7)) if i == min(set(range(rank)) - set(axes)) else n for i, n in enumerate(shape))
-    return {
-        "axes": axes,
-        "shape": shape,
-        "virtual": draw(st.none() | st.integers(1, 4)),
-        "weights": draw(st.sampled_from([None, "mask", "numbers", "groups of zero", "zero", "small"])),
-        "activation": draw(st.sampled_from([None, *ACTIVATIONS])),
-        "residual": draw(st.booleans()),
-        "affine": draw(st.booleans()),
-        "renorm": draw(st.sampled_from([None, *RENORMS.values()])),
-        "estimator": draw(st.sampled_from(["unbiased", "biased"])),
-        "seed": draw(st.integers(0, 99)),
-    }
-
-
-def drawn_weights(kind: str, shape: tuple[int, ...], axes: tuple[int, ...], seed: int) -> torch.Tensor:
-    sizes = without_features(shape, axes)
-    w = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return {
-        "mask": w > 0.4,
-        "numbers": torch.where(w > 0.2, 3.0 * w, 0.0),
-        "groups of zero": w * (torch.arange(sizes[0]) % 2).reshape([-1] + [1] * (len(sizes) - 1)),
-        "zero": torch.zeros_like(w),
-        "small": 1e-3 * w,
-    }[kind]
-
-
-@settings(max_examples=5 * settings.default.max_examples)
-@given(combinations())
-def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
-    shape, axes, seed = c["shape"], c["axes"], c["seed"]
-    axis = axes if len(axes) > 1 else axes[0]
-    options = {
-        "activation": c["activation"],
-        "virtual_batch_size": c["virtual"],
-        "renorm": c["renorm"],
-        "running_variance": c["estimator"],
-        "affine": c["affine"],
-    }
-    layer = layer_for(shape, axis, momentum=0.25, small_batch="allow", **options)
-    layer.running_mean.copy_(normal(layer.running_mean.shape, 21))
-    layer.running_var.copy_(0.5 + normal(layer.running_var.shape, 22).square())
-    mean, var = layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()
-    x, skip, dy = (normal(shape, 3 * seed + i).requires_grad_(i < 2) for i in range(3))
-    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, axes, seed)
-    y = layer(x, skip if c["residual"] else None, weights)
-    renorm = None
-    if c["renorm"] is not None:
-        rmin, rmax, dmax = c["renorm"].clips(0)
-        start = torch.zeros_like(mean), torch.ones_like(var)
-        renorm = {"M": start[0], "S": start[1], "rmin": rmin, "rmax": rmax, "dmax": dmax}
-    each = [1 if i in axes else n for i, n in enumerate(shape)]
-    leaves = [x, *([skip] if c["residual"] else []), *layer.parameters()]
-    expected = truth.normalise(
-        x,
-        axes=axes,
-        gamma=layer.weight.ravel() if c["affine"] else None,
-        beta=layer.bias.ravel() if c["affine"] else None,
-        eps=EPSILON,
-        residual=skip if c["residual"] else None,
-        weights=None if weights is None else weights.double().reshape(each).expand(shape),
-        virtual=c["virtual"],
-        activation=c["activation"],
-        running=(mean, var),
-        renorm=renorm,
-    )
-    steep = 1.0 / math.sqrt(EPSILON)  # a group of one has σ = 0
-    assert_equal(y, expected.y, scale=steep)
-    for a, b in zip(*(torch.autograd.grad(z, leaves, dy) for z in (y, expected.y)), strict=True):
-        assert_equal(a, b, scale=steep * (1.0 + float(b.abs().max())))
-    if expected.mean is None:
-        assert torch.equal(layer.running_mean.ravel(), mean)
-        assert layer.num_batches_tracked == 0
-        return
-    assert layer.num_batches_tracked == 1
-    assert_equal(layer.running_mean.ravel(), 0.75 * mean + 0.25 * expected.mean)
-    if c["renorm"] is None:
-        seen = getattr(expected, c["estimator"])
-        assert_equal(layer.running_var.ravel(), 0.75 * var + 0.25 * seen, scale=64.0 + float(seen.max()))
 
 
 def stretched(shape: torch.Size) -> tuple[torch.Tensor, float]:
@@ -459,15 +244,6 @@ def test_an_adjustment_must_broadcast_to_the_input() -> None:
     layer = BatchNorm(3, adjustment=lambda _: (torch.ones(2, 4, 3), 0.0))
     with pytest.raises(ShapeError, match="must return a scale that broadcasts"):
         layer(torch.randn(4, 3))
-
-
-@pytest.mark.parametrize(
-    "renorm",
-    [{"rmin": -1}, {"rmax": "3"}, {"dmax": -0.1}, {"rmin": 2.0, "rmax": 1.0}, {"momentum": 1.5}, {"momentum": None}],
-)
-def test_renormalization_refuses_what_is_out_of_range(renorm: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=r"rmin|rmax|dmax|momentum"):
-        Renorm(**renorm)
 
 
 def test_the_description_names_the_options() -> None:
