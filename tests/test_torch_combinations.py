@@ -37,12 +37,16 @@ def combinations(draw: st.DrawFn) -> dict[str, Any]:
         "affine": draw(st.booleans()),
         "renorm": draw(st.sampled_from([None, *RENORMS.values()])),
         "estimator": draw(st.sampled_from(["unbiased", "biased"])),
+        "alike": draw(st.none() | st.integers(0, 2)),
         "seed": draw(st.integers(0, 99)),
     }
 
 
-def drawn_weights(kind: str, shape: tuple[int, ...], axes: tuple[int, ...], seed: int) -> torch.Tensor:
-    sizes = without_features(shape, axes)
+def drawn_weights(
+    kind: str, shape: tuple[int, ...], axes: tuple[int, ...], seed: int, alike: int | None = None
+) -> torch.Tensor:
+    """Draw weights; along the axis `alike` of them, if there is one, they do not differ."""
+    sizes = tuple(1 if i == alike else n for i, n in enumerate(without_features(shape, axes)))
     w = torch.rand(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return {
         "mask": w > 0.4,
@@ -70,14 +74,15 @@ def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
     layer.running_var.copy_(0.5 + normal(layer.running_var.shape, 22).square())
     mean, var = layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()
     x, skip, dy = (normal(shape, 3 * seed + i).requires_grad_(i < 2) for i in range(3))
-    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, axes, seed)
+    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, axes, seed, c["alike"])
     y = layer(x, skip if c["residual"] else None, weights)
     renorm = None
     if c["renorm"] is not None:
         rmin, rmax, dmax = c["renorm"].clips(0)
         start = torch.zeros_like(mean), torch.ones_like(var)
         renorm = {"M": start[0], "S": start[1], "rmin": rmin, "rmax": rmax, "dmax": dmax}
-    each = [1 if i in axes else n for i, n in enumerate(shape)]
+    own = iter(() if weights is None else weights.shape)
+    each = [1 if i in axes else next(own, 1) for i in range(len(shape))]
     leaves = [x, *([skip] if c["residual"] else []), *layer.parameters()]
     expected = truth.normalise(
         x,

@@ -115,7 +115,22 @@ def test_signature_of_the_function_begins_with_torchs() -> None:
 
 @pytest.mark.parametrize("name", ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 def test_torchs_tools_find_the_layer(name: str) -> None:
-    assert isinstance(getattr(ours, name)(3), _BatchNorm)
+    assert isinstance(getattr(ours, name)(3), getattr(torch.nn, name, _BatchNorm))
+
+
+def test_torch_fx_sees_one_node() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), ours.BatchNorm2d(4, activation="relu"))
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(traced(x), model(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_weights_keep_channels_last(training: bool) -> None:
+    x = torch.randn(4, 3, 5, 2).to(memory_format=torch.channels_last)
+    y = ours.BatchNorm2d(3).train(training)(x, weights=torch.rand(4, 5, 2) > 0.3)
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_switching_tracking_off_later_does_as_torch() -> None:

@@ -10,8 +10,10 @@ from torch.autograd import gradcheck, gradgradcheck
 import truth
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.torch import BatchNorm, BatchNorm2d, Renorm, batch_norm
+from namespaces import to_numpy
 from options import (
     ACTIVATIONS,
+    EPSILON,
     LAYOUTS,
     assert_equal,
     assert_same_statistics,
@@ -21,6 +23,7 @@ from options import (
     normal,
     without_features,
 )
+from tolerance import assert_within_project_bound
 
 layouts = pytest.mark.parametrize(("shape", "axis"), LAYOUTS)
 
@@ -238,6 +241,51 @@ def test_an_argument_that_does_not_fit_is_refused_by_name(
         torch.nn.Sequential(torch.nn.Identity(), BatchNorm(3).train(training))[1](torch.ones(4, 3, 5), **arguments)
     assert said in str(caught.value)
     assert str(caught.value).startswith("BatchNorm: ")
+
+
+@pytest.mark.parametrize("bad", [-1.0, -math.inf, math.inf, math.nan])
+def test_weights_that_are_no_weights_are_refused(bad: float) -> None:
+    layer = BatchNorm(3)
+    with pytest.raises(ArgumentError, match="`weights` must be finite and ≥ 0"):
+        layer(torch.randn(2, 3), weights=torch.tensor([1.0, bad]))
+    assert layer.num_batches_tracked == 0
+
+
+def test_weights_that_sum_to_one_up_to_rounding_do_not_blow_up_the_variance() -> None:
+    x = normal((64, 3), dtype=torch.float32)
+    for seed in range(50):
+        layer, weights = BatchNorm(3, momentum=1.0), torch.softmax(normal((64,), seed, torch.float32), 0)
+        layer(x, weights=weights)
+        assert layer.running_var.max() < 4.0
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"virtual_batch_size": 8}, {"renorm": Renorm(rmax=3.0, momentum=1.0)}], ids=str
+)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_every_option_stays_within_the_bound_at_a_million_deviations(options: dict[str, Any], weighted: bool) -> None:
+    x = (1e6 + normal((64, 3))).float()
+    weights = torch.arange(64) % 3 > 0 if weighted else None
+    layer = BatchNorm(3, momentum=1.0, **options)
+    for _ in range(2):  # renormalization has found the mean by the second
+        before = [b.clone().double() for b in (layer.running_mean, layer.running_var)]
+        state = {name: b.clone().double() for name, b in layer.named_buffers()}
+        y = layer(x, weights=weights)
+    renorm = None
+    if layer.renorm is not None:
+        renorm = {"M": state["renorm_mean"], "S": state["renorm_stddev"], "rmin": None, "rmax": 3.0, "dmax": None}
+    expected = truth.normalise(
+        x.double(),
+        axes=(1,),
+        gamma=None,
+        beta=None,
+        eps=EPSILON,
+        weights=None if weights is None else weights.double()[:, None].expand(64, 3),
+        virtual=layer.virtual_batch_size,
+        running=(before[0], before[1]),
+        renorm=renorm,
+    )
+    assert_within_project_bound(to_numpy(y), to_numpy(expected.y))
 
 
 def test_an_adjustment_must_broadcast_to_the_input() -> None:

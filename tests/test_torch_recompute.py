@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.torch import BatchNorm, BatchNorm1d, Renorm, hold_statistics
+from batchnorm.torch.recompute import CALLS
 from namespaces import to_numpy
 from tolerance import assert_close
 
@@ -100,3 +101,22 @@ def test_the_count_of_skipped_batches_starts_at_zero_when_a_model_leaves_the_met
     other = BatchNorm(3, device="meta")
     other.load_state_dict(BatchNorm(3).state_dict(), assign=True)
     assert other.to("cpu").nonfinite_batches == 0
+
+
+def test_a_call_that_is_forgotten_by_its_repetition_is_an_error() -> None:
+    layer = BatchNorm(3, **RENORM)
+    ys = [checkpoint(layer, batch(seed).float().requires_grad_(), use_reentrant=False) for seed in range(CALLS + 1)]
+    with pytest.raises(BatchNormError, match=f"more than {CALLS} calls"):
+        ys[0].sum().backward()
+    ys[-1].sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # by torch.compile itself
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_compiled_layer_in_a_checkpointed_part_counts_once(reentrant: bool) -> None:
+    torch.compiler.reset()
+    layer, x = BatchNorm(3), torch.randn(8, 3, requires_grad=True)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        checkpoint(compiled, x, use_reentrant=reentrant).square().sum().backward()
+    assert layer.num_batches_tracked == 2

@@ -6,13 +6,14 @@ the backward rather than keep it; where only the sign of z matters, the output t
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from batchnorm.errors import ArgumentError
 
 Array = Any
 Namespace = Any
 
+ActivationName = Literal["relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid"]
 LEAKY_SLOPE = 0.01
 
 
@@ -88,7 +89,7 @@ def _tanh_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
     return dy * (1.0 - y * y)
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Activation] = {
     "relu": Activation(_relu, _relu_gradient, by_sign=True),
     "leaky_relu": Activation(_leaky_relu, _leaky_relu_gradient, by_sign=True),
     "silu": Activation(_silu, _silu_gradient),

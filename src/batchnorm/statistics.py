@@ -21,6 +21,8 @@ from batchnorm.conventions import Estimator
 Array = Any
 Namespace = Any
 
+ONE = 1.0 + 2.0**-10  # weights that sum to one do so up to rounding: N/(N−1) would make millions of it
+
 
 class Moments(NamedTuple):
     """What a batch says about each feature.
@@ -64,12 +66,13 @@ class Statistics(NamedTuple):
 class Observed(NamedTuple):
     """What there is to remember of a batch: μ and the estimate of σ², or their means over groups.
 
-    `count` is N, and zero where the batch has nothing to say.
+    `count` is N, and zero where the batch has nothing to say. The mean is the sum `mean + mean_low`.
     """
 
     count: Array
     mean: Array
     var: Array
+    mean_low: Array = 0.0
 
 
 class Running(NamedTuple):
@@ -155,7 +158,7 @@ def observed_variance(moments: Moments, estimator: Estimator, xp: Namespace) -> 
         return variance(moments, xp)
     if _is_number(count):
         return moments.m2 / (count - 1 if count > 1 else divisor(count, xp))
-    return moments.m2 / xp.where(count > 1, count - 1, divisor(count, xp))
+    return moments.m2 / xp.where(count > ONE, count - 1, divisor(count, xp))
 
 
 def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: int | None = None) -> Observed:
@@ -169,9 +172,9 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
         xp: The array namespace.
         group_axis: The axis of groups; None where the batch is one.
     """
-    mean, var = moments.mean + moments.mean_low, observed_variance(moments, estimator, xp)
+    mean, low, var = moments.mean, moments.mean_low, observed_variance(moments, estimator, xp)
     if group_axis is None:
-        return Observed(moments.count, mean, var)
+        return Observed(moments.count, mean, var, low)
     if _is_number(moments.count):
         share = 1.0 / mean.shape[group_axis]
         total = moments.count
@@ -179,8 +182,12 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
         heard = xp.where(moments.count > 0, xp.ones_like(moments.count), xp.zeros_like(moments.count))
         total = xp.sum(moments.count, axis=group_axis, keepdims=True)
         share = heard / divisor(xp.sum(heard, axis=group_axis, keepdims=True), xp)
-    mean, var = (xp.sum(share * a, axis=group_axis, keepdims=True) for a in (mean, var))
-    return Observed(total, mean, var)
+
+    def average(a: Array) -> Array:
+        return xp.sum(share * a, axis=group_axis, keepdims=True)
+
+    high = average(mean)
+    return Observed(total, high, average(var), average((mean - high) + low))
 
 
 def updated(running: Array, observed: Array, momentum: Array) -> Array:
@@ -207,14 +214,15 @@ def remembered(
         xp: The array namespace.
         renorm: (α of M and S, ε) under renormalization.
     """
-    mean = updated(running.mean, observed.mean, momentum)
+    seen = observed.mean + observed.mean_low
+    mean = updated(running.mean, seen, momentum)
     if renorm is None:
         return Running(mean, updated(running.var, observed.var, momentum))
     alpha, eps = renorm
     sigma = xp.sqrt(observed.var + eps)
     stddev = updated(running.stddev, sigma, momentum)
     var = xp.maximum(stddev * stddev - eps, xp.zeros_like(stddev))
-    renorm_mean = updated(running.renorm_mean, observed.mean, alpha)
+    renorm_mean = updated(running.renorm_mean, seen, alpha)
     return Running(mean, var, stddev, renorm_mean, updated(running.renorm_stddev, sigma, alpha))
 
 
@@ -258,7 +266,7 @@ def correction(
     mean, stddev = renorm
     rmin, rmax, dmax = (c if c is None else xp.zeros_like(mean) + c for c in clips)
     stddev = xp.maximum(stddev, xp.zeros_like(stddev) + math.sqrt(eps))
-    r, d = xp.sqrt(observed.var + eps) / stddev, (observed.mean - mean) / stddev
+    r, d = xp.sqrt(observed.var + eps) / stddev, ((observed.mean - mean) + observed.mean_low) / stddev
     r = r if rmin is None else xp.maximum(r, rmin)
     r = r if rmax is None else xp.minimum(r, rmax)
     d = d if dmax is None else xp.minimum(xp.maximum(d, -dmax), dmax)

@@ -34,8 +34,9 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None) -
         return xp.sum(values if weights is None else values * weights, axis=plan.reduced, keepdims=True)
 
     count = plan.count(x.shape)
-    if weights is not None:  # they may be of size 1 along a reduced axis too
-        each = tuple(n if i in plan.reduced else weights.shape[i] for i, n in enumerate(x.shape))
+    if weights is not None:  # they may be of size 1 along any axis; the count is one for each group, and all features
+        counted = (*plan.reduced, plan.group_axis)
+        each = tuple(n if i in counted else 1 for i, n in enumerate(x.shape))
         count = xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
     n = divisor(count, xp)
     values = _where_weighted(weights, working(x, xp), xp)

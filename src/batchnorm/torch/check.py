@@ -1,7 +1,9 @@
 """What a call must be given: every error that names a tensor or an option, before anything changes."""
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
@@ -17,8 +19,8 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
         ShapeError: if the rank of x does not admit `axes`, or an argument in `named` has not one number per feature.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise DtypeError(f"`input` must be a floating-point tensor, got {got} (call `.float()` on it first)")
+        got, out = (x.dtype, " (call `.float()` on it first)") if isinstance(x, Tensor) else (type(x).__name__, "")
+        raise DtypeError(f"`input` must be a floating-point tensor, got {got}{out}")
     if x.ndim < 2:
         raise ShapeError(
             f"`input` must have rank ≥ 2, the features and something to reduce over, got shape {tuple(x.shape)} "
@@ -30,16 +32,21 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
         if value is not None and tuple(value.shape) != expected:
             raise ShapeError(
                 f"`{name}` must have shape {expected} for an input of shape {tuple(x.shape)} with axis={axes}, "
-                f"got {tuple(value.shape)} (`axis` names the kept axes)"
+                f"got {tuple(value.shape)} (`axis` names the axes of features{_better_axis(x, value)})"
             )
     return layout
+
+
+def _better_axis(x: Tensor, value: Tensor) -> str:
+    fitting = [i for i in range(1, x.ndim) if value.ndim == 1 and x.shape[i] == len(value)]
+    return f"; axis={fitting[-1] - x.ndim} has {len(value)}" if fitting else ""
 
 
 def check_residual(residual: Any, x: Tensor) -> Tensor:
     """Return the residual, or raise unless it is a floating-point tensor of the shape of x."""
     if not isinstance(residual, Tensor) or not residual.is_floating_point():
         got = residual.dtype if isinstance(residual, Tensor) else type(residual).__name__
-        raise DtypeError(f"`residual` must be a floating-point tensor, got {got}")
+        raise DtypeError(f"`residual` must be a floating-point tensor, got {got} (a mask goes into `weights=`)")
     if residual.shape != x.shape:
         raise ShapeError(
             f"`residual` must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)} "
@@ -71,9 +78,23 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
             f"features, got shape {tuple(weights.shape)} (one weight a sample: shape "
             f"{tuple(n if i == 0 else 1 for i, n in enumerate(sizes))})"
         )
+    if _has_bad(weights):
+        raise ArgumentError(
+            "`weights` must be finite and ≥ 0, got some that are not (an additive mask of 0 and −inf: `mask == 0`)"
+        )
     left = iter([1] * (len(sizes) - len(own)) + own)
     full = [next(left) if i in layout.reduced else 1 for i in range(x.ndim)]
     return weights.detach().reshape(full).to(working_dtype(x.dtype))
+
+
+def _has_bad(weights: Tensor) -> bool:
+    """Return whether weights are negative or not finite, where that can be read without waiting for a device."""
+    if not weights.is_floating_point() or weights.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    try:
+        return bool((~((weights >= 0.0) & (weights < math.inf))).any())
+    except RuntimeError:  # under vmap, or while a tracer looks on, there is no number to read
+        return False
 
 
 def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
@@ -84,7 +105,9 @@ def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
 
 def silence(x: Tensor, weights: Tensor) -> Tensor:
     """Return x with 0 for inf and NaN where the weight is zero: padding must not reach a gradient."""
-    return x.masked_fill((weights == 0) & ~x.isfinite(), 0.0)
+    with torch.no_grad():
+        real = (weights > 0) | x.isfinite()
+    return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def check_groups(virtual_batch_size: Any) -> None:

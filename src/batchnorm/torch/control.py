@@ -1,5 +1,6 @@
 """Whole models at once: which statistics their layers normalise by, and whether and when these move."""
 
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import TracebackType
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.torch.layers import BatchNorm
+from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.training import Step
 
 
@@ -66,12 +68,11 @@ class frozen:  # noqa: N801  # used like a function
         for name, layer in self._all.items():
             if layer.running_mean is None:
                 raise ArgumentError(f"{name} keeps no running statistics to be frozen to (track_running_stats=False)")
-        self._by_this: list[BatchNorm] = []
+        self._blocks: list[list[BatchNorm]] = []
 
     def apply(self) -> "frozen":
         """Freeze for good; layers that are frozen already stay as they are."""
-        self._by_this = [layer for layer in self._all.values() if not layer.frozen]
-        for layer in self._by_this:
+        for layer in self._all.values():
             layer.freeze()
         return self
 
@@ -82,10 +83,11 @@ class frozen:  # noqa: N801  # used like a function
         return self
 
     def __enter__(self) -> "frozen":
+        self._blocks.append([layer for layer in self._all.values() if not layer.frozen])
         return self.apply()
 
     def __exit__(self, *_: object) -> None:
-        for layer in reversed(self._by_this):
+        for layer in reversed(self._blocks.pop()):
             layer.thaw()
 
 
@@ -163,6 +165,8 @@ class transaction:  # noqa: N801  # used like a function
     @torch.no_grad()
     def rollback(self) -> None:
         """Restore the running statistics of when the block was entered."""
+        if not self._before:
+            raise BatchNormError("`rollback` goes back to where a block began, and none has: `with transaction(model)`")
         for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
             for name, now in layer.named_buffers():
                 now.copy_(buffers[name])
@@ -182,6 +186,7 @@ class _Calls:
     def __init__(self, layers: list[BatchNorm], steps: int | None) -> None:
         self._layers, self._steps = layers, steps
         self._before = 0
+        self.calls = 0
         self._held: list[int] = []  # how much the layers held after each call
 
     def _holding(self) -> int:
@@ -189,13 +194,15 @@ class _Calls:
 
     def begin(self, *_: Any) -> None:
         self._before = self._holding()
+        self.calls += 1
 
     def end(self, *_: Any) -> None:
-        now = self._holding()
-        if now == self._before:  # a forward that is repeated in the backward, or a batch that does not count
+        if in_backward() or not any(layer.listens() for layer in self._layers):
             return
-        self._held = [n for n in self._held if n <= self._before] + [now]  # `transaction` may have taken calls back
+        kept = [n for n in self._held if n <= self._before]  # a `transaction` may have taken calls back
+        self._held = [*kept, self._holding()]
         if len(self._held) == self._steps:
+            self._held = [n for n in self._held if n > 0]
             for layer in self._layers:
                 layer.settle()
 
@@ -235,6 +242,13 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
         layer.collected = []
     try:
         yield
+        if steps is not None and not calls.calls and any(layer.collected for layer in layers):
+            warnings.warn(
+                f"accumulate(model, steps={steps}) counts calls of `model`, a {type(model).__name__}, and it was never "
+                "called: the statistics of the whole block move once (give the module that you call)",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         for layer in layers:
             layer.settle()
     finally:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from batchnorm.activations import ActivationName
 from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError
 from batchnorm.layout import Axis
@@ -33,7 +34,7 @@ def batch_norm(
     residual: Tensor | None = None,
     weights: Tensor | None = None,
     axis: Axis = TORCH.axis,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     virtual_batch_size: int | None = None,
     adjustment: Adjustment | None = None,
     running_variance: Estimator = TORCH.running_variance,
@@ -102,6 +103,6 @@ def batch_norm(
     running = None if running_mean is None or running_var is None else Running(running_mean, running_var)
     y, step = train(inputs, recipe, options)
     if running is not None and step is not None:
-        good = None if nonfinite == "propagate" else finite(step)
+        good = None if nonfinite == "propagate" else finite(step, running.var.dtype)
         remember(running, step, momentum, estimator=running_variance, good=good)
     return y

@@ -6,12 +6,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.fx import Proxy
 
+from batchnorm.activations import ActivationName
 from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
 from batchnorm.torch.naming import layer_name, outermost
+from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot
 from batchnorm.torch.state import Remembering
 from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
@@ -114,7 +117,7 @@ class BatchNorm(Remembering):
         *,
         bias: bool = True,
         axis: Axis = TORCH.axis,
-        activation: str | None = None,
+        activation: ActivationName | None = None,
         virtual_batch_size: int | None = None,
         renorm: Renorm | None = None,
         adjustment: Adjustment | None = None,
@@ -145,6 +148,10 @@ class BatchNorm(Remembering):
                 raise ArgumentError(f"`renorm` must be None or a Renorm, got {self.renorm!r}")
             if not self.track_running_stats:
                 raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
+        if self.small_batch == "running" and not self.track_running_stats:
+            raise ArgumentError('small_batch="running" needs running statistics, got track_running_stats=False')
+        if not isinstance(self.sync, bool):
+            raise ArgumentError(f"`sync` must be a bool, got {self.sync!r}")
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Return no children; refuse `convert_sync_batchnorm`, which asks for them, where it would lose an option."""
@@ -197,6 +204,9 @@ class BatchNorm(Remembering):
         >>> layer(x, weights=torch.tensor([1, 1, 2, 0])[:, None]).shape  # one weight a sample: (4, 1) against (4, 8)
         torch.Size([4, 2, 8])
         """
+        if isinstance(input, Proxy):  # torch.fx traces: the layer is one node, as torch's own is
+            tracer: Any = input.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, residual, weights), {})
         try:
             return self._normalise(input, residual, weights)
         except BatchNormError as error:
@@ -212,8 +222,8 @@ class BatchNorm(Remembering):
         by_batch = training or (self.running_mean is None and not fixed)
         running, clips = None, ()
         if self.track_running_stats if training else not by_batch:
-            reads = training and (self.renorm is not None or weights is not None)
-            running, at = self._seen(input if reads and isinstance(input, Tensor) and input.ndim > 1 else None)
+            reads = self.renorm is not None or (weights is not None and self.virtual_batch_size is not None)
+            running, at = self._seen(input if reads and training else None)
             clips = () if self.renorm is None or not training else self._clips(at)
         mean, var = (None, None) if running is None else running[:2]
         named: dict[str, Tensor | None] = {
@@ -222,6 +232,8 @@ class BatchNorm(Remembering):
             "weight": self.weight,
             "bias": self.bias,
         }
+        if self.frozen:  # whatever `requires_grad` has been set to since
+            named = {name: p if p is None else p.detach() for name, p in named.items()}
         inputs, recipe = gather(input, named, self, residual, weights)
         if not by_batch:
             return infer(inputs, recipe)
@@ -231,7 +243,7 @@ class BatchNorm(Remembering):
             mean, stddev = (s if s is None else snapshot(s) for s in running[3:])
             inputs = inputs._replace(renorm_mean=mean, renorm_stddev=stddev, rmin=rmin, rmax=rmax, dmax=dmax)
         y, step = train(inputs, recipe, self)
-        if step is not None and running is not None and training and self._moves():
+        if step is not None and running is not None and self.listens() and not in_backward():
             self._remember(step)
         return y
 
@@ -256,7 +268,7 @@ class BatchNorm(Remembering):
         return ", ".join([super().extra_repr(), *self._chosen(), *skipped])
 
 
-class BatchNorm1d(BatchNorm):
+class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     """`BatchNorm` for (N, C) or (N, C, L), in place of torch.nn.BatchNorm1d.
 
     >>> BatchNorm1d(3)(torch.randn(4, 3, 5, 5))
@@ -268,7 +280,7 @@ BatchNorm takes any rank
     ranks = (2, 3)
 
 
-class BatchNorm2d(BatchNorm):
+class BatchNorm2d(BatchNorm, nn.BatchNorm2d):
     """`BatchNorm` for (N, C, H, W), in place of torch.nn.BatchNorm2d.
 
     >>> import torch.nn
@@ -280,7 +292,7 @@ class BatchNorm2d(BatchNorm):
     ranks = (4,)
 
 
-class BatchNorm3d(BatchNorm):
+class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     """`BatchNorm` for (N, C, D, H, W), in place of torch.nn.BatchNorm3d.
 
     >>> BatchNorm3d(2)(torch.randn(2, 2, 3, 3, 3)).shape

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchnorm import kernels, statistics
 from batchnorm.activations import ACTIVATIONS, activated
-from batchnorm.errors import ShapeError
+from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.layout import Plan
 from batchnorm.statistics import Moments, Statistics
 
@@ -137,8 +137,14 @@ def _differentiate(
 
 
 def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Work out the signature once: torch asks for it at every call, which would cost as much as a small batch."""
-    function.__signature__ = inspect.signature(function)  # pyright: ignore[reportFunctionMemberAccess]
+    """Say the signature once, name by name.
+
+    torch asks for it at every call, which would cost as much as a small batch to work out; and the compiler counts its
+    parameters.
+    """
+    names = ("recipe", *Inputs._fields)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    function.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     return function
 
 
@@ -251,7 +257,10 @@ def adjusted(inputs: Inputs, recipe: Recipe, adjustment: Callable[[torch.Size], 
     x, plan, dtype = inputs.x, recipe.plan, working_dtype(inputs.x.dtype)
     plain = inputs._replace(x=x.to(dtype), weight=None, bias=None, residual=None)
     z, moments = by_batch(plain, replace(recipe, activation=None))
-    scale, shift = (torch.as_tensor(a, device=x.device) for a in adjustment(x.shape))
+    made = adjustment(x.shape)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ArgumentError(f"`adjustment` must return (scale, shift), got {made!r}")
+    scale, shift = (torch.as_tensor(a, device=x.device) for a in made)
     for name, value in (("scale", scale), ("shift", shift)):
         if len(value.shape) > x.ndim or any(
             n not in (1, size) for n, size in zip(value.shape[::-1], x.shape[::-1], strict=False)

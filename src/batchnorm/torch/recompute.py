@@ -6,9 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.errors import BatchNormError
 from batchnorm.statistics import Running
 
-CALLS = 8  # how many calls of one layer may lie between a forward and its repetition
+CALLS = 32  # how many calls of one layer may lie between a forward and its repetition
+ALIKE = 2.0**-6  # inputs that differ by more, relative to their size, are not one input computed twice
 
 
 def in_backward() -> bool:
@@ -18,8 +20,23 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
+@torch.library.custom_op("batchnorm::first_forward", mutates_args=())
+def _outside_backward(x: Tensor) -> Tensor:
+    return torch.tensor(torch._C._current_graph_task_id() == -1, device=x.device)  # pyright: ignore
+
+
+@_outside_backward.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.bool, device=x.device)
+
+
+def first_forward(x: Tensor) -> Tensor | None:
+    """Return whether this is no repetition, where a compiled graph can only ask when it runs; None elsewhere."""
+    return _outside_backward(x) if torch.compiler.is_compiling() else None
+
+
 class Found(NamedTuple):
-    """The running statistics and the step that a call of the layer has found, and a value of each of its samples."""
+    """The running statistics and the step that a call of the layer has found, and the mean of each of its samples."""
 
     mark: Tensor
     running: Running
@@ -29,8 +46,8 @@ class Found(NamedTuple):
 class Ledger:
     """What the last calls of a layer have found, for when one of them is repeated: by then the statistics have moved.
 
-    A repeated call is known by its input, one value a sample, since a layer may be called several times in a step; of
-    several alike it is the last.
+    A repeated call is known by its input, by the mean of each sample, since a layer may be called several times in a
+    step; of several alike it is the last.
     """
 
     def __init__(self) -> None:
@@ -40,13 +57,22 @@ class Ledger:
         """Return the running statistics and the step to train with: of the first forward, where this repeats one."""
         if torch.compiler.is_compiling() or x.numel() == 0:
             return running, step
-        mark = x.detach()[(slice(None), *(n // 2 for n in x.shape[1:]))]
+        mark = x.detach().mean(dim=tuple(range(1, x.ndim)))
         if in_backward():
-            alike = [call for call in reversed(self._calls) if call.mark.shape == mark.shape]
-            if alike:
-                nearest = min(alike, key=lambda call: float((call.mark - mark).abs().nansum()))
-                return nearest.running, nearest.step
-            return running, step
+            return self._find(mark, running, step)
         kept = Running(*(None if b is None else b.clone() for b in running))
-        self._calls.append(Found(mark.clone(), kept, None if step is None else step.clone()))
+        self._calls.append(Found(mark, kept, None if step is None else step.clone()))
+        return running, step
+
+    def _find(self, mark: Tensor, running: Running, step: Tensor | None) -> tuple[Running, Tensor | None]:
+        calls = [call for call in reversed(self._calls) if call.mark.shape == mark.shape]
+        apart = [float((call.mark - mark).abs().nansum()) for call in calls]
+        if apart and min(apart) <= ALIKE * float(mark.abs().nansum()):
+            nearest = calls[apart.index(min(apart))]
+            return nearest.running, nearest.step
+        if running.renorm_mean is not None:
+            raise BatchNormError(
+                "a checkpointed forward is repeated in the backward, and what it found under `renorm` is forgotten: "
+                f"more than {CALLS} calls of the layer lie between (run the backward of some of them first)"
+            )
         return running, step

@@ -10,11 +10,13 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from batchnorm.conventions import Estimator
 from batchnorm.renorm import Renorm
-from batchnorm.statistics import Running
+from batchnorm.statistics import Moments, Running
 from batchnorm.torch.naming import layer_name
-from batchnorm.torch.recompute import Ledger, in_backward
+from batchnorm.torch.recompute import Ledger, first_forward
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
+from batchnorm.torch.transforms import batched, beneath_derivatives, transforming
 
+CLOSED: dict[str, Any] = {"held": 0, "by_running": 0, "collected": None, "_ledger": None}  # when no block is open
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
 
 
@@ -26,14 +28,15 @@ class Remembering(_BatchNorm):
     running_variance: Estimator
     nonfinite_batches: Tensor | None
     frozen: bool = False
-    held: int = 0  # how many `hold_statistics` are open
-    by_running: int = 0  # how many `use_running` are open
-    collected: list[Step] | None = None  # by an open `accumulate`
-    _ledger: Ledger | None = None  # where training reads running statistics: what each call has found
+    held: int  # how many `hold_statistics` are open
+    by_running: int  # how many `use_running` are open
+    collected: list[Step] | None  # by an open `accumulate`
+    _ledger: Ledger | None  # where training reads running statistics: what each call has found
     _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
     _warned: bool = False
 
     def _add_buffers(self) -> None:
+        self.__dict__.update(CLOSED)
         mean = self.running_mean
         skipped = None if mean is None else torch.zeros((), dtype=torch.long, device=mean.device)
         self.register_buffer("nonfinite_batches", skipped, persistent=False)
@@ -87,13 +90,15 @@ class Remembering(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
-        passing = ("held", "by_running", "collected", "_ledger")
-        return {name: value for name, value in self.__dict__.items() if name not in passing}
+        return {**self.__dict__, **CLOSED}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
         for name, value in self._renorm_start(mean, var).items():  # a plain layer's checkpoint has none
             state_dict.setdefault(prefix + name, value)
+        if self.renorm is None:
+            for name in RENORM_BUFFERS:  # of no use to a plain layer
+                state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
         if self.nonfinite_batches is not None and self.nonfinite_batches.is_meta:
@@ -115,7 +120,7 @@ class Remembering(_BatchNorm):
     def _seen(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
         """Return the running statistics and the step; with x, those that a forward repeated on x has found at first."""
         running, step = self._running(), self.num_batches_tracked
-        if x is None:
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or transforming():
             return running, step
         if self._ledger is None:
             self._ledger = Ledger()
@@ -135,12 +140,16 @@ class Remembering(_BatchNorm):
         if self._thawed is not None:
             self.frozen = False
             for name, parameter in self.named_parameters():
-                requires_grad, parameter.grad = self._thawed[name]
-                parameter.requires_grad_(requires_grad)
+                requires_grad, grad = self._thawed.get(name, (parameter.requires_grad, parameter.grad))
+                if not parameter.requires_grad:  # else somebody has thawed it meanwhile
+                    parameter.requires_grad_(requires_grad)
+                    parameter.grad = grad
             self._thawed = None
 
-    def _moves(self) -> bool:
-        return self.track_running_stats and not self.held and not in_backward()
+    def listens(self) -> bool:
+        """Return whether a batch would be remembered now."""
+        fixed = self.frozen or self.by_running or self.held
+        return self.training and self.track_running_stats and not fixed
 
     def _observation_weight(self) -> float | Tensor:
         """Return α for the coming update: `momentum`, or 1/(t+1) where it is None."""
@@ -150,16 +159,32 @@ class Remembering(_BatchNorm):
 
     def _remember(self, step: Step) -> None:
         """Move the running statistics by one batch, or put it aside while batches are accumulated."""
-        good = None if self.nonfinite == "propagate" else finite(step)
+        if not transforming():
+            self._remember_here(step)
+        elif self.running_mean is not None:
+            count, mean, m2, mean_low = step.moments
+            given = (mean, m2, mean_low, *([count] if isinstance(count, Tensor) else []))
+            with beneath_derivatives(self.running_mean, given) as (mean, m2, mean_low, *counted):
+                self._remember_here(Step(Moments(counted[0] if counted else count, mean, m2, mean_low), step.grouped))
+
+    def _remember_here(self, step: Step) -> None:
+        good = None if self.nonfinite == "propagate" else self._good(step)
+        first = first_forward(step.moments.m2)
+        moves = good if first is None else first if good is None else good & first
         if self.collected is None:
-            self._move(step, good)
+            self._move(step, moves)
         else:
-            self.collected.append(step if good is None else unless(good, step))
+            self.collected.append(step if moves is None else unless(moves, step))
         self._count(good)
+
+    def _good(self, step: Step) -> Tensor:
+        return finite(step, step.moments.m2.dtype if self.running_var is None else self.running_var.dtype)
 
     def _count(self, good: Tensor | None) -> None:
         """Count a batch that was skipped, and warn of the first."""
-        if good is not None and self.nonfinite_batches is not None:
+        if good is None or self.nonfinite_batches is None:
+            return
+        if not batched(good) or batched(self.nonfinite_batches):  # else replicas were stacked without their counts
             self.nonfinite_batches.add_(good.logical_not())
             if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
                 self._warn_of_nonfinite()
@@ -182,7 +207,7 @@ class Remembering(_BatchNorm):
         steps, self.collected = self.collected, []
         if steps:
             step = merged(steps)  # whose m2 may overflow where that of none of them does
-            good = None if self.nonfinite == "propagate" else finite(step)
+            good = None if self.nonfinite == "propagate" else self._good(step)
             self._move(step, good)
             self._count(good)
 
@@ -201,8 +226,8 @@ class Remembering(_BatchNorm):
             self._warned = True
             batches = "1 batch" if count == 1 else f"{count} batches"
             warnings.warn(
-                f"{layer_name(self)}: {batches} with inf or NaN left the running statistics untouched "
-                '(said once; nonfinite="raise" stops at the first)',
+                f"{layer_name(self)}: {batches} with inf or NaN left the running statistics untouched, but not the "
+                'output (said once, and `repr` goes on counting; nonfinite="raise" stops at the first)',
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -114,6 +114,8 @@ def train(inputs: Inputs, recipe: Recipe, options: Any) -> tuple[Tensor, Step | 
         groups = max(1, x.shape[plan.batch_axis] // options.virtual_batch_size)
     if options.small_batch != "allow" and not check_count(x, plan, groups):
         if options.small_batch == "running":
+            if inputs.mean is None:
+                raise ArgumentError('small_batch="running" needs `running_mean` and `running_var`, got None')
             return infer(inputs, recipe), None
         raise ShapeError(
             f"Expected more than 1 value per channel when training, got input size {tuple(x.shape)}"
@@ -158,9 +160,9 @@ def _step(moments: Moments, plan: Plan, shape: tuple[int, ...], *, grouped: bool
     return Step(Moments(count, *(tidy(a, *features) for a in arrays)), grouped)
 
 
-def finite(step: Step) -> Tensor:
-    """Return whether the batch may be remembered; m2 is finite only where the mean is."""
-    return step.moments.m2.isfinite().all()
+def finite(step: Step, dtype: torch.dtype) -> Tensor:
+    """Return whether the batch may be remembered in `dtype`; m2 is finite only where the mean is."""
+    return step.moments.m2.to(dtype).isfinite().all()
 
 
 def merged(steps: Sequence[Step]) -> Step:
@@ -193,7 +195,7 @@ def unless(good: Tensor, step: Step) -> Step:
 def observed(step: Step, estimator: Estimator) -> Observed:
     """Return what the running statistics take in, in the parameters' shape."""
     seen = statistics.observed(step.moments, estimator, xp, 0 if step.grouped else None)
-    return Observed(seen.count, seen.mean[0], seen.var[0]) if step.grouped else seen
+    return Observed(*(a[0] if isinstance(a, Tensor) else a for a in seen)) if step.grouped else seen
 
 
 @torch.no_grad()

@@ -1,0 +1,36 @@
+"""Statistics under torch.func: what is remembered of a batch lies a level below the derivatives taken of it."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+
+
+def transforming() -> bool:
+    """Return whether this runs inside grad, jacrev, vmap or another of torch.func's transforms."""
+    return not torch.compiler.is_compiling() and functorch.peek_interpreter_stack() is not None
+
+
+def batched(x: Tensor) -> bool:
+    """Return whether x stands for one of many under vmap."""
+    return functorch.is_batchedtensor(x)
+
+
+@contextmanager
+def beneath_derivatives(buffer: Tensor, values: tuple[Tensor, ...]) -> Generator[tuple[Tensor, ...]]:
+    """Step out of the derivatives that `buffer` is not part of, so that it can be written; yield the values there.
+
+    torch refuses to write a tensor that a transform has captured, since no derivative could follow. Here none shall:
+    moments carry no gradient.
+    """
+    with ExitStack() as stack:
+        while (top := functorch.peek_interpreter_stack()) is not None and top.key() == functorch.TransformType.Grad:
+            level = top.level()
+            if functorch.maybe_get_level(buffer) == level:
+                break
+            stack.enter_context(temporarily_pop_interpreter_stack())
+            values = tuple(functorch.get_unwrapped(v) if functorch.maybe_get_level(v) == level else v for v in values)
+        yield values
