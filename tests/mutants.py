@@ -98,11 +98,9 @@ MUTANTS = [
     ),
     Mutant(
         "training formula in the backward of inference",
-        "torch/normalize.py",
-        "    mean, var = _kept(inputs.mean, x, plan), _kept(inputs.var, x, plan)\n",
-        "    mean, var = _kept(inputs.mean, x, plan), _kept(inputs.var, x, plan)\n"
-        "    of_batch = x.to(mean.dtype).mean(plan.reduced, keepdim=True)\n"
-        "    mean = mean + (of_batch - of_batch.detach())\n",
+        "statistics.py",
+        "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps))",
+        "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps), 0.125)",
     ),
     Mutant("second derivative with constant moments", "torch/normalize.py", "torch.is_grad_enabled()", "False"),
     Mutant("one value per channel trains", "torch/check.py", "(size // groups) != 1", "(size // groups) != -1"),
@@ -211,8 +209,8 @@ MUTANTS = [
     Mutant(
         "NaN in padding reaches the gradient",
         "torch/check.py",
-        "x.masked_fill((weights == 0) & ~x.isfinite(), 0.0)",
-        "x",
+        "return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))",
+        "return x",
     ),
     Mutant(
         "renormalization by what is already moved", "torch/layers.py", "else snapshot(s) for s in", "else s for s in"
@@ -220,8 +218,8 @@ MUTANTS = [
     Mutant(
         "a batch with inf is remembered",
         "torch/state.py",
-        "            self._move(step, good)\n        else",
-        "            self._move(step, None)\n        else",
+        "self._move(step, moves)",
+        "self._move(step, first)",
     ),
     Mutant("a skipped batch is counted", "torch/state.py", "add_(1 if moved is None else moved)", "add_(1)"),
     Mutant(
@@ -230,7 +228,7 @@ MUTANTS = [
         "return torch._C._current_graph_task_id() != -1",
         "return False and torch._C._current_graph_task_id() != -1",
     ),
-    Mutant("what is held moves", "torch/state.py", " and not self.held", ""),
+    Mutant("what is held moves", "torch/state.py", " or self.by_running or self.held", " or self.by_running"),
     Mutant(
         "the mode thaws",
         "torch/state.py",

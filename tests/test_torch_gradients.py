@@ -110,3 +110,20 @@ def test_one_graph_holds_the_training_step(momentum: float | None) -> None:
     assert torch.equal(y, layer(x))
     assert torch.equal(compiled.running_var, layer.running_var)
     assert compiled.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize(("activation", "times"), [(None, 1.0), ("relu", 2.0), ("gelu", 1.0)])
+@pytest.mark.parametrize("training", [True, False])
+def test_little_more_than_the_input_is_kept_for_the_backward(activation: Any, times: float, training: bool) -> None:
+    x = torch.randn(32, 8, 16, 16, dtype=torch.bfloat16, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def note(saved: torch.Tensor) -> torch.Tensor:
+        kept[saved.data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    layer = BatchNorm(8, activation=activation).bfloat16().train(training)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        layer(x)
+    a_feature = 4 * 8 * 8  # bytes: a few arrays of one float32 a feature
+    assert sum(kept.values()) <= times * x.untyped_storage().nbytes() + a_feature

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.torch import BatchNorm, BatchNorm1d, Renorm, hold_statistics
+from batchnorm.torch import BatchNorm, BatchNorm1d, Renorm, accumulate, frozen, hold_statistics, transaction
 from batchnorm.torch.recompute import CALLS
 from namespaces import to_numpy
 from tolerance import assert_close
@@ -120,3 +120,46 @@ def test_a_compiled_layer_in_a_checkpointed_part_counts_once(reentrant: bool) ->
     for _ in range(2):
         checkpoint(compiled, x, use_reentrant=reentrant).square().sum().backward()
     assert layer.num_batches_tracked == 2
+
+
+def test_a_frozen_layer_learns_nothing_whatever_is_done_to_its_flags() -> None:
+    layer = BatchNorm(3)
+    frozen(layer).apply()
+    layer.requires_grad_(True)
+    layer(torch.randn(4, 3, requires_grad=True)).pow(3).sum().backward()
+    assert [p.grad for p in layer.parameters()] == [None, None]
+    frozen(layer).undo()
+    assert all(p.requires_grad for p in layer.parameters())
+
+
+def test_a_block_that_freezes_can_stand_in_itself() -> None:
+    layer = BatchNorm(3)
+    block = frozen(layer)
+    with block, block:
+        assert layer.frozen
+    assert not layer.frozen
+
+
+def test_an_uncounted_micro_batch_is_still_one_of_the_steps() -> None:
+    layer = BatchNorm(3, small_batch="running", momentum=1.0)
+    with accumulate(layer, steps=2):
+        for step in range(3):
+            layer(100.0 * step + torch.randn(8, 3))
+            layer(100.0 * step + torch.randn(1, 3))
+            assert layer.num_batches_tracked == step + 1
+            assert (layer.running_mean - 100.0 * step).abs().max() < 50.0
+
+
+def test_a_model_that_is_never_called_is_pointed_out() -> None:
+    model = torch.nn.Sequential(BatchNorm(3))
+    with pytest.warns(RuntimeWarning, match="never called"), accumulate(model, steps=2):
+        model[0](torch.randn(8, 3))
+    with pytest.raises(BatchNormError, match="`rollback`"):
+        transaction(model).rollback()
+
+
+def test_renorm_checkpoints_load_into_plain_layers() -> None:
+    renormed, plain = BatchNorm(3, **RENORM), BatchNorm(3)
+    renormed(torch.randn(8, 3))
+    plain.load_state_dict(renormed.state_dict())
+    assert torch.equal(plain.running_var, renormed.running_var)

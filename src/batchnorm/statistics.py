@@ -94,11 +94,14 @@ class Running(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """The elementwise pass of the backward: dx = dy·of_dy + w·((x−μ)·of_centred + constant)."""
+    """The elementwise pass of the backward: dx = dy·of_dy + w·((x−μ)·of_centred + constant).
+
+    The last two are None where the statistics are constants: dx = dy·of_dy.
+    """
 
     of_dy: Array
-    of_centred: Array
-    constant: Array
+    of_centred: Array | None = None
+    constant: Array | None = None
 
 
 def _is_number(count: Array) -> bool:
@@ -304,6 +307,8 @@ def backward_coefficients(
     Source: Ioffe and Szegedy 2015, section 3, the six equations of the chain rule collected; under weights N = Σw.
     """
     scale = forward_scale(statistics, gamma)
+    if isinstance(statistics.per_count, float) and statistics.per_count == 0.0:
+        return Coefficients(scale)
     per_value = scale * statistics.per_count
     return Coefficients(
         scale, -per_value * statistics.inv_std * statistics.inv_std * sum_dy_centred, -per_value * sum_dy

@@ -106,6 +106,8 @@ def backward_elementwise(
 ) -> Array:
     """Return dx = dz·of_dy + w·((x−μ)·of_centred + constant)."""
     of_dy, of_centred, constant = coefficients
+    if of_centred is None:
+        return xp.astype(working(dz, xp) * of_dy, x.dtype, copy=False)
     through_moments = _centred(x, statistics, xp) * of_centred + constant
     if weights is not None:
         through_moments = _where_weighted(weights, through_moments * weights, xp)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from batchnorm import kernels, statistics
 from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.layout import Plan
 from batchnorm.statistics import Moments, Statistics
+from batchnorm.torch.snapshot import snapshot
 
 kernels.register(xp)
 
@@ -59,12 +61,14 @@ class Recipe:
         eps: ε.
         activation: Its name, or None.
         least: The largest count that running statistics stand in for, where there are any.
+        inference: Whether to normalise by the running statistics.
     """
 
     plan: Plan
     eps: float
     activation: str | None = None
     least: int = 0
+    inference: bool = False
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -79,6 +83,11 @@ def _kept(parameter: Tensor | None, x: Tensor, plan: Plan) -> Any:
     return parameter.reshape(plan.feature_shape(x.shape)).to(working_dtype(x.dtype))
 
 
+def _running_statistics(inputs: Inputs, recipe: Recipe) -> Statistics:
+    mean, var = _kept(inputs.mean, inputs.x, recipe.plan), _kept(inputs.var, inputs.x, recipe.plan)
+    return statistics.of_running(mean, var, recipe.eps, xp)
+
+
 def _batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant: Moments) -> Statistics:
     """Return what to normalise with in training; `constant` are the same moments, without a gradient."""
     x, plan = inputs.x, recipe.plan
@@ -90,7 +99,7 @@ def _batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant
         r, d = statistics.correction(observed, renorm, clips, recipe.eps, xp)
         using = using._replace(r=r, d=d)
     if inputs.weights is not None and inputs.mean is not None:
-        running = statistics.of_running(_kept(inputs.mean, x, plan), _kept(inputs.var, x, plan), recipe.eps, xp)
+        running = _running_statistics(inputs, recipe)
         using = statistics.where_heard(using, moments.count, running, recipe.least, xp)
     return using
 
@@ -109,8 +118,8 @@ def _affine(inputs: Inputs, recipe: Recipe, using: Statistics) -> Tensor:
 
 
 def _differentiate(
-    dy: Tensor, inputs: Inputs, recipe: Recipe, using: Statistics, *, y: Tensor | None, wants_dx: bool
-) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    dy: Tensor, inputs: Inputs, recipe: Recipe, using: Statistics, *, y: Tensor | None, wanted: tuple[bool, ...]
+) -> tuple[Tensor | None, Any, Any, Tensor]:
     """Return (dx, dγ, dβ, dz), γ's and β's in the kept shape: reduce, arithmetic on (C,), one elementwise pass."""
     x, plan = inputs.x, recipe.plan
     kernel, gamma, dz = kernels.select(x, xp), _kept(inputs.weight, x, plan), dy
@@ -125,14 +134,18 @@ def _differentiate(
             residual=inputs.residual,
             y=y,
         )
-    sum_dz, sum_dz_centred = kernel.backward_reduce(dz, x, plan, using)
-    dgamma, dbeta = statistics.gamma_gradient(using, sum_dz, sum_dz_centred), sum_dz
+    wants_dx, *learned = wanted
+    if recipe.inference and not any(learned):
+        sum_dz = sum_dz_centred = dgamma = dbeta = None
+    else:
+        sum_dz, sum_dz_centred = kernel.backward_reduce(dz, x, plan, using)
+        dgamma, dbeta = statistics.gamma_gradient(using, sum_dz, sum_dz_centred), sum_dz
     dx = None
     if wants_dx:
         coefficients = statistics.backward_coefficients(using, gamma, sum_dz, sum_dz_centred)
         dx = kernel.backward_elementwise(dz, x, using, coefficients, inputs.weights)
     if plan.group_axis is not None:  # γ and β are shared by all groups
-        dgamma, dbeta = dgamma.sum(plan.group_axis, keepdim=True), dbeta.sum(plan.group_axis, keepdim=True)
+        dgamma, dbeta = (d if d is None else d.sum(plan.group_axis, keepdim=True) for d in (dgamma, dbeta))
     return dx, dgamma, dbeta, dz
 
 
@@ -148,8 +161,8 @@ def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-class NormalizeByBatch(torch.autograd.Function):
-    """y = act(γ·(x̂·r + d) + β + residual) with x̂ from the batch; also returns the moments, which carry no gradient.
+class Normalize(torch.autograd.Function):
+    """y = act(γ·(x̂·r + d) + β + residual); in training also returns the moments, which carry no gradient.
 
     Kept for the backward: the inputs and the moments. For the derivative of an activation also the output, which the
     next layer keeps too, where its sign is enough, and else the residual. Under `create_graph` the moments are taken
@@ -161,8 +174,10 @@ class NormalizeByBatch(torch.autograd.Function):
     @staticmethod
     @_signed
     def forward(recipe: Recipe, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return y, the mean, m2, the low part of the mean, and with weights the count."""
+        """Return y, and in training the mean, m2, the low part of the mean, and with weights the count."""
         inputs = Inputs(*tensors)
+        if recipe.inference:
+            return (_affine(inputs, recipe, _running_statistics(inputs, recipe)),)
         moments = kernels.select(inputs.x, xp).moments(inputs.x, recipe.plan, inputs.weights)
         y = _affine(inputs, recipe, _batch_statistics(inputs, recipe, moments, moments))
         counted = () if inputs.weights is None else (moments.count,)
@@ -188,21 +203,25 @@ class NormalizeByBatch(torch.autograd.Function):
         recipe: Recipe = ctx.recipe
         plan, saved = recipe.plan, ctx.saved_tensors
         inputs = Inputs(*saved[: len(Inputs._fields)])
-        y, mean, m2, mean_low, *counted = saved[len(Inputs._fields) :]
+        y, *seen = saved[len(Inputs._fields) :]
         x, weight = inputs.x, inputs.weight
-        constant = moments = Moments(counted[0] if counted else plan.count(x.shape), mean, m2, mean_low)
-        if torch.is_grad_enabled():
-            moments = kernels.select(x, xp).moments(x, plan, inputs.weights)
-        using = _batch_statistics(inputs, recipe, moments, constant)
+        if recipe.inference:
+            using = _running_statistics(inputs, recipe)
+        else:
+            mean, m2, mean_low, *counted = seen
+            constant = moments = Moments(counted[0] if counted else plan.count(x.shape), mean, m2, mean_low)
+            if torch.is_grad_enabled():
+                moments = kernels.select(x, xp).moments(x, plan, inputs.weights)
+            using = _batch_statistics(inputs, recipe, moments, constant)
         dx, dgamma, dbeta, dz = _differentiate(
-            grad_outputs[0], inputs, recipe, using, y=y, wants_dx=ctx.needs_input_grad[1]
+            grad_outputs[0], inputs, recipe, using, y=y, wanted=ctx.needs_input_grad[1:4]
         )
         shape = plan.parameter_shape(x.shape)
         return (
             None,
             dx,
-            None if weight is None else dgamma.reshape(shape).to(weight.dtype),
-            None if ctx.bias_dtype is None else dbeta.reshape(shape).to(ctx.bias_dtype),
+            None if weight is None or dgamma is None else dgamma.reshape(shape).to(weight.dtype),
+            None if ctx.bias_dtype is None or dbeta is None else dbeta.reshape(shape).to(ctx.bias_dtype),
             None if ctx.residual_dtype is None else dz.to(ctx.residual_dtype),
             *[None] * (len(Inputs._fields) - 4),
         )
@@ -210,16 +229,27 @@ class NormalizeByBatch(torch.autograd.Function):
 
 def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Tensor, Moments]:
     """Normalise x by its own statistics; return the output, and the moments in the kept shape."""
-    y, mean, m2, mean_low, *counted = NormalizeByBatch.apply(recipe, *inputs)  # pyright: ignore
+    y, mean, m2, mean_low, *counted = Normalize.apply(recipe, *inputs)  # pyright: ignore
     count = counted[0] if counted else recipe.plan.count(inputs.x.shape)
     return y, Moments(count, mean, m2, mean_low)
 
 
+def _differentiated(inputs: Inputs) -> bool:
+    """Return whether a backward will follow; exports and forward-mode derivatives want the operations themselves."""
+    forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    if not torch.is_grad_enabled() or forward_mode or torch.compiler.is_exporting():
+        return False
+    return any(t is not None and t.requires_grad for t in inputs[:4])
+
+
 def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
-    """Normalise x by the running mean and variance: an affine map, differentiated by autograd."""
-    x, plan = inputs.x, recipe.plan
-    mean, var = _kept(inputs.mean, x, plan), _kept(inputs.var, x, plan)
-    return _affine(inputs, recipe, statistics.of_running(mean, var, recipe.eps, xp))
+    """Normalise x by the running mean and variance, an affine map: keeps x alone for the backward."""
+    mean, var = inputs.mean, inputs.var
+    if mean is None or var is None or not _differentiated(inputs):
+        return _affine(inputs, recipe, _running_statistics(inputs, recipe))
+    inputs = inputs._replace(mean=snapshot(mean), var=snapshot(var))  # they may move before the backward
+    (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
+    return y
 
 
 def by_groups(inputs: Inputs, recipe: Recipe, groups: int) -> tuple[Tensor, Moments]:
