@@ -102,7 +102,7 @@ MUTANTS = [
         "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps))",
         "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps), 0.125)",
     ),
-    Mutant("second derivative with constant moments", "torch/normalize.py", "torch.is_grad_enabled()", "False"),
+    Mutant("second derivative with constant moments", "torch/normalize.py", "if torch.is_grad_enabled():", "if False:"),
     Mutant("one value per channel trains", "torch/check.py", "(size // groups) != 1", "(size // groups) != -1"),
     Mutant(
         "momentum set later unchecked",

@@ -21,6 +21,7 @@ PARTS = {
         "torch_renorm",
         "torch_combinations",
         "torch_recompute",
+        "torch_edges",
         "torch_control",
         "torch_robust",
     ],
