@@ -191,8 +191,8 @@ class BatchNorm(Remembering):
             residual: Added before the activation; the shape of `input`.
             weights: Bool mask, or weights ≥ 0, of the samples: broadcastable to `input` without its axes of features
                 (or in its full rank, with 1 there). Statistics are those of every sample repeated `weights` times; at
-                weight 0 it is as if it were not there, though its output is still normalised. Not checked for
-                negative values, which would wait for the device; no gradient.
+                weight 0 it is as if it were not there, though its output is still normalised. They are frequencies, of
+                mean one rather than sum one: N = Σw. No gradient; refused where negative or not finite, on a CPU.
 
         Returns:
             y, in the shape and dtype of `input`.
