@@ -22,25 +22,22 @@ from batchnorm.layout import plan
 from batchnorm.statistics import Running
 from batchnorm.torch import BatchNorm, Renorm
 from batchnorm.torch.normalize import Inputs, Recipe
-from batchnorm.torch.training import Options, remember, train
+from batchnorm.torch.training import remember, train
 
 SHAPES = [(64, 3), (4096, 1024), (32, 64, 56, 56), (32, 512, 7, 7)]
 THREADS = 2
 
 
-def plain(x: Tensor, dy: Tensor) -> Callable[[], None]:
-    """Return a step of the passes alone: nothing checked, nothing chosen, nothing guarded."""
-    layer, recipe, options = BatchNorm(x.shape[1]), Recipe(plan(x.ndim, 1), 1e-5), Options()
-    assert layer.running_mean is not None  # noqa: S101
-    running = Running(layer.running_mean, layer.running_var)
+class Plain(BatchNorm):
+    """The passes alone: nothing checked, nothing chosen, nothing guarded."""
 
-    def step() -> None:
-        x.grad = None
-        y, seen = train(Inputs(x, layer.weight, layer.bias), recipe, options)
-        remember(running, seen, 0.1, estimator="unbiased", good=None)
-        y.backward(dy)
-
-    return step
+    def forward(self, input: Tensor, residual: Any = None, weights: Any = None) -> Tensor:
+        recipe = Recipe(plan(input.ndim, 1), self.eps)
+        y, step = train(Inputs(input, self.weight, self.bias), recipe, self)
+        running = Running(self.running_mean, self.running_var)
+        remember(running, step, self.momentum, estimator="unbiased", good=None)
+        self.num_batches_tracked.add_(1)
+        return y
 
 
 def stepper(layer: BatchNorm, x: Tensor, dy: Tensor, **call: Any) -> Callable[[], None]:
@@ -59,7 +56,7 @@ def contenders(x: Tensor, dy: Tensor) -> dict[str, Callable[[], None]]:
         return BatchNorm(features, **options)
 
     return {
-        "plain path": plain(x, dy),
+        "plain path": stepper(Plain(features), x, dy),
         "no option, unguarded": stepper(layer(nonfinite="propagate"), x, dy),
         "no option": stepper(layer(), x, dy),
         "momentum=None": stepper(layer(momentum=None), x, dy),

@@ -14,7 +14,7 @@ from batchnorm.statistics import Moments, Running
 from batchnorm.torch.naming import layer_name
 from batchnorm.torch.recompute import Ledger, first_forward
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
-from batchnorm.torch.transforms import batched, beneath_derivatives, transforming
+from batchnorm.torch.transforms import batched, beneath_derivatives, surely, transforming
 
 CLOSED: dict[str, Any] = {"held": 0, "by_running": 0, "collected": None, "_ledger": None}  # when no block is open
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
@@ -169,6 +169,8 @@ class Remembering(_BatchNorm):
 
     def _remember_here(self, step: Step) -> None:
         good = None if self.nonfinite == "propagate" else self._good(step)
+        if good is not None and surely(good):
+            good = None
         first = first_forward(step.moments.m2)
         moves = good if first is None else first if good is None else good & first
         if self.collected is None:

@@ -19,6 +19,16 @@ def batched(x: Tensor) -> bool:
     return functorch.is_batchedtensor(x)
 
 
+def surely(condition: Tensor) -> bool:
+    """Return whether a condition is known to be true: on a CPU, where reading it waits for no device."""
+    if condition.device.type != "cpu" or torch.compiler.is_compiling() or batched(condition):
+        return False
+    try:
+        return bool(condition)
+    except RuntimeError:  # a tracer's tensor has no value to read
+        return False
+
+
 @contextmanager
 def beneath_derivatives(buffer: Tensor, values: tuple[Tensor, ...]) -> Generator[tuple[Tensor, ...]]:
     """Step out of the derivatives that `buffer` is not part of, so that it can be written; yield the values there.
