@@ -143,11 +143,11 @@ def test_moments_that_are_not_heard_give_way_to_the_running_ones(namespace: Name
     )
     batch = statistics.of_batch(Moments(count, mean, m2, mean * 0.0), 0.0, xp)
     zero = mean * 0.0
-    using = statistics.where_heard(batch, count, statistics.of_running(zero + 7.0, zero + 4.0, 0.0, xp), 0, xp)
+    using = statistics.where_heard(batch, count, statistics.of_running(zero + 7.0, zero + 4.0, 0.0, xp), least=0, xp=xp)
     np.testing.assert_array_equal(to_numpy(using.mean), [1.0, 7.0])
     np.testing.assert_array_equal(to_numpy(using.inv_std), [0.5, 0.5])
     np.testing.assert_array_equal(to_numpy(using.per_count), [0.5, 0.0])
-    both = statistics.where_heard(batch, count, statistics.of_running(zero, zero + 4.0, 0.0, xp), 2, xp)
+    both = statistics.where_heard(batch, count, statistics.of_running(zero, zero + 4.0, 0.0, xp), least=2, xp=xp)
     np.testing.assert_array_equal(to_numpy(both.per_count), [0.0, 0.0])
 
 
@@ -186,7 +186,7 @@ def test_the_correction_is_the_papers(
         return namespace.array(np.full(1, value), "float64")
 
     r, d = statistics.correction(
-        Observed(2, enter(mean), enter(var)), (enter(running[0]), enter(running[1])), clips, eps, namespace.xp
+        Observed(2, enter(mean), enter(var)), (enter(running[0]), enter(running[1])), clips, eps=eps, xp=namespace.xp
     )
     stddev = max(running[1], math.sqrt(eps))
     rmin, rmax, dmax = (

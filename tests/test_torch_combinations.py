@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import truth
-from batchnorm.torch import accumulate
+from batchnorm.torch import BatchNorm, accumulate
 from options import (
     ACTIVATIONS,
     EPSILON,
@@ -57,34 +58,16 @@ def drawn_weights(
     }[kind]
 
 
-@settings(max_examples=5 * settings.default.max_examples)
-@given(combinations())
-def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
-    shape, axes, seed = c["shape"], c["axes"], c["seed"]
-    axis = axes if len(axes) > 1 else axes[0]
-    options = {
-        "activation": c["activation"],
-        "virtual_batch_size": c["virtual"],
-        "renorm": c["renorm"],
-        "running_variance": c["estimator"],
-        "affine": c["affine"],
-    }
-    layer = layer_for(shape, axis, momentum=0.25, small_batch="allow", **options)
-    layer.running_mean.copy_(normal(layer.running_mean.shape, 21))
-    layer.running_var.copy_(0.5 + normal(layer.running_var.shape, 22).square())
-    mean, var = layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()
-    x, skip, dy = (normal(shape, 3 * seed + i).requires_grad_(i < 2) for i in range(3))
-    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, axes, seed, c["alike"])
-    y = layer(x, skip if c["residual"] else None, weights)
+def the_truth(c: dict[str, Any], layer: BatchNorm, x: Tensor, skip: Tensor, weights: Tensor | None) -> truth.Truth:
+    shape, axes = c["shape"], c["axes"]
     renorm = None
     if c["renorm"] is not None:
         rmin, rmax, dmax = c["renorm"].clips(0)
-        start = torch.zeros_like(mean), torch.ones_like(var)
-        renorm = {"M": start[0], "S": start[1], "rmin": rmin, "rmax": rmax, "dmax": dmax}
+        start = torch.zeros(layer.running_mean.numel(), dtype=torch.float64)
+        renorm = {"M": start, "S": start + 1.0, "rmin": rmin, "rmax": rmax, "dmax": dmax}
     own = iter(() if weights is None else weights.shape)
     each = [1 if i in axes else next(own, 1) for i in range(len(shape))]
-    leaves = [x, *([skip] if c["residual"] else []), *layer.parameters()]
-    expected = truth.normalise(
+    return truth.normalise(
         x,
         axes=axes,
         gamma=layer.weight.ravel() if c["affine"] else None,
@@ -94,11 +77,38 @@ def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
         weights=None if weights is None else weights.double().reshape(each).expand(shape),
         virtual=c["virtual"],
         activation=c["activation"],
-        running=(mean, var),
+        running=(layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()),
         renorm=renorm,
     )
+
+
+def drawn_layer(c: dict[str, Any]) -> BatchNorm:
+    options = {
+        "activation": c["activation"],
+        "virtual_batch_size": c["virtual"],
+        "renorm": c["renorm"],
+        "running_variance": c["estimator"],
+        "affine": c["affine"],
+    }
+    axis = c["axes"] if len(c["axes"]) > 1 else c["axes"][0]
+    layer = layer_for(c["shape"], axis, momentum=0.25, small_batch="allow", **options)
+    layer.running_mean.copy_(normal(layer.running_mean.shape, 21))
+    layer.running_var.copy_(0.5 + normal(layer.running_var.shape, 22).square())
+    return layer
+
+
+@settings(max_examples=5 * settings.default.max_examples)
+@given(combinations())
+def test_every_combination_equals_the_truth(c: dict[str, Any]) -> None:
+    shape, seed, layer = c["shape"], c["seed"], drawn_layer(c)
+    mean, var = layer.running_mean.clone().ravel(), layer.running_var.clone().ravel()
+    x, skip, dy = (normal(shape, 3 * seed + i).requires_grad_(i < 2) for i in range(3))
+    weights = None if c["weights"] is None else drawn_weights(c["weights"], shape, c["axes"], seed, c["alike"])
+    expected = the_truth(c, layer, x, skip, weights)
+    y = layer(x, skip if c["residual"] else None, weights)
     steep = 1.0 / math.sqrt(EPSILON)  # a group of one has σ = 0
     assert_equal(y, expected.y, scale=steep)
+    leaves = [x, *([skip] if c["residual"] else []), *layer.parameters()]
     for a, b in zip(*(torch.autograd.grad(z, leaves, dy) for z in (y, expected.y)), strict=True):
         assert_equal(a, b, scale=steep * (1.0 + float(b.abs().max())))
     if expected.mean is None:

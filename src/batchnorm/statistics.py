@@ -240,7 +240,7 @@ def of_running(running_mean: Array, running_var: Array, eps: float, xp: Namespac
     return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps))
 
 
-def where_heard(batch: Statistics, count: Array, otherwise: Statistics, least: int, xp: Namespace) -> Statistics:
+def where_heard(batch: Statistics, count: Array, otherwise: Statistics, *, least: int, xp: Namespace) -> Statistics:
     """Return the statistics of the batch where its count exceeds `least`, others elsewhere, as constants."""
     heard = count > least
 
@@ -251,7 +251,7 @@ def where_heard(batch: Statistics, count: Array, otherwise: Statistics, least: i
 
 
 def correction(
-    observed: Observed, renorm: tuple[Array, Array], clips: tuple[Any, Any, Any], eps: float, xp: Namespace
+    observed: Observed, renorm: tuple[Array, Array], clips: tuple[Any, Any, Any], *, eps: float, xp: Namespace
 ) -> tuple[Array, Array]:
     """Return r and d of batch renormalization, x̂·r + d, which are constants for the gradient.
 

@@ -97,7 +97,7 @@ def batch_norm(
     if momentum is None:  # pyright: ignore[reportUnnecessaryComparison]  # options are checked at run time too
         raise ArgumentError("`momentum` must be a number here, got None (the layer counts batches: give 1/(t+1))")
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    inputs, recipe = gather(input, named, options, residual, weights)
+    inputs, recipe = gather(input, named, options, residual=residual, weights=weights)
     if not training:
         return infer(inputs, recipe)
     running = None if running_mean is None or running_var is None else Running(running_mean, running_var)

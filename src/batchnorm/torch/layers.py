@@ -234,7 +234,7 @@ class BatchNorm(Remembering):
         }
         if self.frozen:  # whatever `requires_grad` has been set to since
             named = {name: p if p is None else p.detach() for name, p in named.items()}
-        inputs, recipe = gather(input, named, self, residual, weights)
+        inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
         if not by_batch:
             return infer(inputs, recipe)
         self._check_sync()

@@ -96,11 +96,11 @@ def _batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant
         observed = statistics.observed(constant, "biased", xp, plan.group_axis)
         renorm = _kept(inputs.renorm_mean, x, plan), _kept(inputs.renorm_stddev, x, plan)
         clips = inputs.rmin, inputs.rmax, inputs.dmax
-        r, d = statistics.correction(observed, renorm, clips, recipe.eps, xp)
+        r, d = statistics.correction(observed, renorm, clips, eps=recipe.eps, xp=xp)
         using = using._replace(r=r, d=d)
     if inputs.weights is not None and inputs.mean is not None:
         running = _running_statistics(inputs, recipe)
-        using = statistics.where_heard(using, moments.count, running, recipe.least, xp)
+        using = statistics.where_heard(using, moments.count, running, least=recipe.least, xp=xp)
     return using
 
 

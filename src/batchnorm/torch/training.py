@@ -73,7 +73,7 @@ class Step:
 
 
 def gather(
-    input: Any, named: dict[str, Tensor | None], options: Any, residual: Any, weights: Any
+    input: Any, named: dict[str, Tensor | None], options: Any, *, residual: Any, weights: Any
 ) -> tuple[Inputs, Recipe]:
     """Check what a call was given, and put it in order; `named` holds weight, bias, running_mean and running_var."""
     for missing, other in (("running_mean", "running_var"), ("running_var", "running_mean")):
