@@ -104,3 +104,21 @@ def test_renorm_checkpoints_load_into_plain_layers() -> None:
     renormed(torch.randn(8, 3))
     plain.load_state_dict(renormed.state_dict())
     assert torch.equal(plain.running_var, renormed.running_var)
+
+
+def test_synchronisation_of_one_process_is_the_plain_layer() -> None:
+    layer, plain = BatchNorm(3, sync=True), BatchNorm(3)
+    x = torch.randn(8, 3)
+    assert torch.equal(layer(x), plain(x))
+    assert torch.equal(layer.running_var, plain.running_var)
+
+
+def test_synchronisation_of_several_processes_says_that_it_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda group: 4)
+    layer, x = BatchNorm(3, sync=True), torch.randn(8, 3)
+    with pytest.raises(BatchNormError, match="`sync=True` over 4 processes is not built yet"):
+        layer(x)
+    assert layer.num_batches_tracked == 0
+    layer.eval()(x)
+    BatchNorm(3)(x)
