@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from batchnorm.errors import ArgumentError
 from batchnorm.torch import BatchNorm, Renorm, accumulate, frozen, hold_statistics, transaction, use_running
 from namespaces import to_numpy
+from states import assert_alike, assert_identical, buffers
 from tolerance import assert_close
 
 RENORM = Renorm(rmax=1.5, dmax=0.5, momentum=0.2)
@@ -28,21 +29,6 @@ def batch(rows: int = 8, seed: int = 0, features: int = 3) -> Tensor:
 def network(**options: Any) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), BatchNorm(4, **options), nn.ReLU(), nn.Linear(4, 3), BatchNorm(3, **options))
-
-
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def assert_identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert list(a) == list(b)
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
-def assert_alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert list(a) == list(b)
-    for name in a:
-        assert_close(to_numpy(a[name]), to_numpy(b[name]), "float32", 1.0 + np.abs(to_numpy(b[name])))
 
 
 def learn(model: nn.Module, x: Tensor) -> None:

@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from batchnorm.errors import ArgumentError, BatchNormError, NonFiniteError, ShapeError
 from batchnorm.torch import BatchNorm, Renorm, accumulate
 from namespaces import to_numpy
+from states import assert_alike, assert_identical, buffers
 from tolerance import assert_close
 
 RENORM = Renorm(rmax=1.5, dmax=0.5, momentum=0.2)
@@ -23,21 +23,6 @@ quiet = pytest.mark.filterwarnings("ignore:.*inf or NaN left the running:Runtime
 
 def batch(*shape: int, seed: int = 0) -> Tensor:
     return 2.0 + 3.0 * torch.randn(shape or (8, 3), generator=torch.Generator().manual_seed(seed))
-
-
-def buffers(model: nn.Module) -> dict[str, Tensor]:
-    return {name: b.clone() for name, b in model.named_buffers()}
-
-
-def assert_identical(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert list(a) == list(b)
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
-def assert_alike(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
-    assert list(a) == list(b)
-    for name in a:
-        assert_close(to_numpy(a[name]), to_numpy(b[name]), "float32", 1.0 + np.abs(to_numpy(b[name])))
 
 
 def spoilt(kind: str) -> Tensor:
