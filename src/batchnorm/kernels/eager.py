@@ -41,9 +41,11 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None) -
     n = divisor(count, xp)
     values = _where_weighted(weights, working(x, xp), xp)
     mean = total(values) / n
-    centred = _where_weighted(weights, values - mean, xp)
+    centred = values - mean
+    if weights is not None:  # a large mean must not be squared where there is nothing; these are finite, so 0· will do
+        centred = centred * xp.astype(weights > 0, centred.dtype)
     mean_low = total(centred) / n
-    centred = _where_weighted(weights, centred - mean_low, xp)
+    centred = centred - mean_low
     return Moments(count, mean, total(centred * centred), mean_low)
 
 
