@@ -36,6 +36,14 @@ def arguments(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # by torch.compile itself
+def test_one_graph_holds_many_replicas_in_inference() -> None:
+    torch.compiler.reset()
+    layer, xs = BatchNorm(3).eval(), torch.randn(4, 8, 3)
+    many = torch.func.vmap(layer)
+    assert_close(to_numpy(torch.compile(many, backend="aot_eager")(xs)), to_numpy(many(xs)), "float32", 4.0)
+
+
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # by torch.compile itself
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_one_graph_holds_every_option(kind: str, backend: str) -> None:

@@ -1,6 +1,8 @@
 """The layer in the place of torch's own: names, defaults, checkpoints, and the same numbers step by step."""
 
 import inspect
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,16 @@ def test_signature_of_the_function_begins_with_torchs() -> None:
 @pytest.mark.parametrize("name", ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"])
 def test_torchs_tools_find_the_layer(name: str) -> None:
     assert isinstance(getattr(ours, name)(3), getattr(torch.nn, name, _BatchNorm))
+
+
+def test_a_trace_of_inference_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), ours.BatchNorm1d(4, activation="gelu")).eval()
+    x = torch.randn(5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch.jit is deprecated, and shapes are compared in Python
+        torch.jit.save(torch.jit.trace(model, x), tmp_path / "traced.pt")
+        loaded = torch.jit.load(tmp_path / "traced.pt")
+    assert_same(loaded(x), model(x))
 
 
 def test_torch_fx_sees_one_node() -> None:

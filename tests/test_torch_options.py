@@ -248,6 +248,8 @@ def test_weights_that_are_no_weights_are_refused(bad: float) -> None:
     layer = BatchNorm(3)
     with pytest.raises(ArgumentError, match="`weights` must be finite and ≥ 0"):
         layer(torch.randn(2, 3), weights=torch.tensor([1.0, bad]))
+    with pytest.raises(ArgumentError, match="`weights` must be finite and ≥ 0"):
+        layer(torch.randn(2, 3), weights=torch.tensor([1, -1]))
     assert layer.num_batches_tracked == 0
 
 

@@ -56,6 +56,21 @@ def test_every_repetition_finds_its_own_statistics(loss: Any, reentrant: bool) -
     assert torch.equal(layer.renorm_stddev, plain.renorm_stddev)
 
 
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_repetition_by_running_statistics_finds_those_of_its_first_forward(rows: int) -> None:
+    def gradient(call: Callable[..., Tensor]) -> Tensor:
+        layer, x = BatchNorm(3, small_batch="running").double(), batch(0, rows, 3).requires_grad_()
+        y = call(lambda z: layer(z, weights=torch.zeros(rows)).square(), x)
+        layer(100.0 * batch(1))
+        y.sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    expected = gradient(lambda function, x: function(x))
+    got = gradient(lambda function, x: checkpoint(function, x, use_reentrant=False))
+    assert_close(to_numpy(got), to_numpy(expected), "float64", 4.0)
+
+
 def test_a_call_that_is_forgotten_by_its_repetition_is_an_error() -> None:
     layer = BatchNorm(3, **RENORM)
     ys = [checkpoint(layer, batch(seed).float().requires_grad_(), use_reentrant=False) for seed in range(CALLS + 1)]

@@ -9,6 +9,7 @@ from torch import Tensor
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.layout import Axis, Plan, plan
 from batchnorm.torch.normalize import working_dtype
+from batchnorm.torch.snapshot import tracing
 
 
 def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
@@ -89,7 +90,7 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
 
 def _has_bad(weights: Tensor) -> bool:
     """Return whether weights are negative or not finite, where that can be read without waiting for a device."""
-    if not weights.is_floating_point() or weights.device.type != "cpu" or torch.compiler.is_compiling():
+    if weights.dtype == torch.bool or weights.device.type != "cpu" or torch.compiler.is_compiling() or tracing():
         return False
     try:
         return bool((~((weights >= 0.0) & (weights < math.inf))).any())

@@ -222,7 +222,7 @@ class BatchNorm(Remembering):
         by_batch = training or (self.running_mean is None and not fixed)
         running, clips = None, ()
         if self.track_running_stats if training else not by_batch:
-            reads = self.renorm is not None or (weights is not None and self.virtual_batch_size is not None)
+            reads = self.renorm is not None or weights is not None or self.small_batch == "running"
             running, at = self._seen(input if reads and training else None)
             clips = () if self.renorm is None or not training else self._clips(at)
         mean, var = (None, None) if running is None else running[:2]

@@ -15,7 +15,7 @@ from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.layout import Plan
 from batchnorm.statistics import Moments, Statistics
-from batchnorm.torch.snapshot import snapshot
+from batchnorm.torch.snapshot import snapshot, tracing
 
 kernels.register(xp)
 
@@ -235,9 +235,9 @@ def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Tensor, Moments]:
 
 
 def _differentiated(inputs: Inputs) -> bool:
-    """Return whether a backward will follow; exports and forward-mode derivatives want the operations themselves."""
+    """Return whether a backward will follow; tracers and forward-mode derivatives want the operations themselves."""
     forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-    if not torch.is_grad_enabled() or forward_mode or torch.compiler.is_exporting():
+    if not torch.is_grad_enabled() or forward_mode or tracing():
         return False
     return any(t is not None and t.requires_grad for t in inputs[:4])
 
@@ -248,6 +248,8 @@ def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
     if mean is None or var is None or not _differentiated(inputs):
         return _affine(inputs, recipe, _running_statistics(inputs, recipe))
     inputs = inputs._replace(mean=snapshot(mean), var=snapshot(var))  # they may move before the backward
+    if torch.compiler.is_compiling():  # a compiler chooses itself what to keep
+        return _affine(inputs, recipe, _running_statistics(inputs, recipe))
     (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
     return y
 

@@ -1,13 +1,14 @@
 """Forwards that are repeated in the backward: activation checkpointing computes again what it has not kept."""
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from batchnorm.errors import BatchNormError
 from batchnorm.statistics import Running
+from batchnorm.torch.snapshot import tracing
 
 CALLS = 32  # how many calls of one layer may lie between a forward and its repetition
 ALIKE = 2.0**-6  # inputs that differ by more, relative to their size, are not one input computed twice
@@ -22,7 +23,8 @@ def in_backward() -> bool:
 
 @torch.library.custom_op("batchnorm::first_forward", mutates_args=())
 def _outside_backward(x: Tensor) -> Tensor:
-    return torch.tensor(torch._C._current_graph_task_id() == -1, device=x.device)  # pyright: ignore
+    first = torch._C._current_graph_task_id() == -1  # pyright: ignore
+    return torch.full((), first, dtype=torch.bool, device=x.device)
 
 
 @_outside_backward.register_fake
@@ -30,9 +32,14 @@ def _(x: Tensor) -> Tensor:
     return torch.empty((), dtype=torch.bool, device=x.device)
 
 
+@_outside_backward.register_vmap
+def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, None]:
+    return _outside_backward(x), None
+
+
 def first_forward(x: Tensor) -> Tensor | None:
     """Return whether this is no repetition, where a compiled graph can only ask when it runs; None elsewhere."""
-    return _outside_backward(x) if torch.compiler.is_compiling() else None
+    return _outside_backward(x) if torch.compiler.is_compiling() and not tracing() else None
 
 
 class Found(NamedTuple):

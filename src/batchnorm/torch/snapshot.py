@@ -5,6 +5,8 @@ intermediates again, from the buffer as it is by then, gets other gradients (tor
 "aot_eager", with an error from autograd with "inductor"). What an opaque operator returns is kept instead.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,16 @@ def _opaque(x: Tensor) -> Tensor:
 @_opaque.register_fake
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
+
+
+@_opaque.register_vmap
+def _(info: Any, in_dims: tuple[int | None], x: Tensor) -> tuple[Tensor, int | None]:
+    return _opaque(x), in_dims[0]
+
+
+def tracing() -> bool:
+    """Return whether operations are being written down, to be run without this code: torch.export, torch.jit.trace."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def snapshot(x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
+from batchnorm.torch.snapshot import tracing
+
 
 def transforming() -> bool:
     """Return whether this runs inside grad, jacrev, vmap or another of torch.func's transforms."""
@@ -21,7 +23,7 @@ def batched(x: Tensor) -> bool:
 
 def surely(condition: Tensor) -> bool:
     """Return whether a condition is known to be true: on a CPU, where reading it waits for no device."""
-    if condition.device.type != "cpu" or torch.compiler.is_compiling() or batched(condition):
+    if condition.device.type != "cpu" or torch.compiler.is_compiling() or tracing() or batched(condition):
         return False
     try:
         return bool(condition)
