@@ -65,6 +65,15 @@ class Plan:
         return tuple(n for i, n in enumerate(self.feature_shape(shape)) if i != self.group_axis)
 
 
+def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Return whether an array of `shape` broadcasts to the shape `to`, and not beyond it.
+
+    >>> broadcasts((1, 4), (2, 3, 4)), broadcasts((2, 1), (2, 3)), broadcasts((2,), (2, 3)), broadcasts((2, 3), (1, 3))
+    (True, True, False, False)
+    """
+    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
+
+
 def normalise_axis(axis: Axis) -> tuple[int, ...]:
     """Return `axis` as a tuple of ints, as it was written (negatives stay).
 

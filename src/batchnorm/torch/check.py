@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.layout import Axis, Plan, plan
+from batchnorm.layout import Axis, Plan, broadcasts, plan
 from batchnorm.torch.normalize import working_dtype
-from batchnorm.torch.snapshot import tracing
+from batchnorm.torch.transforms import readable, surely
 
 
 def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
@@ -73,7 +73,7 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
     own = list(weights.shape)
     if len(own) == x.ndim and all(own[i] == 1 for i in layout.kept):
         own = [own[i] for i in layout.reduced]
-    if len(own) > len(sizes) or any(n not in (1, size) for n, size in zip(own[::-1], sizes[::-1], strict=False)):
+    if not broadcasts(own, sizes):
         raise ShapeError(
             f"`weights` must broadcast to {tuple(sizes)}, the input's shape {tuple(x.shape)} without its axes of "
             f"features, got shape {tuple(weights.shape)} (one weight a sample: shape "
@@ -90,12 +90,9 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
 
 def _has_bad(weights: Tensor) -> bool:
     """Return whether weights are negative or not finite, where that can be read without waiting for a device."""
-    if weights.dtype == torch.bool or weights.device.type != "cpu" or torch.compiler.is_compiling() or tracing():
+    if weights.dtype == torch.bool or not readable(weights):
         return False
-    try:
-        return bool((~((weights >= 0.0) & (weights < math.inf))).any())
-    except RuntimeError:  # under vmap, or while a tracer looks on, there is no number to read
-        return False
+    return surely((~((weights >= 0.0) & (weights < math.inf))).any())
 
 
 def check_count(x: Tensor, layout: Plan, groups: int) -> bool:

@@ -39,6 +39,15 @@ def _layers(model: Any) -> dict[str, BatchNorm]:
     return {name: m for name, m in found.items() if isinstance(m, BatchNorm)}
 
 
+def _remembering(model: Any, purpose: str) -> dict[str, BatchNorm]:
+    """Return the layers of a model by name; or raise where one has no running statistics for the purpose."""
+    named = _layers(model)
+    for name, layer in named.items():
+        if layer.running_mean is None:
+            raise ArgumentError(f"{name} keeps no running statistics {purpose} (track_running_stats=False)")
+    return named
+
+
 class frozen:  # noqa: N801  # used like a function
     """Freeze every batch normalization of a model: running statistics, no updates, γ and β fixed.
 
@@ -64,10 +73,7 @@ class frozen:  # noqa: N801  # used like a function
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._all = _layers(model)
-        for name, layer in self._all.items():
-            if layer.running_mean is None:
-                raise ArgumentError(f"{name} keeps no running statistics to be frozen to (track_running_stats=False)")
+        self._all = _remembering(model, "to be frozen to")
         self._blocks: list[list[BatchNorm]] = []
 
     def apply(self) -> "frozen":
@@ -123,16 +129,13 @@ def use_running(model: nn.Module) -> Generator[None]:
     >>> y[0, 0].item(), layer.num_batches_tracked.item()  # (1 − 0)/√(1 + 1e-5)
     (0.9999949932098389, 0)
     """
-    named = _layers(model)
-    for name, layer in named.items():
-        if layer.running_mean is None:
-            raise ArgumentError(f"{name} keeps no running statistics to use (track_running_stats=False)")
-    for layer in named.values():
+    layers = list(_remembering(model, "to use").values())
+    for layer in layers:
         layer.by_running += 1
     try:
         yield
     finally:
-        for layer in named.values():
+        for layer in layers:
             layer.by_running -= 1
 
 

@@ -264,8 +264,8 @@ class BatchNorm(Remembering):
 
     def extra_repr(self) -> str:
         """Return torch's description, with the options that differ from its own, and the batches skipped so far."""
-        skipped = [f"nonfinite_batches={self.skipped()}"] if self.skipped() else []
-        return ", ".join([super().extra_repr(), *self._chosen(), *skipped])
+        count = self.skipped()
+        return ", ".join([super().extra_repr(), *self._chosen(), *([f"nonfinite_batches={count}"] if count else [])])
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from batchnorm import kernels, statistics
 from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.layout import Plan
+from batchnorm.layout import Plan, broadcasts
 from batchnorm.statistics import Moments, Statistics
 from batchnorm.torch.snapshot import snapshot, tracing
 
@@ -245,13 +245,12 @@ def _differentiated(inputs: Inputs) -> bool:
 def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
     """Normalise x by the running mean and variance, an affine map: keeps x alone for the backward."""
     mean, var = inputs.mean, inputs.var
-    if mean is None or var is None or not _differentiated(inputs):
-        return _affine(inputs, recipe, _running_statistics(inputs, recipe))
-    inputs = inputs._replace(mean=snapshot(mean), var=snapshot(var))  # they may move before the backward
-    if torch.compiler.is_compiling():  # a compiler chooses itself what to keep
-        return _affine(inputs, recipe, _running_statistics(inputs, recipe))
-    (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
-    return y
+    if mean is not None and var is not None and _differentiated(inputs):
+        inputs = inputs._replace(mean=snapshot(mean), var=snapshot(var))  # they may move before the backward
+        if not torch.compiler.is_compiling():  # a compiler chooses itself what to keep
+            (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
+            return y
+    return _affine(inputs, recipe, _running_statistics(inputs, recipe))
 
 
 def by_groups(inputs: Inputs, recipe: Recipe, groups: int) -> tuple[Tensor, Moments]:
@@ -294,9 +293,7 @@ def adjusted(inputs: Inputs, recipe: Recipe, adjustment: Callable[[torch.Size], 
         raise ArgumentError(f"`adjustment` must return (scale, shift), got {made!r}")
     scale, shift = (torch.as_tensor(a, device=x.device) for a in made)
     for name, value in (("scale", scale), ("shift", shift)):
-        if len(value.shape) > x.ndim or any(
-            n not in (1, size) for n, size in zip(value.shape[::-1], x.shape[::-1], strict=False)
-        ):
+        if not broadcasts(value.shape, x.shape):
             raise ShapeError(
                 f"`adjustment` must return a {name} that broadcasts to the input's shape {tuple(x.shape)}, "
                 f"got shape {tuple(value.shape)}"

@@ -18,6 +18,7 @@ from batchnorm.torch.transforms import batched, beneath_derivatives, surely, tra
 
 CLOSED: dict[str, Any] = {"held": 0, "by_running": 0, "collected": None, "_ledger": None}  # when no block is open
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
+STATISTICS = ("running_mean", "running_var", *RENORM_BUFFERS)  # in the order of `Running`
 
 
 class Remembering(_BatchNorm):
@@ -64,8 +65,7 @@ class Remembering(_BatchNorm):
             self._reset_renorm()
 
     def _statistics(self) -> dict[str, Tensor]:
-        names = ("running_mean", "running_var", *RENORM_BUFFERS)
-        return {name: b for name in names if (b := self._buffers.get(name)) is not None}
+        return {name: b for name in STATISTICS if (b := self._buffers.get(name)) is not None}
 
     def _keep_precision(self, before: dict[str, Tensor]) -> None:
         """Where a cast has left running statistics in 16 bits, take them from `before` in float32."""
@@ -115,7 +115,7 @@ class Remembering(_BatchNorm):
         return self
 
     def _running(self) -> Running:
-        return Running(*(self._buffers.get(n) for n in ("running_mean", "running_var", *RENORM_BUFFERS)))
+        return Running(*(self._buffers.get(n) for n in STATISTICS))
 
     def _seen(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
         """Return the running statistics and the step; with x, those that a forward repeated on x has found at first."""
@@ -168,7 +168,7 @@ class Remembering(_BatchNorm):
                 self._remember_here(Step(Moments(counted[0] if counted else count, mean, m2, mean_low), step.grouped))
 
     def _remember_here(self, step: Step) -> None:
-        good = None if self.nonfinite == "propagate" else self._good(step)
+        good = self._good(step)
         if good is not None and surely(good):
             good = None
         first = first_forward(step.moments.m2)
@@ -179,7 +179,10 @@ class Remembering(_BatchNorm):
             self.collected.append(step if moves is None else unless(moves, step))
         self._count(good)
 
-    def _good(self, step: Step) -> Tensor:
+    def _good(self, step: Step) -> Tensor | None:
+        """Return whether a batch is finite; None where nobody asks."""
+        if self.nonfinite == "propagate":
+            return None
         return finite(step, step.moments.m2.dtype if self.running_var is None else self.running_var.dtype)
 
     def _count(self, good: Tensor | None) -> None:
@@ -209,7 +212,7 @@ class Remembering(_BatchNorm):
         steps, self.collected = self.collected, []
         if steps:
             step = merged(steps)  # whose m2 may overflow where that of none of them does
-            good = None if self.nonfinite == "propagate" else self._good(step)
+            good = self._good(step)
             self._move(step, good)
             self._count(good)
 

@@ -21,9 +21,14 @@ def batched(x: Tensor) -> bool:
     return functorch.is_batchedtensor(x)
 
 
+def readable(x: Tensor) -> bool:
+    """Return whether the values of x can be looked at now: on a CPU, where that waits for no device."""
+    return x.device.type == "cpu" and not (torch.compiler.is_compiling() or tracing() or batched(x))
+
+
 def surely(condition: Tensor) -> bool:
-    """Return whether a condition is known to be true: on a CPU, where reading it waits for no device."""
-    if condition.device.type != "cpu" or torch.compiler.is_compiling() or tracing() or batched(condition):
+    """Return whether a condition is known to be true."""
+    if not readable(condition):
         return False
     try:
         return bool(condition)
