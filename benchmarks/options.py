@@ -20,8 +20,8 @@ from torch import Tensor
 
 from batchnorm.layout import plan
 from batchnorm.statistics import Running
+from batchnorm.steps import Inputs, Recipe
 from batchnorm.torch import BatchNorm, Renorm
-from batchnorm.torch.normalize import Inputs, Recipe
 from batchnorm.torch.training import remember, train
 
 SHAPES = [(64, 3), (4096, 1024), (32, 64, 56, 56), (32, 512, 7, 7)]

@@ -12,6 +12,7 @@ ROWS = [
     "cli",
     "study+batch_size+audit+surgery",
     "torch keras jax",
+    "steps",
     "kernels",
     "statistics+layout+conventions+activations+renorm",
     "reference",
@@ -21,6 +22,7 @@ ROWS = [
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row.replace("+", " ").split()}
 # What beyond the standard library and this package each lower part may import; the rows above it are free to.
 OUTSIDE = {
+    "steps": set(),
     "kernels": set(),
     "statistics": set(),
     "layout": set(),

@@ -142,7 +142,7 @@ MUTANTS = [
     Mutant(
         "padding reaches the moments",
         "kernels/eager.py",
-        "values = _where_weighted(weights, working(x, xp), xp)",
+        "values = _where_weighted(weights, values, xp)",
         "values = working(x, xp)",
     ),
     Mutant(
@@ -196,20 +196,20 @@ MUTANTS = [
     ),
     Mutant(
         "virtual batches of neighbours",
-        "torch/normalize.py",
-        "unflatten(axis, (rows, groups))",
-        "unflatten(axis, (groups, rows)).transpose(axis, axis + 1)",
+        "steps.py",
+        "xp.reshape(a, (*own[:axis], rows, groups, *own[axis + 1 :]))",
+        "xp.reshape(a, (*own[:axis], groups, rows, *own[axis + 1 :])).swapaxes(axis, axis + 1)",
     ),
     Mutant(
         "padding counted in the last row of groups",
-        "torch/normalize.py",
-        "    if missing:\n",
-        "    if missing and weights is not None:\n",
+        "steps.py",
+        "if ragged and (weights is None or",
+        "if ragged and (weights is not None and",
     ),
     Mutant(
         "NaN in padding reaches the gradient",
-        "torch/check.py",
-        "return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))",
+        "steps.py",
+        "return xp.where((weights > 0) | xp.isfinite(x), x, xp.zeros_like(x))",
         "return x",
     ),
     Mutant(

@@ -47,6 +47,12 @@ _processes.set_forkserver_preload(
 )
 
 
+def part_of(file: str) -> str:
+    """Return the part that tries a file of the package."""
+    folder = "torch" if file == "steps.py" else file.partition("/")[0]  # the steps by the layer that users see
+    return folder if folder in PARTS else "definition"
+
+
 class Outcome(NamedTuple):
     code: int | None
     output: str

@@ -32,8 +32,7 @@ def killer(outcome: suite.Outcome) -> str | None:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_a_fault_is_rejected(mutant: Mutant, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     write_mutant(mutant, tmp_path)
-    folder = mutant.file.partition("/")[0]
-    outcome = suite.run(folder if folder in suite.PARTS else "definition", tmp_path)
+    outcome = suite.run(suite.part_of(mutant.file), tmp_path)
     record_property("mutant", (mutant.name, mutant.file, killer(outcome) or "SURVIVED"))
     assert killer(outcome), outcome.output
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchnorm.errors import ArgumentError, ShapeError
 
@@ -65,13 +66,43 @@ class Plan:
         return tuple(n for i, n in enumerate(self.feature_shape(shape)) if i != self.group_axis)
 
 
-def broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Return whether an array of `shape` broadcasts to the shape `to`, and not beyond it.
+def broadcasts(shape: Sequence[int | None], to: Sequence[int | None]) -> bool:
+    """Return whether an array of `shape` broadcasts to the shape `to`, and not beyond it; None is any size.
 
     >>> broadcasts((1, 4), (2, 3, 4)), broadcasts((2, 1), (2, 3)), broadcasts((2,), (2, 3)), broadcasts((2, 3), (1, 3))
     (True, True, False, False)
     """
-    return len(shape) <= len(to) and all(n in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False))
+    return len(shape) <= len(to) and all(
+        n in (1, m) or n is None or m is None for n, m in zip(shape[::-1], to[::-1], strict=False)
+    )
+
+
+def weights_shape(own: Sequence[Any], shape: Sequence[Any], plan: Plan, *, name: str = "weights") -> tuple[Any, ...]:
+    """Return the shape of weights of samples in the rank of an input: 1 on its axes of features.
+
+    Args:
+        own: The shape they have: of the input without its axes of features, or in full rank with 1 there.
+        shape: Of the input; None is a size not known yet.
+        plan: Of the input.
+        name: What they are called.
+
+    Raises:
+        ShapeError: if they do not broadcast to the input's shape without its axes of features.
+
+    >>> weights_shape((8, 20), (8, 20, 64), plan(3, axis=-1))
+    (8, 20, 1)
+    """
+    wanted, given = [n for i, n in enumerate(shape) if i in plan.reduced], list(own)
+    if len(given) == len(shape) and all(given[i] == 1 for i in plan.kept):
+        given = [given[i] for i in plan.reduced]
+    if not broadcasts(given, wanted):
+        raise ShapeError(
+            f"`{name}` must broadcast to {tuple(wanted)}, the input's shape {tuple(shape)} without its axes of "
+            f"features, got shape {tuple(own)} (one weight a sample: shape "
+            f"{tuple(n if i == 0 else 1 for i, n in enumerate(wanted))})"
+        )
+    left = iter([1] * (len(wanted) - len(given)) + given)
+    return tuple(next(left) if i in plan.reduced else 1 for i in range(len(shape)))
 
 
 def normalise_axis(axis: Axis) -> tuple[int, ...]:

@@ -104,13 +104,19 @@ class Coefficients(NamedTuple):
     constant: Array | None = None
 
 
-def _is_number(count: Array) -> bool:
-    return not hasattr(type(count), "dtype")  # an int, a float, or the symbol of one while a framework traces
+def is_number(count: Array) -> bool:
+    """Return whether this is an int, a float, or the symbol of one while a framework traces, and no array."""
+    return not hasattr(type(count), "dtype")
+
+
+def sizes(x: Array, xp: Namespace) -> tuple[Any, ...]:
+    """Return the shape of x; a size that a framework learns only at run time is a 0-d array."""
+    return xp.shape(x) if hasattr(xp, "shape") else x.shape
 
 
 def divisor(count: Array, xp: Namespace) -> Array:
     """Return N to divide by, and 1 where N = 0: 0/1 is what an empty sum divided by its count should be."""
-    if _is_number(count):
+    if is_number(count):
         return count or 1
     return xp.where(count > 0, count, xp.ones_like(count))
 
@@ -159,7 +165,7 @@ def observed_variance(moments: Moments, estimator: Estimator, xp: Namespace) -> 
     count = moments.count
     if estimator == "biased":
         return variance(moments, xp)
-    if _is_number(count):
+    if is_number(count):
         return moments.m2 / (count - 1 if count > 1 else divisor(count, xp))
     return moments.m2 / xp.where(count > ONE, count - 1, divisor(count, xp))
 
@@ -178,7 +184,7 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
     mean, low, var = moments.mean, moments.mean_low, observed_variance(moments, estimator, xp)
     if group_axis is None:
         return Observed(moments.count, mean, var, low)
-    if _is_number(moments.count):
+    if is_number(moments.count):
         share = 1.0 / mean.shape[group_axis]
         total = moments.count
     else:

@@ -8,7 +8,7 @@ from functools import partial
 from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.kernels.interface import Kernel
 from batchnorm.layout import Plan
-from batchnorm.statistics import Array, Coefficients, Moments, Namespace, Statistics, divisor
+from batchnorm.statistics import Array, Coefficients, Moments, Namespace, Statistics, divisor, is_number, sizes
 
 
 def working(x: Array, xp: Namespace) -> Array:
@@ -33,13 +33,17 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None) -
     def total(values: Array) -> Array:
         return xp.sum(values if weights is None else values * weights, axis=plan.reduced, keepdims=True)
 
-    count = plan.count(x.shape)
+    values = working(x, xp)
+    shape = sizes(x, xp)
+    count = plan.count(shape)
+    if not is_number(count):
+        count = xp.astype(count, values.dtype)
     if weights is not None:  # they may be of size 1 along any axis; the count is one for each group, and all features
         counted = (*plan.reduced, plan.group_axis)
-        each = tuple(n if i in counted else 1 for i, n in enumerate(x.shape))
+        each = tuple(n if i in counted else 1 for i, n in enumerate(shape))
         count = xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
     n = divisor(count, xp)
-    values = _where_weighted(weights, working(x, xp), xp)
+    values = _where_weighted(weights, values, xp)
     mean = total(values) / n
     centred = values - mean
     if weights is not None:  # a large mean must not be squared where there is nothing; these are finite, so 0· will do

@@ -3,12 +3,13 @@
 import math
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.layout import Axis, Plan, broadcasts, plan
-from batchnorm.torch.normalize import working_dtype
+from batchnorm.layout import Axis, Plan, plan, weights_shape
+from batchnorm.steps import working_dtype
 from batchnorm.torch.transforms import readable, surely
 
 
@@ -69,23 +70,12 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
         raise DtypeError(f"`weights` must be a tensor, a bool mask or numbers ≥ 0, got {got}")
     if weights.requires_grad:
         raise ArgumentError("`weights` carry no gradient, got a tensor that requires one (`.detach()` it)")
-    sizes = [n for i, n in enumerate(x.shape) if i in layout.reduced]
-    own = list(weights.shape)
-    if len(own) == x.ndim and all(own[i] == 1 for i in layout.kept):
-        own = [own[i] for i in layout.reduced]
-    if not broadcasts(own, sizes):
-        raise ShapeError(
-            f"`weights` must broadcast to {tuple(sizes)}, the input's shape {tuple(x.shape)} without its axes of "
-            f"features, got shape {tuple(weights.shape)} (one weight a sample: shape "
-            f"{tuple(n if i == 0 else 1 for i, n in enumerate(sizes))})"
-        )
+    full = weights_shape(weights.shape, x.shape, layout)
     if _has_bad(weights):
         raise ArgumentError(
             "`weights` must be finite and ≥ 0, got some that are not (an additive mask of 0 and −inf: `mask == 0`)"
         )
-    left = iter([1] * (len(sizes) - len(own)) + own)
-    full = [next(left) if i in layout.reduced else 1 for i in range(x.ndim)]
-    return weights.detach().reshape(full).to(working_dtype(x.dtype))
+    return weights.detach().reshape(full).to(working_dtype(x.dtype, xp))
 
 
 def _has_bad(weights: Tensor) -> bool:
@@ -99,13 +89,6 @@ def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
     """Return whether each feature, in each group, is seen more than once."""
     size = x.shape[layout.batch_axis]
     return (layout.count(x.shape) // size) * (size // groups) != 1
-
-
-def silence(x: Tensor, weights: Tensor) -> Tensor:
-    """Return x with 0 for inf and NaN where the weight is zero: padding must not reach a gradient."""
-    with torch.no_grad():
-        real = (weights > 0) | x.isfinite()
-    return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def check_groups(virtual_batch_size: Any) -> None:

@@ -1,9 +1,9 @@
-"""The layer as one differentiable function with a hand-derived backward, and the batch split into groups."""
+"""The layer as one differentiable function with a hand-derived backward."""
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
@@ -11,110 +11,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from batchnorm import kernels, statistics
-from batchnorm.activations import ACTIVATIONS, activated
-from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.layout import Plan, broadcasts
+from batchnorm.activations import ACTIVATIONS
 from batchnorm.statistics import Moments, Statistics
+from batchnorm.steps import Inputs, Recipe, affine, batch_statistics, kept, running_statistics
 from batchnorm.torch.snapshot import snapshot, tracing
 
 kernels.register(xp)
-
-
-class Inputs(NamedTuple):
-    """Every tensor that an output may depend on; those below `residual` carry no gradient.
-
-    Attributes:
-        x: Input.
-        weight: γ, in the parameters' shape like all that follow but `residual` and `weights`.
-        bias: β.
-        residual: Added before the activation, in the shape of x.
-        weights: Of samples, in the rank of x with 1 on the axes of features, in the working precision.
-        mean: Running mean: for inference, and for groups with nothing to say.
-        var: Running variance, likewise.
-        renorm_mean: M of renormalization.
-        renorm_stddev: S.
-        rmin: 0-d; None for no bound.
-        rmax: Likewise.
-        dmax: Likewise.
-    """
-
-    x: Tensor
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    residual: Tensor | None = None
-    weights: Tensor | None = None
-    mean: Tensor | None = None
-    var: Tensor | None = None
-    renorm_mean: Tensor | None = None
-    renorm_stddev: Tensor | None = None
-    rmin: Tensor | None = None
-    rmax: Tensor | None = None
-    dmax: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What is no tensor.
-
-    Attributes:
-        plan: The axes.
-        eps: ε.
-        activation: Its name, or None.
-        least: The largest count that running statistics stand in for, where there are any.
-        inference: Whether to normalise by the running statistics.
-    """
-
-    plan: Plan
-    eps: float
-    activation: str | None = None
-    least: int = 0
-    inference: bool = False
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of moments, γ, β and the arithmetic on them: float32 at least."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _kept(parameter: Tensor | None, x: Tensor, plan: Plan) -> Any:
-    """Return γ, β or a running statistic in a shape that broadcasts against x, and the working dtype."""
-    if parameter is None:
-        return None
-    return parameter.reshape(plan.feature_shape(x.shape)).to(working_dtype(x.dtype))
-
-
-def _running_statistics(inputs: Inputs, recipe: Recipe) -> Statistics:
-    mean, var = _kept(inputs.mean, inputs.x, recipe.plan), _kept(inputs.var, inputs.x, recipe.plan)
-    return statistics.of_running(mean, var, recipe.eps, xp)
-
-
-def _batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant: Moments) -> Statistics:
-    """Return what to normalise with in training; `constant` are the same moments, without a gradient."""
-    x, plan = inputs.x, recipe.plan
-    using = statistics.of_batch(moments, recipe.eps, xp)
-    if inputs.renorm_mean is not None:
-        observed = statistics.observed(constant, "biased", xp, plan.group_axis)
-        renorm = _kept(inputs.renorm_mean, x, plan), _kept(inputs.renorm_stddev, x, plan)
-        clips = inputs.rmin, inputs.rmax, inputs.dmax
-        r, d = statistics.correction(observed, renorm, clips, eps=recipe.eps, xp=xp)
-        using = using._replace(r=r, d=d)
-    if inputs.weights is not None and inputs.mean is not None:
-        running = _running_statistics(inputs, recipe)
-        using = statistics.where_heard(using, moments.count, running, least=recipe.least, xp=xp)
-    return using
-
-
-def _affine(inputs: Inputs, recipe: Recipe, using: Statistics) -> Tensor:
-    x, plan = inputs.x, recipe.plan
-    gamma, beta = _kept(inputs.weight, x, plan), _kept(inputs.bias, x, plan)
-    return kernels.select(x, xp).affine(
-        x,
-        using,
-        statistics.forward_scale(using, gamma),
-        statistics.forward_shift(using, gamma, beta, xp),
-        residual=inputs.residual,
-        activation=recipe.activation,
-    )
 
 
 def _differentiate(
@@ -122,14 +24,14 @@ def _differentiate(
 ) -> tuple[Tensor | None, Any, Any, Tensor]:
     """Return (dx, dγ, dβ, dz), γ's and β's in the kept shape: reduce, arithmetic on (C,), one elementwise pass."""
     x, plan = inputs.x, recipe.plan
-    kernel, gamma, dz = kernels.select(x, xp), _kept(inputs.weight, x, plan), dy
+    kernel, gamma, dz = kernels.select(x, xp), kept(inputs.weight, x, plan, xp), dy
     if recipe.activation is not None:
         dz = kernel.backward_activation(
             dy,
             x,
             using,
             statistics.forward_scale(using, gamma),
-            statistics.forward_shift(using, gamma, _kept(inputs.bias, x, plan), xp),
+            statistics.forward_shift(using, gamma, kept(inputs.bias, x, plan, xp), xp),
             activation=recipe.activation,
             residual=inputs.residual,
             y=y,
@@ -177,9 +79,9 @@ class Normalize(torch.autograd.Function):
         """Return y, and in training the mean, m2, the low part of the mean, and with weights the count."""
         inputs = Inputs(*tensors)
         if recipe.inference:
-            return (_affine(inputs, recipe, _running_statistics(inputs, recipe)),)
+            return (affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp),)
         moments = kernels.select(inputs.x, xp).moments(inputs.x, recipe.plan, inputs.weights)
-        y = _affine(inputs, recipe, _batch_statistics(inputs, recipe, moments, moments))
+        y = affine(inputs, recipe, batch_statistics(inputs, recipe, moments, moments, xp), xp)
         counted = () if inputs.weights is None else (moments.count,)
         return y, moments.mean, moments.m2, moments.mean_low, *counted
 
@@ -206,13 +108,13 @@ class Normalize(torch.autograd.Function):
         y, *seen = saved[len(Inputs._fields) :]
         x, weight = inputs.x, inputs.weight
         if recipe.inference:
-            using = _running_statistics(inputs, recipe)
+            using = running_statistics(inputs, recipe, xp)
         else:
             mean, m2, mean_low, *counted = seen
             constant = moments = Moments(counted[0] if counted else plan.count(x.shape), mean, m2, mean_low)
             if torch.is_grad_enabled():
                 moments = kernels.select(x, xp).moments(x, plan, inputs.weights)
-            using = _batch_statistics(inputs, recipe, moments, constant)
+            using = batch_statistics(inputs, recipe, moments, constant, xp)
         dx, dgamma, dbeta, dz = _differentiate(
             grad_outputs[0], inputs, recipe, using, y=y, wanted=ctx.needs_input_grad[1:4]
         )
@@ -250,57 +152,4 @@ def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
         if not torch.compiler.is_compiling():  # a compiler chooses itself what to keep
             (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
             return y
-    return _affine(inputs, recipe, _running_statistics(inputs, recipe))
-
-
-def by_groups(inputs: Inputs, recipe: Recipe, groups: int) -> tuple[Tensor, Moments]:
-    """Normalise each of the groups by its own statistics: sample i of the batch belongs to group i mod `groups`.
-
-    The batch axis becomes (rows, groups), a view. Where rows are wanting in the last one, samples of weight zero stand
-    in.
-    """
-    axis, size = recipe.plan.batch_axis, inputs.x.shape[recipe.plan.batch_axis]
-    rows = -(-size // groups)
-    missing = rows * groups - size
-    weights = inputs.weights
-    if missing:
-        alike = [size if i == axis else 1 for i in range(inputs.x.ndim)]
-        ones = inputs.x.new_ones(alike, dtype=working_dtype(inputs.x.dtype))
-        weights = ones if weights is None else weights * ones
-
-    def split(a: Tensor | None) -> Tensor | None:
-        if a is None:
-            return None
-        if a.shape[axis] == 1 and size > 1:
-            return a.unsqueeze(axis)
-        padding = [0, 0] * (a.ndim - 1 - axis) + [0, missing]
-        return (torch.nn.functional.pad(a, padding) if missing else a).unflatten(axis, (rows, groups))
-
-    x, residual, weights = split(inputs.x), split(inputs.residual), split(weights)
-    y, moments = by_batch(
-        inputs._replace(x=x, residual=residual, weights=weights), replace(recipe, plan=recipe.plan.grouped())
-    )
-    return y.flatten(axis, axis + 1).narrow(axis, 0, size), moments
-
-
-def adjusted(inputs: Inputs, recipe: Recipe, adjustment: Callable[[torch.Size], Any]) -> tuple[Tensor, Moments]:
-    """Normalise x by its own statistics, and scale and shift x̂ as `adjustment` says, before γ and β do."""
-    x, plan, dtype = inputs.x, recipe.plan, working_dtype(inputs.x.dtype)
-    plain = inputs._replace(x=x.to(dtype), weight=None, bias=None, residual=None)
-    z, moments = by_batch(plain, replace(recipe, activation=None))
-    made = adjustment(x.shape)
-    if not isinstance(made, tuple) or len(made) != 2:
-        raise ArgumentError(f"`adjustment` must return (scale, shift), got {made!r}")
-    scale, shift = (torch.as_tensor(a, device=x.device) for a in made)
-    for name, value in (("scale", scale), ("shift", shift)):
-        if not broadcasts(value.shape, x.shape):
-            raise ShapeError(
-                f"`adjustment` must return a {name} that broadcasts to the input's shape {tuple(x.shape)}, "
-                f"got shape {tuple(value.shape)}"
-            )
-    z = z * scale + shift
-    gamma, beta = _kept(inputs.weight, x, plan), _kept(inputs.bias, x, plan)
-    z = z if gamma is None else z * gamma
-    z = z if beta is None else z + beta
-    z = z if inputs.residual is None else z + inputs.residual.to(dtype)
-    return activated(z, recipe.activation, xp).to(x.dtype), moments
+    return affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp)

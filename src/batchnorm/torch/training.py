@@ -15,8 +15,9 @@ from batchnorm.conventions import TORCH, Estimator, check_epsilon, check_running
 from batchnorm.errors import ArgumentError, NonFiniteError, ShapeError
 from batchnorm.layout import Axis, Plan
 from batchnorm.statistics import Moments, Observed, Running
-from batchnorm.torch.check import check_count, check_groups, check_input, check_residual, check_weights, silence
-from batchnorm.torch.normalize import Inputs, Recipe, adjusted, by_batch, by_groups, by_running
+from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence
+from batchnorm.torch.check import check_count, check_groups, check_input, check_residual, check_weights
+from batchnorm.torch.normalize import by_batch, by_running
 from batchnorm.torch.snapshot import snapshot
 
 NonFinite = Literal["skip", "raise", "propagate"]
@@ -84,8 +85,8 @@ def gather(
         residual = check_residual(residual, input)
     if weights is not None:
         weights = check_weights(weights, input, plan)
-        input = silence(input, weights)
-        residual = residual if residual is None else silence(residual, weights)
+        input = silence(input, weights, xp)
+        residual = residual if residual is None else silence(residual, weights, xp)
     inputs = Inputs(input, named["weight"], named["bias"], residual, weights)
     inputs = inputs._replace(mean=named["running_mean"], var=named["running_var"])
     return inputs, Recipe(plan, options.eps, options.activation, 1 if options.small_batch == "running" else 0)
@@ -124,9 +125,9 @@ def train(inputs: Inputs, recipe: Recipe, options: Any) -> tuple[Tensor, Step | 
         )
     inputs = _constants(inputs)
     if options.adjustment is not None:
-        y, moments = adjusted(inputs, recipe, options.adjustment)
+        y, moments = adjusted(inputs, recipe, options.adjustment, by_batch, xp)
     elif groups > 1:
-        y, moments = by_groups(inputs, recipe, groups)
+        y, moments = by_groups(inputs, recipe, groups, by_batch, xp)
     else:
         y, moments = by_batch(inputs, recipe)
     if options.nonfinite == "raise" and not moments.m2.isfinite().all():
