@@ -10,6 +10,8 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors; threads of each would stand in line
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+collect_ignore = [] if "KERAS_BACKEND" in os.environ else ["keras_backend"]  # see test_keras.py
+
 SETTINGS: dict[str, Any] = {"deadline": None, "derandomize": True, "database": None}
 hypothesis.settings.register_profile("default", max_examples=40, **SETTINGS)
 FIRST_FAILURE = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # no shrinking

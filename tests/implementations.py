@@ -3,6 +3,7 @@
 To add one, write a function `(case, training) -> Result` and give it a line in `IMPLEMENTATIONS`.
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -127,3 +128,14 @@ IMPLEMENTATIONS = [
     Implementation("torch-function", TORCH_DTYPES, _by_torch_function),
     Implementation("torch-layer", TORCH_DTYPES, _by_torch_layer),
 ]
+if "KERAS_BACKEND" in os.environ:  # a process for one backend of Keras: see test_keras.py
+    import keras_contract
+
+    IMPLEMENTATIONS = [
+        Implementation(
+            name,
+            keras_contract.DTYPES,
+            lambda case, training, fused=fused: Result(*keras_contract.run(case, training, fused)),
+        )
+        for name, fused in keras_contract.WAYS.items()
+    ]

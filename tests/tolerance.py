@@ -52,3 +52,10 @@ def assert_no_worse(ours: Any, framework: Any, truth: Any, dtype: str) -> None:
 def assert_within_project_bound(y: Any, truth: Any) -> None:
     """Assert that an output of unit variance is within 1e-5 of float64 on the same input."""
     assert largest_error(y, truth) <= PROJECT_BOUND
+
+
+def assert_same_to_project_bound(actual: Any, expected: Any) -> None:
+    """Assert that two results in float32 agree to 1e-5 of the largest."""
+    got, want = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == want.shape
+    assert largest_error(got, want) <= PROJECT_BOUND * max(1.0, largest_error(want, 0.0))

@@ -62,7 +62,7 @@ def check_momentum(momentum: Any) -> None:
     raise ArgumentError(f"`momentum` must lie in [0, 1] or be None, got {momentum!r} (Keras' 0.99 is 0.01 here)")
 
 
-def check_epsilon(epsilon: Any) -> None:
+def check_epsilon(epsilon: Any, *, name: str = "eps") -> None:
     """Raise unless ε is a positive finite number.
 
     >>> check_epsilon(0)
@@ -71,7 +71,7 @@ def check_epsilon(epsilon: Any) -> None:
     """
     if isinstance(epsilon, Real) and 0.0 < float(epsilon) < math.inf:
         return
-    raise ArgumentError(f"`eps` must be a positive finite number, got {epsilon!r} (torch uses 1e-5, Keras 1e-3)")
+    raise ArgumentError(f"`{name}` must be a positive finite number, got {epsilon!r} (torch uses 1e-5, Keras 1e-3)")
 
 
 def check_running_variance(estimator: Any) -> None:
@@ -80,4 +80,24 @@ def check_running_variance(estimator: Any) -> None:
         raise ArgumentError(
             f'`running_variance` must be "unbiased" (σ²·N/(N−1), torch) or "biased" (σ², Keras and Flax), '
             f"got {estimator!r}"
+        )
+
+
+def check_groups(virtual_batch_size: Any, adjustment: Any) -> None:
+    """Raise unless the size of virtual batches is None or an int ≥ 1, and `adjustment` None or a function without them.
+
+    >>> check_groups(0, None)
+    Traceback (most recent call last):
+    batchnorm.errors.ArgumentError: `virtual_batch_size` must be None or an int ≥ 1, got 0
+    """
+    size = virtual_batch_size
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise ArgumentError(f"`virtual_batch_size` must be None or an int ≥ 1, got {size!r}")
+    if adjustment is None:
+        return
+    if not callable(adjustment):
+        raise ArgumentError(f"`adjustment` must be None or a function (shape) -> (scale, shift), got {adjustment!r}")
+    if size is not None:
+        raise ArgumentError(
+            f"`adjustment` and `virtual_batch_size` exclude one another, got both (virtual_batch_size={size})"
         )

@@ -89,11 +89,3 @@ def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
     """Return whether each feature, in each group, is seen more than once."""
     size = x.shape[layout.batch_axis]
     return (layout.count(x.shape) // size) * (size // groups) != 1
-
-
-def check_groups(virtual_batch_size: Any) -> None:
-    """Raise unless the size of virtual batches is None or a positive int."""
-    if virtual_batch_size is None:
-        return
-    if not isinstance(virtual_batch_size, int) or isinstance(virtual_batch_size, bool) or virtual_batch_size < 1:
-        raise ArgumentError(f"`virtual_batch_size` must be None or an int ≥ 1, got {virtual_batch_size!r}")

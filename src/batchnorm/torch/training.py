@@ -11,12 +11,12 @@ from torch import Tensor
 
 from batchnorm import statistics
 from batchnorm.activations import check_activation
-from batchnorm.conventions import TORCH, Estimator, check_epsilon, check_running_variance
+from batchnorm.conventions import TORCH, Estimator, check_epsilon, check_groups, check_running_variance
 from batchnorm.errors import ArgumentError, NonFiniteError, ShapeError
 from batchnorm.layout import Axis, Plan
 from batchnorm.statistics import Moments, Observed, Running
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence
-from batchnorm.torch.check import check_count, check_groups, check_input, check_residual, check_weights
+from batchnorm.torch.check import check_count, check_input, check_residual, check_weights
 from batchnorm.torch.normalize import by_batch, by_running
 from batchnorm.torch.snapshot import snapshot
 
@@ -44,22 +44,12 @@ def check_options(options: Any) -> None:
     """Raise unless every choice is one that exists, alone and together with the others."""
     check_epsilon(options.eps)
     check_activation(options.activation)
-    check_groups(options.virtual_batch_size)
+    check_groups(options.virtual_batch_size, options.adjustment)
     check_running_variance(options.running_variance)
     if options.nonfinite not in NON_FINITE:
         raise ArgumentError(f'`nonfinite` must be "skip", "raise" or "propagate", got {options.nonfinite!r}')
     if options.small_batch not in SMALL_BATCH:
         raise ArgumentError(f'`small_batch` must be "raise", "running" or "allow", got {options.small_batch!r}')
-    if options.adjustment is not None:
-        if not callable(options.adjustment):
-            raise ArgumentError(
-                f"`adjustment` must be None or a function (shape) -> (scale, shift), got {options.adjustment!r}"
-            )
-        if options.virtual_batch_size is not None:
-            raise ArgumentError(
-                "`adjustment` and `virtual_batch_size` exclude one another, got both "
-                f"(virtual_batch_size={options.virtual_batch_size})"
-            )
 
 
 @dataclass(frozen=True)

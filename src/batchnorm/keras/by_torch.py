@@ -1,0 +1,35 @@
+"""The torch front-end, where PyTorch is behind Keras: the one door through which a front-end knows another.
+
+Its backward is its own, and keeps x and the moments and nothing else.
+"""
+
+from torch import distributed
+
+from batchnorm.errors import BatchNormError
+from batchnorm.statistics import Array, Moments
+from batchnorm.steps import Inputs, Recipe
+from batchnorm.torch import normalize
+from batchnorm.torch.recompute import in_backward
+from batchnorm.torch.snapshot import snapshot
+
+__all__ = ["by_batch", "by_running", "in_backward", "refuse_processes"]
+
+MOVED = ("mean", "var", "renorm_mean", "renorm_stddev")
+by_running = normalize.by_running
+
+
+def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Array, Moments]:
+    """Normalise x by its own statistics; what the backward reads of the moving ones are copies, as they move first."""
+    read = {name: getattr(inputs, name) for name in MOVED}
+    kept = {name: None if value is None else snapshot(value) for name, value in read.items()}
+    return normalize.by_batch(inputs._replace(**kept), recipe)
+
+
+def refuse_processes() -> None:
+    """Raise in a group of several processes."""
+    size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if size > 1:
+        raise BatchNormError(
+            f"`synchronized=True` over {size} processes of PyTorch is not built yet (synchronized=False normalises "
+            "each process's own batch)"
+        )

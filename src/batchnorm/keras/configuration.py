@@ -1,0 +1,104 @@
+"""The layer as a configuration, and back: our own, Keras 3's, and those the classic layers have written."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import keras
+from keras import constraints, initializers, regularizers
+
+from batchnorm.errors import ArgumentError
+from batchnorm.keras.arguments import CLIPS, Held
+from batchnorm.keras.namespace import ops
+from batchnorm.renorm import Inverse, Ramp, Renorm
+
+SERIALIZED: dict[str, Any] = {
+    **{f"{name}_initializer": initializers for name in ("beta", "gamma", "moving_mean", "moving_variance")},
+    **{f"{name}_regularizer": regularizers for name in ("beta", "gamma")},
+    **{f"{name}_constraint": constraints for name in ("beta", "gamma")},
+}
+PLAIN = ("momentum", "epsilon", "center", "scale", "renorm", "renorm_momentum", "fused", "virtual_batch_size")
+EXTRAS: dict[str, Any] = {"synchronized": False, "running_variance": None, "activation": None}
+OLD_NAMES = {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"}  # Keras 1
+OLD_INITIALIZERS = {"zero": "zeros", "one": "ones"}
+
+
+def clipping_of(renorm: Renorm | None) -> dict[str, Any] | None:
+    """Return the clip values as the user has given them."""
+    if renorm is None:
+        return None
+    clips = {name: getattr(renorm, name) for name in CLIPS}
+    return {n: c.value if isinstance(c, Held) else c for n, c in clips.items() if c is not None} or None
+
+
+def _clip_written(clip: Any) -> Any:
+    if isinstance(clip, Ramp):
+        return {"ramp": asdict(clip)}
+    if isinstance(clip, Inverse):
+        return {"inverse": asdict(clip.of)}
+    if callable(clip):
+        return keras.saving.serialize_keras_object(clip)
+    return float(ops.convert_to_numpy(clip) if hasattr(clip, "dtype") else clip)
+
+
+def _clip_read(clip: Any) -> Any:
+    if not isinstance(clip, Mapping):
+        return clip
+    if "ramp" in clip:
+        return Ramp(**clip["ramp"])
+    return Inverse(Ramp(**clip["inverse"])) if "inverse" in clip else keras.saving.deserialize_keras_object(dict(clip))
+
+
+def written(layer: Any) -> dict[str, Any]:
+    """Return the arguments of a layer as JSON can hold them."""
+    several = isinstance(layer.axis, tuple)
+    config: dict[str, Any] = {"axis": list(layer.axis) if several else layer.axis}
+    if several:
+        config["kept_axes"] = list(layer.axis)  # Keras' reader of H5 files drops a list called `axis`
+    config |= {name: getattr(layer, name) for name in (*PLAIN, *EXTRAS)}
+    config |= {name: module.serialize(getattr(layer, name)) for name, module in SERIALIZED.items()}
+    clips = layer.renorm_clipping
+    config["renorm_clipping"] = None if clips is None else {n: _clip_written(c) for n, c in clips.items()}
+    adjustment = layer.adjustment
+    config["adjustment"] = None if adjustment is None else keras.saving.serialize_keras_object(adjustment)
+    return config
+
+
+def read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration, whoever has written it, as arguments of the layer.
+
+    Raises:
+        ArgumentError: if it has lost its axes on the way, or is of a mode that batch normalization no longer has.
+    """
+    found = {OLD_NAMES.get(name, name): value for name, value in config.items()}
+    found["axis"] = _axis(found)
+    for name in SERIALIZED:
+        if isinstance(found.get(name), str):
+            found[name] = OLD_INITIALIZERS.get(found[name], found[name])
+    if found.pop("mode", 0) != 0:
+        raise ArgumentError(
+            f"`mode` must be 0, normalisation per feature, got {config['mode']!r} (Keras 1 had others; 2 is "
+            "training=True here, 1 is keras.layers.LayerNormalization)"
+        )
+    shape = found.pop("batch_input_shape", None)
+    if shape is not None:
+        found["input_shape"] = tuple(shape[1:])
+    if found.get("renorm_clipping") is not None:
+        found["renorm_clipping"] = {n: _clip_read(c) for n, c in found["renorm_clipping"].items()}
+    if isinstance(found.get("adjustment"), Mapping):
+        found["adjustment"] = keras.saving.deserialize_keras_object(found["adjustment"])
+    return found
+
+
+def _axis(config: dict[str, Any]) -> Any:
+    axes = config.pop("kept_axes", None)
+    if axes is None and "axis" not in config and "momentum" in config:
+        raise ArgumentError(
+            "`axis` is missing from this configuration: Keras' reader of H5 files drops it where it is a list "
+            "(batchnorm.keras.load_model keeps it)"
+        )
+    axes = config.get("axis", -1) if axes is None else axes
+    classic = "fused" not in config  # ours writes it, the classic layer never did
+    if classic and config.get("virtual_batch_size") is not None and not isinstance(axes, int):
+        return [a - 1 for a in axes]  # counted there after an axis of groups had been put behind the batch
+    return axes

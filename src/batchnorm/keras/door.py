@@ -1,0 +1,72 @@
+"""How a batch is normalised on the backend at hand: by keras.ops, or by the front-end made for the backend.
+
+Both ways take the same inputs and give the same numbers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import keras
+
+from batchnorm import kernels
+from batchnorm.keras import namespace as xp
+from batchnorm.keras.namespace import ops
+from batchnorm.keras.replicas import over_replicas
+from batchnorm.kernels.eager import working
+from batchnorm.statistics import Array, Moments, is_number
+from batchnorm.steps import ByBatch, Inputs, Recipe, affine, batch_statistics, running_statistics
+
+kernels.register(xp)
+
+
+class Door(NamedTuple):
+    """What a layer needs of its backend.
+
+    Attributes:
+        name: Whose operations these are.
+        by_batch: Normalise by the statistics of the batch; returns the output and the moments, without a gradient.
+        by_running: Normalise by the running statistics.
+        repeating: Whether a forward repeats one that has been counted, in the backward of a checkpointed part.
+    """
+
+    name: str
+    by_batch: ByBatch
+    by_running: Callable[[Inputs, Recipe], Array]
+    repeating: Callable[[], bool] = lambda: False
+
+
+def _by_batch(
+    inputs: Inputs, recipe: Recipe, merge: Callable[[Moments], Moments] | None = None
+) -> tuple[Array, Moments]:
+    """Let the backend differentiate: x is cast once, so that the parts of its gradient are summed before rounding."""
+    dtype, inputs = inputs.x.dtype, inputs._replace(x=working(inputs.x, xp))
+    moments = kernels.select(inputs.x, xp).moments(inputs.x, recipe.plan, inputs.weights)
+    moments = moments if merge is None else merge(moments)
+    constant = Moments(*(a if is_number(a) else ops.stop_gradient(a) for a in moments))
+    y = affine(inputs, recipe, batch_statistics(inputs, recipe, moments, constant, xp), xp)
+    return xp.astype(y, dtype), constant
+
+
+def _by_running(inputs: Inputs, recipe: Recipe) -> Array:
+    return affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp)
+
+
+def door(*, fused: bool | None, synchronized: bool) -> Door:
+    """Return the way to normalise for a layer: the torch front-end's own where it may be, else keras.ops.
+
+    Raises:
+        BatchNormError: if `synchronized` over several processes of PyTorch.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        from batchnorm.keras import by_torch
+
+        if synchronized:
+            by_torch.refuse_processes()
+        if fused is False:
+            return Door("keras.ops", _by_batch, _by_running, by_torch.in_backward)
+        return Door("batchnorm.torch", by_torch.by_batch, by_torch.by_running, by_torch.in_backward)
+    if backend == "tensorflow" and synchronized:
+        return Door("keras.ops", partial(_by_batch, merge=over_replicas), _by_running)
+    return Door("keras.ops", _by_batch, _by_running)  # on JAX an array is that of all devices anyway

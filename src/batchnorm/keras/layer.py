@@ -1,0 +1,246 @@
+"""The layer for Keras 3, with the signature of the classic one."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import constraints, initializers, regularizers
+
+from batchnorm.activations import check_activation
+from batchnorm.conventions import KERAS, Estimator, check_epsilon, check_groups, check_running_variance
+from batchnorm.errors import ArgumentError
+from batchnorm.keras import configuration
+from batchnorm.keras import namespace as xp
+from batchnorm.keras.arguments import CLIPS, Held, axes_of, check_fused, check_momentum, layout_of, renorm_of
+from batchnorm.keras.door import Door, door
+from batchnorm.keras.namespace import ops
+from batchnorm.layout import Axis, Plan, weights_shape
+from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
+from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
+
+
+def _value(variable: Any) -> Array | None:
+    return None if variable is None else ops.convert_to_tensor(variable)
+
+
+def _weights(mask: Any, x: Array, layout: Plan) -> Array:
+    """Return a mask in the rank of x, 1 on its axes of features, in the working precision."""
+    mask = ops.convert_to_tensor(mask)
+    full = weights_shape(mask.shape, x.shape, layout, name="mask")
+    known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
+    shape = tuple(1 if n == 1 else next(known) for n in full)
+    return xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+
+
+@keras.saving.register_keras_serializable(package="batchnorm")
+class BatchNormalization(keras.layers.Layer):
+    """TODO."""
+
+    def __init__(
+        self,
+        axis: Axis = KERAS.axis,
+        momentum: float = KERAS.momentum,
+        epsilon: float = KERAS.epsilon,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        renorm: bool = False,
+        renorm_clipping: Mapping[str, Any] | None = None,
+        renorm_momentum: float = KERAS.momentum,
+        fused: bool | None = None,
+        trainable: bool = True,
+        virtual_batch_size: int | None = None,
+        adjustment: Any = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Create the layer; see the class for the arguments."""
+        extras = {option: kwargs.pop(option, default) for option, default in configuration.EXTRAS.items()}
+        super().__init__(trainable=trainable, name=name, **kwargs)
+        self.axis = axes_of(axis)
+        self.momentum, self.epsilon, self.renorm_momentum = momentum, epsilon, renorm_momentum
+        self.center, self.scale, self.renorm = center, scale, renorm
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_constraint = constraints.get(beta_constraint)
+        self.gamma_constraint = constraints.get(gamma_constraint)
+        self.fused, self.virtual_batch_size, self.adjustment = fused, virtual_batch_size, adjustment
+        self.synchronized, self.running_variance, self.activation = extras.values()
+        self.step = None  # counted where a clip value depends on it
+        self._renorm = renorm_of(renorm, renorm_clipping, renorm_momentum)
+        self._check()
+        self.supports_masking = True
+
+    def _check(self) -> None:
+        check_momentum("momentum", self.momentum)
+        check_epsilon(self.epsilon, name="epsilon")
+        check_activation(self.activation)
+        check_groups(self.virtual_batch_size, self.adjustment)
+        if self.running_variance is not None:
+            check_running_variance(self.running_variance)
+        if not isinstance(self.synchronized, bool):
+            raise ArgumentError(f"`synchronized` must be a bool, got {self.synchronized!r}")
+        against = {name: getattr(self, name) for name in ("renorm", "virtual_batch_size", "adjustment", "synchronized")}
+        against["dtype"] = self.compute_dtype if self.compute_dtype == "float64" else None
+        check_fused(self.fused, self.axis, {name: value for name, value in against.items() if value})
+
+    @property
+    def renorm_clipping(self) -> dict[str, Any] | None:
+        """Return the clip values as they were given; None without any."""
+        return configuration.clipping_of(self._renorm)
+
+    @property
+    def estimator(self) -> Estimator:
+        """Return which estimate of σ² is remembered."""
+        return self.running_variance or ("unbiased" if self.fused else KERAS.running_variance)
+
+    @property
+    def implementation(self) -> str:
+        """Return whose operations normalise: "batchnorm.torch" or "keras.ops"."""
+        return self._door().name
+
+    def _door(self) -> Door:
+        return door(fused=self.fused, synchronized=self.synchronized and self.virtual_batch_size is None)
+
+    def _layout(self, shape: Sequence[int | None]) -> Plan:
+        return layout_of(shape, self.axis, fused=self.fused, virtual=self.virtual_batch_size is not None)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        """Make γ, β and the moving statistics, in float32 at least."""
+        layout = self._layout(input_shape)
+        shape = layout.parameter_shape(input_shape)  # pyright: ignore[reportArgumentType]  # what it reads is known
+        precise = working_dtype(self.variable_dtype, xp)
+
+        def learned(name: str) -> Any:
+            given: dict[str, Any] = {
+                key: getattr(self, f"{name}_{key}") for key in ("initializer", "regularizer", "constraint")
+            }
+            return self.add_weight(name=name, shape=shape, dtype=precise, autocast=False, **given)
+
+        def moving(name: str, initializer: Any) -> Any:
+            kind: dict[str, Any] = {"dtype": precise, "trainable": False, "autocast": False, "aggregation": "mean"}
+            return self.add_weight(name=name, shape=shape, initializer=initializer, **kind)
+
+        draw: Any = self.moving_variance_initializer
+
+        def stddev(shape: Any, dtype: Any = None) -> Any:
+            return ops.sqrt(draw(shape, dtype=dtype))
+
+        self.gamma = learned("gamma") if self.scale else None
+        self.beta = learned("beta") if self.center else None
+        self.moving_mean = moving("moving_mean", self.moving_mean_initializer)
+        self.moving_variance = moving("moving_variance", self.moving_variance_initializer)
+        if self._renorm is not None:
+            self.moving_stddev = moving("moving_stddev", stddev)
+            self.renorm_mean = moving("renorm_mean", self.moving_mean_initializer)
+            self.renorm_stddev = moving("renorm_stddev", stddev)
+            if any(callable(c) and not isinstance(c, Held) for c in (self.renorm_clipping or {}).values()):
+                kind: dict[str, Any] = {"dtype": "int32", "trainable": False, "aggregation": "only_first_replica"}
+                self.step = self.add_weight(name="step", shape=(), initializer="zeros", **kind)
+        axes = {i: input_shape[i] for i in layout.kept}
+        self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
+
+    def call(self, inputs: Array, training: bool | None = None, mask: Array | None = None) -> Array:
+        """Normalise `inputs`; in training, move the moving statistics by one step.
+
+        Args:
+            inputs: x, with the features along `axis`.
+            training: Whether to normalise by the batch; a layer that is not `trainable` never does.
+            mask: Bool, or weights ≥ 0, of the samples: broadcastable to `inputs` without its axes of features. Where
+                it is 0 the sample is as if it were not there, though its output is still normalised.
+
+        Returns:
+            y, in the shape of `inputs` and the dtype that the layer computes in.
+        """
+        x = ops.cast(inputs, self.compute_dtype)
+        layout = self._layout(x.shape)
+        weights = None if mask is None else _weights(mask, x, layout)
+        x = x if weights is None else silence(x, weights, xp)
+        gamma, beta, mean, var = (_value(v) for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance))
+        recipe = Recipe(layout, self.epsilon, self.activation)
+        way = self._door()
+        if not (training and self.trainable):
+            return way.by_running(Inputs(x, gamma, beta, weights=weights, mean=mean, var=var), recipe)
+        stood_in = {} if weights is None else {"mean": mean, "var": var}
+        return self._train(Inputs(x, gamma, beta, weights=weights, **stood_in, **self._renormalised(x)), recipe, way)
+
+    def _renormalised(self, x: Array) -> dict[str, Array]:
+        """Return M, S and the clips at this step, as `Inputs` name them."""
+        if self._renorm is None:
+            return {}
+        step = ops.cast(self.step, "float32") if self.step is not None else None
+        clips = zip(CLIPS, self._renorm.clips(step), strict=True)
+        found = {name: xp.asarray(c, dtype=working_dtype(x.dtype, xp)) for name, c in clips if c is not None}
+        return found | {"renorm_mean": _value(self.renorm_mean), "renorm_stddev": _value(self.renorm_stddev)}
+
+    def _train(self, inputs: Inputs, recipe: Recipe, way: Door) -> Array:
+        """Normalise by the batch, and remember what it says."""
+        layout, groups = recipe.plan, 1
+        if self.virtual_batch_size is not None:
+            groups = sizes(inputs.x, xp)[layout.batch_axis] // self.virtual_batch_size
+            groups = max(1, groups) if is_number(groups) else ops.maximum(1, groups)
+        if self.adjustment is not None:
+            y, moments = adjusted(inputs, recipe, self.adjustment, way.by_batch, xp)
+        elif is_number(groups) and groups == 1:
+            y, moments = way.by_batch(inputs, recipe)
+        else:
+            y, moments = by_groups(inputs, recipe, groups, way.by_batch, xp)
+            layout = layout.grouped()
+        if not (is_number(moments.count) and moments.count == 0) and not way.repeating():
+            self._remember(observed(moments, self.estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
+        return y
+
+    def _remember(self, seen: Observed, finite: Array) -> None:
+        """Move the moving statistics by what was seen of a batch, unless it is not finite or has no weight."""
+        shape = self.moving_mean.shape
+        heard = ops.all(finite)
+        if not is_number(seen.count):
+            heard = ops.logical_and(heard, ops.all(seen.count > 0))
+        mean, var, low = (a if is_number(a) else ops.reshape(a, shape) for a in seen[1:])
+        variables = [self.moving_mean, self.moving_variance]
+        renorm = None
+        if self._renorm is not None:
+            variables += [self.moving_stddev, self.renorm_mean, self.renorm_stddev]
+            renorm = self._renorm.momentum, self.epsilon
+        before = Running(*(_value(v) for v in variables))
+        after = remembered(before, Observed(seen.count, mean, var, low), 1.0 - self.momentum, xp, renorm=renorm)
+        for variable, old, new in zip(variables, before, after, strict=False):
+            variable.assign(ops.where(heard, new, old))
+        if self.step is not None:
+            self.step.assign(self.step + ops.cast(heard, self.step.dtype))
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Return the shape of the output: that of the input."""
+        self._layout(input_shape)
+        return tuple(input_shape)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Take weights in; those of classic virtual batches, which have an axis more, in the shape they have here."""
+        found = {name: store[name][()] for name in store.keys()}  # noqa: SIM118  # it is no dictionary
+        for name, variable in zip(map(str, range(len(self.weights))), self.weights, strict=True):
+            if variable is self.step and name not in found:  # of a layer without a schedule
+                found[name] = 0
+            elif name in found and found[name].size == math.prod(variable.shape):
+                found[name] = found[name].reshape(variable.shape)
+        super().load_own_variables(found)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments as JSON can hold them."""
+        return {**super().get_config(), **configuration.written(self)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "BatchNormalization":
+        """Return the layer that a configuration describes: our own, Keras 3's, or one of the classic layers'."""
+        return super().from_config(configuration.read(config))
