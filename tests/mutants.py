@@ -59,8 +59,8 @@ MUTANTS = [
     Mutant(
         "E[x²] − E[x]²",
         "kernels/eager.py",
-        "total(centred * centred)",
-        "total(values * values) - n * mean * mean",
+        "mean, total(centred * centred), mean_low",
+        "mean, total(values * values) - n * mean * mean, mean_low",
     ),
     Mutant(
         "mean_low dropped",
@@ -68,6 +68,13 @@ MUTANTS = [
         "total(centred * centred), mean_low)",
         "total(centred * centred), 0.0 * mean_low)",
     ),
+    Mutant(
+        "nothing near taken away before many values are added",
+        "kernels/eager.py",
+        "near = _constant(_first(values, xp, plan) if weights is None else total(values) / n, xp)",
+        "near = xp.zeros_like(total(values))",
+    ),
+    Mutant("low part without what was near", "kernels/eager.py", "low + ((near - mean) + rest)", "low"),
     Mutant("centred once", "kernels/eager.py", "else high - statistics.mean_low", "else high"),
     Mutant(
         "mean folded into the shift",
@@ -142,8 +149,8 @@ MUTANTS = [
     Mutant(
         "padding reaches the moments",
         "kernels/eager.py",
-        "values = _where_weighted(weights, values, xp)",
-        "values = working(x, xp)",
+        "_where_weighted(weights, working(x, xp), xp)",
+        "working(x, xp)",
     ),
     Mutant(
         "weights counted in the mask's own shape",

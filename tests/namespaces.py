@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batchnorm.kernels import Kernel, eager
+
 
 class ReadOnly(np.ndarray[Any, Any]):
     """An array that refuses to be written, also where it is the result of an operation."""
@@ -48,11 +50,17 @@ class Namespace:
     xp: Any
     array: Callable[[NDArray[Any], str], Any]
     dtypes: tuple[str, ...]
+    cascade: bool = False  # whether the kernel may take it that sums are added in a tree
+
+    @property
+    def kernel(self) -> Kernel:
+        return eager.kernel(self.xp, cascade=self.cascade)
 
 
 NAMESPACES = [
     Namespace("numpy", array_api_compat.numpy, lambda a, _: a, ("float16", "float32", "float64")),
     Namespace("readonly", array_api_compat.numpy, lambda a, _: read_only(a), ("float16", "float32", "float64")),
     Namespace("strict", array_api_strict, lambda a, _: array_api_strict.asarray(a), ("float32", "float64")),
-    Namespace("torch", array_api_compat.torch, to_torch, ("float16", "bfloat16", "float32", "float64")),
+    Namespace("torch", array_api_compat.torch, to_torch, ("float16", "bfloat16", "float32", "float64"), cascade=True),
+    Namespace("one-by-one", array_api_compat.torch, to_torch, ("float16", "bfloat16", "float32", "float64")),
 ]

@@ -2,6 +2,7 @@
 
 import math
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -30,7 +31,7 @@ def drawn(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
 def test_weighted_moments(namespace: Namespace, along: tuple[int, ...], mean: float) -> None:
     x = (mean + drawn(0)).astype(np.float32)
     w = np.abs(drawn(1, along)).astype(np.float32) * (drawn(2, along) > -0.5)
-    got = eager.kernel(namespace.xp).moments(namespace.array(x, "float32"), PLAN, namespace.array(w, "float32"))
+    got = namespace.kernel.moments(namespace.array(x, "float32"), PLAN, namespace.array(w, "float32"))
     full = np.broadcast_to(w, SHAPE).astype(np.float64)
     total = full.sum((0, 2), keepdims=True)
     mu = (full * x).sum((0, 2), keepdims=True) / total
@@ -40,10 +41,21 @@ def test_weighted_moments(namespace: Namespace, along: tuple[int, ...], mean: fl
     assert_close(to_numpy(got.m2), m2, "float32", m2)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_moments_of_many_values_that_are_added_one_after_another(mean: float, weighted: bool) -> None:
+    x, xp = (mean + drawn(3, (65536, 2))).astype(np.float32), array_api_compat.numpy  # it adds rows as they come
+    w = (drawn(4, (65536, 1)) > -0.5).astype(np.float32) if weighted else None
+    got = eager.kernel(xp).moments(x, plan(2, 1), w)
+    kept = x.astype(np.float64) if w is None else x[w[:, 0] > 0.0].astype(np.float64)
+    assert_within_project_bound(got.mean.astype(np.float64) + got.mean_low, kept.mean(0, keepdims=True))
+    assert_within_project_bound(got.m2 / (len(kept) * kept.var(0)), np.ones((1, 2)))
+
+
 @everywhere
 def test_weighted_values_are_normalised_within_the_bound_at_a_million_deviations(namespace: Namespace) -> None:
     x, w = (1e6 + drawn(0, (500, 3))).astype(np.float32), (drawn(1, (500, 1)) > 0.0).astype(np.float32)
-    layout, kernel, xp = plan(2, 1), eager.kernel(namespace.xp), namespace.xp
+    layout, kernel, xp = plan(2, 1), namespace.kernel, namespace.xp
     array = namespace.array(x, "float32")
     using = statistics.of_batch(kernel.moments(array, layout, namespace.array(w, "float32")), 1e-5, xp)
     y = kernel.affine(array, using, using.inv_std, xp.zeros_like(using.inv_std))
@@ -58,7 +70,7 @@ def test_what_has_no_weight_reaches_no_moment(namespace: Namespace, bad: float) 
     x, w = drawn(0).astype(np.float32), np.ones((6, 1, 4), np.float32)
     x[2, :, 1], w[2, :, 1] = bad, 0.0
     clean = np.where(w > 0, x, 0.0).astype(np.float32)
-    weights, moments = namespace.array(w, "float32"), eager.kernel(namespace.xp).moments
+    weights, moments = namespace.array(w, "float32"), namespace.kernel.moments
     got, expected = (moments(namespace.array(v, "float32"), PLAN, weights) for v in (x, clean))
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(to_numpy(a), to_numpy(b))
@@ -67,7 +79,7 @@ def test_what_has_no_weight_reaches_no_moment(namespace: Namespace, bad: float) 
 @everywhere
 def test_no_weight_at_all_gives_zeros(namespace: Namespace) -> None:
     x, w = (namespace.array(a, "float64") for a in (drawn(0), np.zeros((6, 1, 1))))
-    moments = eager.kernel(namespace.xp).moments(x, PLAN, w)
+    moments = namespace.kernel.moments(x, PLAN, w)
     assert all((to_numpy(a) == 0.0).all() for a in moments)
     observed = statistics.observed(moments, "unbiased", namespace.xp)
     assert (to_numpy(observed.var) == 0.0).all()
@@ -79,7 +91,7 @@ def test_no_weight_at_all_gives_zeros(namespace: Namespace) -> None:
 def test_the_backward_computes_again_what_the_forward_activated(
     namespace: Namespace, activation: str, residual: bool
 ) -> None:
-    kernel, xp = eager.kernel(namespace.xp), namespace.xp
+    kernel, xp = namespace.kernel, namespace.xp
     x, dy, skip = (namespace.array(drawn(i), "float64") for i in range(3))
     mean, low, scale, shift = (namespace.array(drawn(i, (1, 3, 1)), "float64") for i in range(3, 7))
     using, given = Statistics(mean, low, scale), skip if residual else None
@@ -96,7 +108,7 @@ def test_the_backward_computes_again_what_the_forward_activated(
 @everywhere
 def test_gradients_through_weighted_and_corrected_statistics(namespace: Namespace) -> None:
     """L = Σ dy·(γ·((x−μ)/σ·r + d) + β), differenced in x, γ and β, with r and d held."""
-    kernel, xp, eps = eager.kernel(namespace.xp), namespace.xp, 0.1
+    kernel, xp, eps = namespace.kernel, namespace.xp, 0.1
     x, dy, w = drawn(0), drawn(1), np.abs(drawn(2, (6, 1, 4))) * (drawn(3, (6, 1, 4)) > -0.5)
     gamma, beta, r, d = (drawn(i, (1, 3, 1)) for i in range(4, 8))
 

@@ -17,7 +17,7 @@ from batchnorm.kernels.eager import working
 from batchnorm.statistics import Array, Moments, is_number
 from batchnorm.steps import ByBatch, Inputs, Recipe, affine, batch_statistics, running_statistics
 
-kernels.register(xp)
+kernels.register(xp, cascade=keras.backend.backend() != "tensorflow")  # TensorFlow adds one after another on a CPU
 
 
 class Door(NamedTuple):

@@ -14,9 +14,9 @@ __all__ = ["Kernel", "register", "select"]
 _EAGER: dict[str, Kernel] = {}
 
 
-def register(xp: Namespace) -> None:
+def register(xp: Namespace, *, cascade: bool = False) -> None:
     """Make the eager kernel of a namespace once, when its front-end is imported: not while a compiler looks on."""
-    _EAGER[xp.__name__] = eager.kernel(xp)
+    _EAGER[xp.__name__] = eager.kernel(xp, cascade=cascade)
 
 
 def select(x: Array, xp: Namespace) -> Kernel:

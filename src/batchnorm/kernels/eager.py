@@ -27,30 +27,56 @@ def _where_weighted(weights: Array | None, values: Array, xp: Namespace) -> Arra
     return values if weights is None else xp.where(weights > 0, values, xp.zeros_like(values))
 
 
-def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None) -> Moments:
-    """Return (N, μ, Σw(x−μ)²), centring twice: the mean of what the first centring left is the low part of μ."""
+def _constant(values: Array, xp: Namespace) -> Array:
+    """Return the values, without a gradient where the framework would find one by itself."""
+    return xp.stop_gradient(values) if hasattr(xp, "stop_gradient") else values
+
+
+def _first(values: Array, xp: Namespace, plan: Plan) -> Array:
+    """Return the first value of each feature; 0 where there is none."""
+    first = values[tuple(slice(0, 1) if i in plan.reduced else slice(None) for i in range(len(values.shape)))]
+    return xp.sum(first, axis=plan.reduced, keepdims=True)
+
+
+def _count(x: Array, xp: Namespace, plan: Plan, weights: Array | None) -> Array:
+    shape = sizes(x, xp)
+    if weights is None:
+        count = plan.count(shape)
+        return count if is_number(count) else xp.astype(count, working(x, xp).dtype)
+    counted = (*plan.reduced, plan.group_axis)  # weights may be of size 1 along any axis
+    each = tuple(n if i in counted else 1 for i, n in enumerate(shape))
+    return xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
+
+
+def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None, *, cascade: bool = False) -> Moments:
+    """Return (N, μ, Σw(x−μ)²), centring twice: the mean of what the first centring left is the low part of μ.
+
+    Where a framework does not add in a `cascade` but one after another, the sum of 10⁵ values is off by too much for
+    that. There a constant that is near the values is taken away before they are added, and likewise from the squares.
+    The count is one for each group, and the same for all features.
+    """
 
     def total(values: Array) -> Array:
         return xp.sum(values if weights is None else values * weights, axis=plan.reduced, keepdims=True)
 
-    values = working(x, xp)
-    shape = sizes(x, xp)
-    count = plan.count(shape)
-    if not is_number(count):
-        count = xp.astype(count, values.dtype)
-    if weights is not None:  # they may be of size 1 along any axis; the count is one for each group, and all features
-        counted = (*plan.reduced, plan.group_axis)
-        each = tuple(n if i in counted else 1 for i, n in enumerate(shape))
-        count = xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
-    n = divisor(count, xp)
-    values = _where_weighted(weights, values, xp)
-    mean = total(values) / n
-    centred = values - mean
-    if weights is not None:  # a large mean must not be squared where there is nothing; these are finite, so 0· will do
-        centred = centred * xp.astype(weights > 0, centred.dtype)
-    mean_low = total(centred) / n
-    centred = centred - mean_low
-    return Moments(count, mean, total(centred * centred), mean_low)
+    def real(values: Array) -> Array:  # a large mean must not be squared where there is nothing
+        return values if weights is None else values * xp.astype(weights > 0, values.dtype)
+
+    count = _count(x, xp, plan, weights)
+    n, values = divisor(count, xp), _where_weighted(weights, working(x, xp), xp)
+    if cascade:
+        mean = total(values) / n
+        centred = real(values - mean)
+        mean_low = total(centred) / n
+        centred = centred - mean_low
+        return Moments(count, mean, total(centred * centred), mean_low)
+    near = _constant(_first(values, xp, plan) if weights is None else total(values) / n, xp)
+    rest = total(real(values - near)) / n
+    centred = real((values - near) - rest)
+    low, near_square = total(centred) / n, _constant(total(centred * centred) / n, xp)
+    m2 = count * near_square + total(real((centred - low) * (centred - low) - near_square))
+    mean = near + rest
+    return Moments(count, mean, m2, low + ((near - mean) + rest))
 
 
 def affine(
@@ -120,12 +146,12 @@ def backward_elementwise(
     return xp.astype(working(dz, xp) * of_dy + through_moments, x.dtype, copy=False)
 
 
-def kernel(xp: Namespace) -> Kernel:
-    """Return the eager kernel over one array namespace."""
+def kernel(xp: Namespace, *, cascade: bool = False) -> Kernel:
+    """Return the eager kernel over one array namespace; `cascade`: its sums add in a tree, not one after another."""
     return Kernel(
         "eager",
         "framework operations: this version has no native kernel",
-        partial(moments, xp),
+        partial(moments, xp, cascade=cascade),
         partial(affine, xp),
         partial(backward_activation, xp),
         partial(backward_reduce, xp),

@@ -16,7 +16,7 @@ from batchnorm.statistics import Moments, Statistics
 from batchnorm.steps import Inputs, Recipe, affine, batch_statistics, kept, running_statistics
 from batchnorm.torch.snapshot import snapshot, tracing
 
-kernels.register(xp)
+kernels.register(xp, cascade=True)
 
 
 def _differentiate(
