@@ -18,7 +18,8 @@ class Call(NamedTuple):
 
 
 def numpy(tensor: Any) -> Array:
-    found: Array = ops.convert_to_numpy(ops.cast(tensor, "float64" if BACKEND != "jax" else "float32"))
+    precise = ops.cast(ops.stop_gradient(tensor), "float64" if BACKEND != "jax" else "float32")
+    found: Array = ops.convert_to_numpy(precise)
     return found.astype(np.float64)
 
 

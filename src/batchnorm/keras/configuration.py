@@ -38,7 +38,7 @@ def _clip_written(clip: Any) -> Any:
         return {"inverse": asdict(clip.of)}
     if callable(clip):
         return keras.saving.serialize_keras_object(clip)
-    return float(ops.convert_to_numpy(clip) if hasattr(clip, "dtype") else clip)
+    return float(ops.convert_to_numpy(ops.convert_to_tensor(clip)) if hasattr(clip, "dtype") else clip)
 
 
 def _clip_read(clip: Any) -> Any:

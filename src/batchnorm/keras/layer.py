@@ -35,7 +35,73 @@ def _weights(mask: Any, x: Array, layout: Plan) -> Array:
 
 @keras.saving.register_keras_serializable(package="batchnorm")
 class BatchNormalization(keras.layers.Layer):
-    """TODO."""
+    """Batch normalization with every argument of the classic Keras layer, on TensorFlow, JAX and PyTorch alike.
+
+    y = act(γ·(x−μ)/√(σ²+ε) + β), per feature. Training: μ and σ² (biased) of the batch, and the moving statistics move
+    by s ← s·momentum + batch·(1−momentum). Inference: μ and σ² are the moving ones. γ, β and the statistics are
+    float32 at least, whatever `dtype` says.
+
+    Args:
+        axis: The KEPT axis or axes, negatives allowed: the features. -1 for channels last, 1 for channels first.
+        momentum: The weight of the OLD statistics, in [0, 1].
+        epsilon: ε > 0, inside the root.
+        center: Whether β is learned.
+        scale: Whether γ is learned.
+        beta_initializer: Of β.
+        gamma_initializer: Of γ.
+        moving_mean_initializer: Of the moving mean; under `renorm` also of M.
+        moving_variance_initializer: Of the moving variance; under `renorm` σ and S start at its root.
+        beta_regularizer: A penalty on β, or None.
+        gamma_regularizer: A penalty on γ, or None.
+        beta_constraint: What β is held to, or None.
+        gamma_constraint: What γ is held to, or None.
+        renorm: Whether training follows the running statistics, y = γ·(x̂·r + d) + β with r = σ/S and d = (μ−M)/S, two
+            constants for the gradient. Adds the weights moving_stddev, renorm_mean (M) and renorm_stddev (S).
+        renorm_clipping: A dictionary with any of "rmin", "rmax", "dmax": r is clipped to [rmin, rmax], d to
+            [−dmax, dmax]. A value is a number, a scalar tensor or variable, or a function of the step, such as a
+            `Ramp`; the step is then a weight of the layer too.
+        renorm_momentum: The weight of the old M and S, in [0, 1].
+        fused: None: the fastest way there is (`implementation` says which). False: keras.ops, with equal numbers.
+            True: as None, and the moving variance takes in σ²·N/(N−1), as the classic fused layer did; only where that
+            could be: one axis, the channels of an input of rank 4 or 5, no float64, none of `renorm`,
+            `virtual_batch_size`, `adjustment`, `synchronized`.
+        trainable: Whether γ, β and the statistics may change; where not, the layer always works as in inference.
+        virtual_batch_size: v, ghost batch normalization: training splits the batch of B into G = max(1, ⌊B/v⌋) groups,
+            sample i into group i mod G, and normalises each by its own moments; the moving statistics take in the
+            means over the groups of μ and σ².
+        adjustment: `(shape) -> (scale, shift)`, broadcastable to the input: y = γ·(x̂·scale + shift) + β in training.
+            It is saved with the layer where it is registered with Keras.
+        name: Of the layer.
+        **kwargs: `dtype` and what else every Keras layer takes, and three more:
+            synchronized: One set of moments for all replicas. See the guide for what that is on each backend.
+            running_variance: "biased" remembers σ², "unbiased" σ²·N/(N−1); None: what `fused` says.
+            activation: None, "relu", "leaky_relu", "silu", "gelu", "tanh" or "sigmoid".
+
+    A batch with inf or NaN, one without samples, and one that is masked altogether leave the moving statistics as they
+    are.
+
+    Raises:
+        ArgumentError: an option out of range, or two that exclude one another.
+        ShapeError: an input or a mask that does not fit.
+        BatchNormError: `synchronized` in several processes of PyTorch.
+
+    Sources: Ioffe and Szegedy 2015; Hoffer, Hubara and Soudry 2017 for virtual batches; Ioffe 2017 for `renorm`.
+
+    Differs:
+        keras.layers.BatchNormalization has no `fused`, `virtual_batch_size`, `adjustment` or several axes, and loses
+        precision where |μ| ≫ σ. tf_keras: virtual batches must divide the batch, and give γ and β an axis more; rank 4
+        is fused unless told otherwise, and then remembers the unbiased variance. torch: axis 1, ε 1e-5, and momentum
+        is the weight of the NEW observation, so 0.99 here is 0.01 there. Keras' leaky_relu falls with 0.2, ours 0.01.
+
+    >>> import numpy as np
+    >>> layer = BatchNormalization(virtual_batch_size=2, activation="relu")
+    >>> layer(np.ones((6, 3), "float32"), training=True).shape == (6, 3)
+    True
+    >>> BatchNormalization(momentum=1.5)
+    Traceback (most recent call last):
+    batchnorm.errors.ArgumentError: `momentum` must lie in [0, 1], got 1.5 (it weighs the old statistics: \
+s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
+    """
 
     def __init__(
         self,
