@@ -7,12 +7,12 @@ from torch import distributed
 
 from batchnorm.errors import BatchNormError
 from batchnorm.statistics import Array, Moments
-from batchnorm.steps import Inputs, Recipe
+from batchnorm.steps import ByBatch, Inputs, Recipe
 from batchnorm.torch import normalize
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot
 
-__all__ = ["by_batch", "by_running", "in_backward", "refuse_processes"]
+__all__ = ["by_batch", "by_running", "in_backward", "in_one_process"]
 
 MOVED = ("mean", "var", "renorm_mean", "renorm_stddev")
 by_running = normalize.by_running
@@ -25,11 +25,16 @@ def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Array, Moments]:
     return normalize.by_batch(inputs._replace(**kept), recipe)
 
 
-def refuse_processes() -> None:
-    """Raise in a group of several processes."""
-    size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    if size > 1:
-        raise BatchNormError(
-            f"`synchronized=True` over {size} processes of PyTorch is not built yet (synchronized=False normalises "
-            "each process's own batch)"
-        )
+def in_one_process(way: ByBatch) -> ByBatch:
+    """Return a way to normalise by the batch that raises in a group of several processes."""
+
+    def checked(inputs: Inputs, recipe: Recipe) -> tuple[Array, Moments]:
+        size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+        if size > 1:
+            raise BatchNormError(
+                f"`synchronized=True` over {size} processes of PyTorch is not built yet (synchronized=False normalises "
+                "each process's own batch)"
+            )
+        return way(inputs, recipe)
+
+    return checked

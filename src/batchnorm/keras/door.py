@@ -53,20 +53,15 @@ def _by_running(inputs: Inputs, recipe: Recipe) -> Array:
 
 
 def door(*, fused: bool | None, synchronized: bool) -> Door:
-    """Return the way to normalise for a layer: the torch front-end's own where it may be, else keras.ops.
-
-    Raises:
-        BatchNormError: if `synchronized` over several processes of PyTorch.
-    """
+    """Return the way to normalise for a layer: the torch front-end's own where it may be, else keras.ops."""
     backend = keras.backend.backend()
     if backend == "torch":
         from batchnorm.keras import by_torch
 
-        if synchronized:
-            by_torch.refuse_processes()
+        way = Door("batchnorm.torch", by_torch.by_batch, by_torch.by_running, by_torch.in_backward)
         if fused is False:
-            return Door("keras.ops", _by_batch, _by_running, by_torch.in_backward)
-        return Door("batchnorm.torch", by_torch.by_batch, by_torch.by_running, by_torch.in_backward)
+            way = Door("keras.ops", _by_batch, _by_running, by_torch.in_backward)
+        return way._replace(by_batch=by_torch.in_one_process(way.by_batch)) if synchronized else way
     if backend == "tensorflow" and synchronized:
         return Door("keras.ops", partial(_by_batch, merge=over_replicas), _by_running)
     return Door("keras.ops", _by_batch, _by_running)  # on JAX an array is that of all devices anyway

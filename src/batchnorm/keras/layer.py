@@ -264,7 +264,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         else:
             y, moments = by_groups(inputs, recipe, groups, way.by_batch, xp)
             layout = layout.grouped()
-        if not (is_number(moments.count) and moments.count == 0) and not way.repeating():
+        if not way.repeating():
             self._remember(observed(moments, self.estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
         return y
 
@@ -274,6 +274,8 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         heard = ops.all(finite)
         if not is_number(seen.count):
             heard = ops.logical_and(heard, ops.all(seen.count > 0))
+        elif seen.count == 0:  # the replicas of a strategy must all assign, one without samples too
+            heard = ops.zeros_like(heard)
         mean, var, low = (a if is_number(a) else ops.reshape(a, shape) for a in seen[1:])
         variables = [self.moving_mean, self.moving_variance]
         renorm = None
