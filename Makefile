@@ -9,11 +9,12 @@ READY := $(VENV)/.ready
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
+# tf_keras asks for TensorFlow by another name than that of its build for CPUs, which would install it twice.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps tf_keras  # it asks for TensorFlow by another name
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps tf_keras
 	touch $(READY)
 
 setup: $(READY)  ## Create .venv with everything, pinned by constraints.txt
@@ -36,9 +37,10 @@ mutants: $(READY)  ## Show that the tests reject deliberate faults
 study: $(READY)  ## Measure the claims about batch normalization; writes report/index.html
 	$(BIN)/batchnorm study
 
-bench: $(READY)  ## Time the layer beside torch's own, and its options, interleaved
+bench: $(READY)  ## Time the layer beside torch's and Keras' own, and its options, interleaved
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/options.py
+	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/keras_layers.py; done
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis

@@ -311,4 +311,19 @@ MUTANTS = [
         "    if speed is not None:\n        curves",
         "    if not tried:\n        curves",
     ),
+    Mutant("the old statistics weighed as the new", "keras/layer.py", "1.0 - self.momentum, xp", "self.momentum, xp"),
+    Mutant(
+        "not trainable, and yet trains", "keras/layer.py", "if not (training and self.trainable)", "if not training"
+    ),
+    Mutant("what is not finite is remembered", "keras/layer.py", "ops.all(finite)", "ops.any(finite)"),
+    Mutant("fused remembers the biased variance", "keras/layer.py", '"unbiased" if self.fused else', "None or"),
+    Mutant(
+        "the mask reaches no statistics",
+        "keras/layer.py",
+        "Inputs(x, gamma, beta, weights=weights, **s",
+        "Inputs(x, gamma, beta, **s",
+    ),
+    Mutant("groups of the batch axis forgotten", "keras/layer.py", "layout = layout.grouped()", "pass"),
+    Mutant("what is copied has moved", "keras/by_torch.py", "else snapshot(value)", "else value"),
+    Mutant("renorm without its momentum", "keras/arguments.py", "momentum=1.0 - momentum", "momentum=0.5"),
 ]

@@ -25,6 +25,7 @@ PARTS = {
         "torch_control",
         "torch_robust",
     ],
+    "keras": ["keras_backend/test_conformance", "keras_backend/test_masks", "keras_backend/test_classic"],
     "study": ["study_findings", "study_training", "study_claims"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
@@ -58,13 +59,15 @@ class Outcome(NamedTuple):
     output: str
 
 
-def _run(source: Path, files: list[str], log: Path) -> None:
+def _run(part: str, source: Path, files: list[str], log: Path) -> None:
     with log.open("w", encoding="utf-8") as stream:
         os.dup2(stream.fileno(), sys.stdout.fileno())
         os.dup2(stream.fileno(), sys.stderr.fileno())
     for name in [n for n in os.environ if n.startswith("PYTEST_")]:
         del os.environ[name]
     torch.set_num_threads(1)
+    if part == "keras":
+        os.environ["KERAS_BACKEND"] = "torch"  # loaded already, so the quickest
     os.chdir(ROOT)
     sys.path.insert(0, str(source))
     options = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]
@@ -74,8 +77,8 @@ def _run(source: Path, files: list[str], log: Path) -> None:
 def run(part: str, source: Path) -> Outcome:
     """Run one part of the suite, up to its first failure, on the package that lies in `source`."""
     log = source / "log.txt"
-    files = [f"tests/test_{name}.py" for name in PARTS[part]]
-    process = _processes.Process(target=_run, args=(source, files, log))
+    files = [f"tests/{name}.py" if "/" in name else f"tests/test_{name}.py" for name in PARTS[part]]
+    process = _processes.Process(target=_run, args=(part, source, files, log))
     process.start()
     process.join()
     return Outcome(process.exitcode, log.read_text("utf-8"))

@@ -3,6 +3,7 @@
 Importing this package imports NumPy at most and touches no device. Each framework has its own door:
 
 * `batchnorm.torch`: layers with torch's names, defaults and state_dict keys
+* `batchnorm.keras`: the layer with the classic Keras signature, on TensorFlow, JAX and PyTorch
 * `batchnorm.study`: what batch normalization does on your data, measured
 * `batchnorm.reference`: the definition in float64 NumPy, in the symbols of the paper
 
