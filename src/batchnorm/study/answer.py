@@ -144,7 +144,7 @@ def _torch_code(study: Study, setting: Recommendation) -> str:
 def _keras_code(study: Study, setting: Recommendation) -> str:
     inputs = _inputs(study)
     layers = "keras.layers"
-    norm = f"{layers}.BatchNormalization(momentum=0.9, epsilon=1e-5)"
+    norm = "BatchNormalization(momentum=0.9, epsilon=1e-5)"
     units = _units(setting, norm, f'{layers}.Activation("{setting.activation}")')
     rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in inputs]
     last = {True: '"softmax"', False: "None"}[study.data.task == "classification"]
@@ -152,7 +152,8 @@ def _keras_code(study: Study, setting: Recommendation) -> str:
     optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
     return "\n".join(
         [
-            "import keras", "", "model = keras.Sequential([", f"    keras.Input(({inputs[0]},)),", *rows,
+            "import keras", "from batchnorm.keras import BatchNormalization", "",
+            "model = keras.Sequential([", f"    keras.Input(({inputs[0]},)),", *rows,
             f"    {layers}.Dense({study.data.outputs}, activation={last}),", "])",
             f'model.compile(optimizer={optimizer}, loss="{loss}")',
             f"# model.fit(x, y, batch_size={study.settings.batch_size})",
