@@ -42,14 +42,22 @@ def test_weighted_moments(namespace: Namespace, along: tuple[int, ...], mean: fl
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("mean", [0.0, 1e6])
-def test_moments_of_many_values_that_are_added_one_after_another(mean: float, weighted: bool) -> None:
-    x, xp = (mean + drawn(3, (65536, 2))).astype(np.float32), array_api_compat.numpy  # it adds rows as they come
-    w = (drawn(4, (65536, 1)) > -0.5).astype(np.float32) if weighted else None
-    got = eager.kernel(xp).moments(x, plan(2, 1), w)
-    kept = x.astype(np.float64) if w is None else x[w[:, 0] > 0.0].astype(np.float64)
-    assert_within_project_bound(got.mean.astype(np.float64) + got.mean_low, kept.mean(0, keepdims=True))
-    assert_within_project_bound(got.m2 / (len(kept) * kept.var(0)), np.ones((1, 2)))
+@pytest.mark.parametrize("values", ["normal", "far", "outlier first", "outlier last", "sparse"])
+@pytest.mark.parametrize("shape", [(65536, 2), (70001, 2), (300, 299, 2)])
+def test_moments_of_many_values_that_are_added_one_after_another(
+    shape: tuple[int, ...], values: str, weighted: bool
+) -> None:
+    x, xp = drawn(3, shape), array_api_compat.numpy  # it adds rows as they come
+    if values.startswith("outlier"):
+        x[(0 if values.endswith("first") else -1,) * (len(shape) - 1)] = 1e4
+    x = {"far": x + 1e6, "sparse": x * (drawn(5, shape) > 3.0)}.get(values, x).astype(np.float32)
+    w = (drawn(4, (*shape[:-1], 1)) > -0.5).astype(np.float32) if weighted else None
+    got = eager.kernel(xp).moments(x, plan(len(shape), -1), w)
+    rows = x.reshape(-1, 2).astype(np.float64)
+    kept = rows if w is None else rows[w.ravel() > 0.0]
+    mean = got.mean.astype(np.float64) + got.mean_low
+    assert_within_project_bound((mean.ravel() - kept.mean(0)) / kept.std(0), np.zeros(2))
+    assert_within_project_bound(got.m2.ravel() / (len(kept) * kept.var(0)), np.ones(2))
 
 
 @everywhere

@@ -20,7 +20,6 @@ SERIALIZED: dict[str, Any] = {
 PLAIN = ("momentum", "epsilon", "center", "scale", "renorm", "renorm_momentum", "fused", "virtual_batch_size")
 EXTRAS: dict[str, Any] = {"synchronized": False, "running_variance": None, "activation": None}
 OLD_NAMES = {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"}  # Keras 1
-OLD_INITIALIZERS = {"zero": "zeros", "one": "ones"}
 
 
 def clipping_of(renorm: Renorm | None) -> dict[str, Any] | None:
@@ -72,9 +71,6 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {OLD_NAMES.get(name, name): value for name, value in config.items()}
     found["axis"] = _axis(found)
-    for name in SERIALIZED:
-        if isinstance(found.get(name), str):
-            found[name] = OLD_INITIALIZERS.get(found[name], found[name])
     if found.pop("mode", 0) != 0:
         raise ArgumentError(
             f"`mode` must be 0, normalisation per feature, got {config['mode']!r} (Keras 1 had others; 2 is "

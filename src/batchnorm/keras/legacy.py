@@ -12,7 +12,9 @@ import keras
 
 from batchnorm.errors import ArgumentError
 
-CLASSES = ("BatchNormalization", "BatchNormalizationV1", "BatchNormalizationV2", "SyncBatchNormalization")
+SYNCHRONIZED = "SyncBatchNormalization"
+CLASSES = ("BatchNormalization", "BatchNormalizationV1", "BatchNormalizationV2", SYNCHRONIZED)
+FUNCTIONAL = ("Functional", "Model")
 OURS = {
     "module": "batchnorm.keras",
     "class_name": "BatchNormalization",
@@ -37,7 +39,8 @@ def load_model(path: str | Path, **options: Any) -> Any:
         **options: As keras.models.load_model takes them (custom_objects, compile, safe_mode).
 
     Raises:
-        ArgumentError: if the file is of another kind, or there is none.
+        ArgumentError: if the file is of another kind, or there is none, or it is a .keras file with a
+            SyncBatchNormalization.
 
     Differs:
         keras.models.load_model gives Keras' layer, which has no virtual batches, adjustment or lists of axes; from an
@@ -53,26 +56,52 @@ def load_model(path: str | Path, **options: Any) -> Any:
         return keras.saving.load_model(copy, **options)
 
 
-def _layers(config: Any) -> Iterator[dict[str, Any]]:
-    """Yield the configuration of every batch normalization inside another one, however deep."""
+def _parts(config: Any) -> Iterator[dict[str, Any]]:
+    """Yield the configuration of every layer and model inside another one, however deep."""
     if isinstance(config, dict):
-        if config.get("class_name") in CLASSES and isinstance(config.get("config"), dict):
+        if isinstance(config.get("config"), dict) and "class_name" in config:
             yield config
         for value in config.values():
-            yield from _layers(value)
+            yield from _parts(value)
     elif isinstance(config, list):
         for value in config:
-            yield from _layers(value)
+            yield from _parts(value)
 
 
-def _adopted(layer: dict[str, Any], by: dict[str, str]) -> None:
-    """Make a layer's configuration one of ours."""
-    own = layer["config"]
-    if layer["class_name"] == "SyncBatchNormalization":
-        own["synchronized"] = True
-    if isinstance(own.get("axis"), list):
-        own["kept_axes"] = own["axis"]
-    layer.update(by)
+def _adopt(config: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]]:
+    """Make every batch normalization one of ours, and return their arguments; mend what Keras 3 reads wrongly."""
+    found: list[dict[str, Any]] = []
+    for part in list(_parts(config)):
+        own = part["config"]
+        if part["class_name"] in FUNCTIONAL:
+            _renumber(own)
+        elif part["class_name"] in CLASSES:
+            if part["class_name"] == SYNCHRONIZED:
+                own["synchronized"] = True
+            if isinstance(own.get("axis"), list):
+                own["kept_axes"] = own["axis"]
+            part.update(names)
+            found.append(own)
+    return found
+
+
+def _renumber(model: dict[str, Any]) -> None:
+    """Count the calls of models inside this one from 0: Keras 2 counted their making as a call, Keras 3 does not."""
+    layers = model["layers"]
+    inner = {layer["name"]: layer["class_name"] for layer in layers if _counted(layer)}
+    calls = [call for layer in layers for call in layer["inbound_nodes"]]
+    if any(isinstance(call, dict) for call in calls):  # Keras 3's own writing
+        return
+    for tensor in (tensor for call in calls for tensor in call):
+        tensor[1] -= tensor[0] in inner
+    for tensor in (tensor for tensor in model["output_layers"] if isinstance(tensor, list)):
+        tensor[1] -= inner.get(tensor[0]) == "Sequential"  # of the others Keras thinks there
+
+
+def _counted(layer: dict[str, Any]) -> bool:
+    """Return whether Keras 2 counted the making of a model as a call: where its input was known from the start."""
+    inside = layer["config"].get("layers")
+    return layer["class_name"] in (*FUNCTIONAL, "Sequential") and inside[0]["class_name"] == "InputLayer"
 
 
 def _rewrite_archive(source: Path, copy: Path) -> None:
@@ -80,8 +109,13 @@ def _rewrite_archive(source: Path, copy: Path) -> None:
         for item in old.infolist():
             content = old.read(item)
             if item.filename == "config.json":
-                for layer in list(_layers(config := json.loads(content))):
-                    _adopted(layer, OURS)
+                config = json.loads(content)
+                if any(part["class_name"] == SYNCHRONIZED for part in _parts(config)):
+                    raise ArgumentError(
+                        f"`path` must not be a .keras file with a {SYNCHRONIZED} in it, whose weights Keras looks for "
+                        f"under this name, got {str(source)!r} (save the model as .h5)"
+                    )
+                _adopt(config, OURS)
                 content = json.dumps(config)
                 for then, now in MOVED.items():
                     content = content.replace(f'"{then}"', f'"{now}"')
@@ -95,15 +129,10 @@ def _rewrite_h5(source: Path, copy: Path) -> None:
     with h5py.File(copy, "r+") as file:
         written: Any = file.attrs["model_config"]
         config = json.loads(written)
-        grouped = {}
-        for layer in list(_layers(config)):
-            _adopted(layer, OURS_IN_H5)
-            own = layer["config"]
-            if own.get("virtual_batch_size") is not None:
-                grouped[own["name"]] = len(own["axis"]) if isinstance(own["axis"], list) else 1
+        layers = _adopt(config, OURS_IN_H5)
         file.attrs["model_config"] = json.dumps(config)
-        for name, axes in grouped.items():
-            _ungroup(file["model_weights"], name, axes)
+        for own in (own for own in layers if own.get("virtual_batch_size") is not None):
+            _ungroup(file["model_weights"], own["name"], len(own.get("kept_axes", [-1])))
 
 
 def _ungroup(weights: Any, layer: str, axes: int) -> None:
