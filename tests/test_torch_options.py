@@ -290,6 +290,16 @@ def test_every_option_stays_within_the_bound_at_a_million_deviations(options: di
     assert_within_project_bound(to_numpy(y), to_numpy(expected.y))
 
 
+def test_an_adjustment_can_be_learned() -> None:
+    scale, shift = torch.ones(3, 1).requires_grad_(), torch.zeros(3, 1).requires_grad_()
+    layer, x = BatchNorm(3, adjustment=lambda _: (scale, shift)), normal((4, 3, 5), 1, torch.float32)
+    dy = normal((4, 3, 5), 2, torch.float32)
+    dscale, dshift = torch.autograd.grad(layer(x), [scale, shift], dy)
+    x_hat = (x - x.mean((0, 2), keepdim=True)) / (x.var((0, 2), correction=0, keepdim=True) + EPSILON).sqrt()
+    assert_equal(dscale.ravel(), (dy * x_hat).sum((0, 2)), "float32")
+    assert_equal(dshift.ravel(), dy.sum((0, 2)), "float32")
+
+
 def test_an_adjustment_must_broadcast_to_the_input() -> None:
     layer = BatchNorm(3, adjustment=lambda _: (torch.ones(2, 4, 3), 0.0))
     with pytest.raises(ShapeError, match="must return a scale that broadcasts"):

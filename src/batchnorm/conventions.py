@@ -6,7 +6,7 @@ s ← s + α·(batch − s); Keras and Flax write the weight of the old one, so 
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
 from batchnorm.errors import ArgumentError
@@ -91,7 +91,7 @@ def check_groups(virtual_batch_size: Any, adjustment: Any) -> None:
     batchnorm.errors.ArgumentError: `virtual_batch_size` must be None or an int ≥ 1, got 0
     """
     size = virtual_batch_size
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+    if size is not None and (not isinstance(size, Integral) or isinstance(size, bool) or size < 1):
         raise ArgumentError(f"`virtual_batch_size` must be None or an int ≥ 1, got {size!r}")
     if adjustment is None:
         return

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from batchnorm.errors import ArgumentError, ShapeError
@@ -111,10 +112,10 @@ def normalise_axis(axis: Axis) -> tuple[int, ...]:
     Raises:
         ArgumentError: if `axis` is neither an int nor a non-empty sequence of ints.
     """
-    axes = (axis,) if isinstance(axis, int) else tuple(axis) if isinstance(axis, Sequence) else ()
-    if not axes or any(not isinstance(a, int) or isinstance(a, bool) for a in axes):
+    axes = (axis,) if isinstance(axis, Integral) else tuple(axis) if isinstance(axis, Sequence) else ()
+    if not axes or any(not isinstance(a, Integral) or isinstance(a, bool) for a in axes):
         raise ArgumentError(f"`axis` must be an int or a non-empty sequence of ints, the axes to keep, got {axis!r}")
-    return axes
+    return tuple(map(int, axes))
 
 
 def _planned(rank: int, axes: tuple[int, ...]) -> Plan:

@@ -50,7 +50,11 @@ class Inverse:
     0.25
     """
 
-    of: Ramp
+    of: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.of) or isinstance(self.of, type):
+            raise ArgumentError(f"`of` must be a schedule, a function of the step, got {self.of!r}")
 
     def __call__(self, step: Any) -> Any:
         """Return 1/schedule(step)."""
@@ -94,7 +98,8 @@ class Renorm:
     def __post_init__(self) -> None:
         for name in ("rmin", "rmax", "dmax"):
             value = getattr(self, name)
-            if not (value is None or callable(value) or (isinstance(value, Real) and float(value) >= 0.0)):
+            schedule = callable(value) and not isinstance(value, type)
+            if not (value is None or schedule or (isinstance(value, Real) and float(value) >= 0.0)):
                 raise ArgumentError(f"`{name}` must be None, a number ≥ 0 or a function of the step, got {value!r}")
         if isinstance(self.rmin, Real) and isinstance(self.rmax, Real) and float(self.rmin) > float(self.rmax):
             raise ArgumentError(f"`rmin` must not exceed `rmax`={self.rmax}, got {self.rmin}")

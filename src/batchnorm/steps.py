@@ -169,7 +169,8 @@ def adjusted(
     made = adjustment(sizes(x, xp))
     if not isinstance(made, tuple) or len(made) != 2:
         raise ArgumentError(f"`adjustment` must return (scale, shift), got {made!r}")
-    scale, shift = (xp.asarray(a, dtype=precise, device=getattr(x, "device", None)) for a in made)
+    convert = xp.as_tensor if hasattr(xp, "as_tensor") else xp.asarray  # torch's own lets a gradient through
+    scale, shift = (convert(a, dtype=precise, device=getattr(x, "device", None)) for a in made)
     for name, value in (("scale", scale), ("shift", shift)):
         if not broadcasts(value.shape, x.shape):
             raise ShapeError(

@@ -1,6 +1,7 @@
 """The signature is the classic one, and what cannot be is refused: each message names the value and the way out."""
 
 import inspect
+import json
 from typing import Any
 
 import keras
@@ -64,6 +65,8 @@ def test_the_signature_is_the_classic_one() -> None:
         ({"fused": True, "axis": 2}, "got axis=2 (fused=None takes any)"),
         ({"synchronized": 1}, "`synchronized` must be a bool, got 1"),
         ({"running_variance": "sample"}, "`running_variance` must be "),
+        ({"renorm_clipping": {"rmax": -1}}, "`rmax` must be None, a number ≥ 0 or a function of the step, got -1"),
+        ({"renorm": True, "renorm_clipping": {"rmax": Ramp}}, "got <class 'batchnorm.renorm.Ramp'>"),
         ({"activation": "swish"}, "got 'swish' (apply any other one to the output)"),
     ],
     ids=str,
@@ -99,6 +102,19 @@ def test_an_input_that_does_not_fit_is_refused(options: dict[str, Any], shape: t
     with pytest.raises((ArgumentError, ShapeError)) as error:
         BatchNormalization(**options).build(shape)
     assert message in str(error.value)
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    layer = BatchNormalization(np.int64(1), virtual_batch_size=np.int64(2))
+    layer.build((4, 3, 2))
+    assert json.loads(json.dumps(layer.get_config()))["virtual_batch_size"] == 2
+
+
+def test_clips_are_kept_where_they_are_not_used_yet() -> None:
+    layer = BatchNormalization(renorm_clipping={"rmax": 2.0})
+    layer.build((4, 3))
+    assert len(layer.weights) == 4
+    assert layer.get_config()["renorm_clipping"] == {"rmax": 2.0}
 
 
 def test_an_argument_nobody_knows_is_refused() -> None:

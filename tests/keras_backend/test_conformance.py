@@ -111,8 +111,17 @@ def test_statistics_of_renorm_start_where_the_initializers_say() -> None:
     assert start["renorm_mean"].tolist() == [2.0] * 5
 
 
+def test_under_renorm_the_biased_variance_is_remembered_whatever_is_asked_for() -> None:
+    x = np.random.default_rng(6).normal(size=(4, 2)).astype(np.float32)
+    layer = BatchNormalization(renorm=True, running_variance="unbiased", momentum=0.0, renorm_momentum=0.0)
+    layer(x, training=True)
+    sigma = np.sqrt(x.astype(np.float64).var(0) + 1e-3)
+    assert_close(moving(layer)["renorm_stddev"], sigma, "float32", 4.0)
+    assert_close(numpy(layer(x)), numpy(layer(x, training=True)), "float32", 8.0)  # prediction is what training does
+
+
 def test_a_batch_with_inf_is_not_remembered() -> None:
-    layer = BatchNormalization(renorm=True)
+    layer = BatchNormalization(renorm=True, renorm_clipping={"rmax": Ramp(1.0, 3.0, 0, 9)})
     x = np.random.default_rng(2).normal(size=(8, 3)).astype(np.float32)
     layer(x, training=True)
     before = moving(layer)

@@ -9,7 +9,7 @@ import torch
 from differentiate import BACKEND, Array, called, moving, numpy
 
 import truth
-from batchnorm.errors import ShapeError
+from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.keras import BatchNormalization
 from tolerance import assert_close
 
@@ -107,6 +107,12 @@ def test_virtual_batches_leave_masked_samples_out() -> None:
         rows = x[group].astype(np.float64)
         expected = (rows - rows.mean(0)) / np.sqrt(rows.var(0) + EPSILON)
         assert_close(found.y[group], expected, "float32", 16.0)
+
+
+@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, -np.inf])
+def test_weights_that_are_none_are_refused(bad: float) -> None:
+    with pytest.raises(ArgumentError, match=r"`mask` must be bool, or weights that are finite and ≥ 0"):
+        BatchNormalization()(normal((4, 3), 9), training=True, mask=np.array([1.0, bad, 1.0, 1.0]))
 
 
 @pytest.mark.parametrize(("shape", "mask"), [((4, 3, 2), (3, 4)), ((4, 3, 2), (4, 3, 2)), ((4, 3, 2, 2), (4, 2, 3))])

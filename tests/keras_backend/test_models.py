@@ -9,7 +9,7 @@ import pytest
 from differentiate import BACKEND, Array, moving, numpy
 from keras import layers
 
-from batchnorm.keras import BatchNormalization
+from batchnorm.keras import BatchNormalization, Ramp
 from tolerance import PROJECT_BOUND, assert_close, assert_same_to_project_bound
 
 KINDS = [BatchNormalization, layers.BatchNormalization]
@@ -235,6 +235,30 @@ def test_a_repeated_forward_is_counted_once(fused: bool | None) -> None:
         block = keras.Sequential([norm, layers.Activation("tanh")])
     fitted(keras.Sequential([keras.Input((4,)), layers.Dense(4, kernel_initializer="identity"), block]), x, x, 0.0)
     assert_same_to_project_bound(moving(norm)["moving_mean"], 0.5 * x.mean(0))
+
+
+REREAD: dict[str, dict[str, Any]] = {  # what a training step reads of what it then moves
+    "renorm": {"renorm": True, "renorm_momentum": 0.5},
+    "a schedule": {"renorm": True, "renorm_clipping": {"rmax": Ramp(1.0, 3.0, 0, 4)}, "renorm_momentum": 0.0},
+    "virtual batches": {"renorm": True, "renorm_momentum": 0.0, "virtual_batch_size": 4},
+}
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="Keras' RematScope fails around any layer in a graph here")
+@pytest.mark.parametrize("fused", [None, False])
+@pytest.mark.parametrize("case", REREAD)
+def test_a_repeated_forward_has_the_gradients_of_the_first(case: str, fused: bool | None) -> None:
+    x, found = data(10)[0], []
+    for mode in ("full", None):
+        keras.utils.set_random_seed(5)
+        norm = BatchNormalization(fused=fused, **REREAD[case])
+        with keras.RematScope(mode=mode):
+            block = keras.Sequential([norm, layers.Activation("tanh")])
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(4), block])
+        fitted(model, x, x, 0.1)
+        found.append([numpy(w) for w in model.weights])
+    for repeated, once in zip(*found, strict=True):
+        assert_same_to_project_bound(repeated, once)
 
 
 OPTIMIZERS = {

@@ -41,11 +41,9 @@ def axes_of(axis: Any) -> Axis:
     return axes[0] if len(axes) == 1 else axes
 
 
-def renorm_of(renorm: Any, clipping: Any, momentum: Any) -> Renorm | None:
-    """Return what the three arguments of renormalization say, or raise."""
+def renorm_of(clipping: Any, momentum: Any) -> Renorm:
+    """Return what `renorm_clipping` and `renorm_momentum` say, or raise."""
     check_momentum("renorm_momentum", momentum)
-    if not renorm:
-        return None
     clipping = {} if clipping is None else clipping
     if not isinstance(clipping, Mapping):
         raise ArgumentError(f"`renorm_clipping` must be None or a dictionary, got {clipping!r}")

@@ -1,6 +1,6 @@
 """The layer as a configuration, and back: our own, Keras 3's, and those the classic layers have written."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,13 +19,12 @@ SERIALIZED: dict[str, Any] = {
 }
 PLAIN = ("momentum", "epsilon", "center", "scale", "renorm", "renorm_momentum", "fused", "virtual_batch_size")
 EXTRAS: dict[str, Any] = {"synchronized": False, "running_variance": None, "activation": None}
+OF_THE_MODEL = ("batch_input_shape", "input_dtype")  # which the first layer of Keras 1 and 2 carried along
 OLD_NAMES = {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"}  # Keras 1
 
 
-def clipping_of(renorm: Renorm | None) -> dict[str, Any] | None:
+def clipping_of(renorm: Renorm) -> dict[str, Any] | None:
     """Return the clip values as the user has given them."""
-    if renorm is None:
-        return None
     clips = {name: getattr(renorm, name) for name in CLIPS}
     return {n: c.value if isinstance(c, Held) else c for n, c in clips.items() if c is not None} or None
 
@@ -34,7 +33,7 @@ def _clip_written(clip: Any) -> Any:
     if isinstance(clip, Ramp):
         return {"ramp": asdict(clip)}
     if isinstance(clip, Inverse):
-        return {"inverse": asdict(clip.of)}
+        return {"inverse": _clip_written(clip.of)}
     if callable(clip):
         return keras.saving.serialize_keras_object(clip)
     return float(ops.convert_to_numpy(ops.convert_to_tensor(clip)) if hasattr(clip, "dtype") else clip)
@@ -45,7 +44,9 @@ def _clip_read(clip: Any) -> Any:
         return clip
     if "ramp" in clip:
         return Ramp(**clip["ramp"])
-    return Inverse(Ramp(**clip["inverse"])) if "inverse" in clip else keras.saving.deserialize_keras_object(dict(clip))
+    if "inverse" in clip:
+        return Inverse(_clip_read(clip["inverse"]))
+    return keras.saving.deserialize_keras_object(dict(clip))
 
 
 def written(layer: Any) -> dict[str, Any]:
@@ -70,15 +71,19 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
         ArgumentError: if it has lost its axes on the way, or is of a mode that batch normalization no longer has.
     """
     found = {OLD_NAMES.get(name, name): value for name, value in config.items()}
-    found["axis"] = _axis(found)
+    axes = _axes(found)
+    found |= {} if axes is None else {"axis": axes}
     if found.pop("mode", 0) != 0:
         raise ArgumentError(
             f"`mode` must be 0, normalisation per feature, got {config['mode']!r} (Keras 1 had others; 2 is "
             "training=True here, 1 is keras.layers.LayerNormalization)"
         )
-    shape = found.pop("batch_input_shape", None)
-    if shape is not None:
-        found["input_shape"] = tuple(shape[1:])
+    for name in OF_THE_MODEL:
+        found.pop(name, None)
+    for name in ("gamma_regularizer", "beta_regularizer"):
+        penalty = found.get(name)
+        if isinstance(penalty, Mapping) and penalty.get("name") == "WeightRegularizer":  # Keras 1
+            found[name] = regularizers.L1L2(penalty["l1"], penalty["l2"])
     if found.get("renorm_clipping") is not None:
         found["renorm_clipping"] = {n: _clip_read(c) for n, c in found["renorm_clipping"].items()}
     if isinstance(found.get("adjustment"), Mapping):
@@ -86,15 +91,15 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _axis(config: dict[str, Any]) -> Any:
+def _axes(config: dict[str, Any]) -> Any:
     axes = config.pop("kept_axes", None)
     if axes is None and "axis" not in config and "momentum" in config:
         raise ArgumentError(
             "`axis` is missing from this configuration: Keras' reader of H5 files drops it where it is a list "
             "(batchnorm.keras.load_model keeps it)"
         )
-    axes = config.get("axis", -1) if axes is None else axes
-    classic = "fused" not in config  # ours writes it, the classic layer never did
-    if classic and config.get("virtual_batch_size") is not None and not isinstance(axes, int):
-        return [a - 1 for a in axes]  # counted there after an axis of groups had been put behind the batch
+    axes = config.get("axis") if axes is None else axes
+    classic = "fused" not in config and config.get("virtual_batch_size") is not None  # ours writes `fused`
+    if classic and isinstance(axes, Sequence) and min(axes) > 1:
+        return [a - 1 for a in axes]  # once built, the classic layer counted its axis of groups, behind the batch
     return axes

@@ -1,6 +1,5 @@
 """The layer for Keras 3, with the signature of the classic one."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,13 +23,8 @@ def _value(variable: Any) -> Array | None:
     return None if variable is None else ops.convert_to_tensor(variable)
 
 
-def _weights(mask: Any, x: Array, layout: Plan) -> Array:
-    """Return a mask in the rank of x, 1 on its axes of features, in the working precision."""
-    mask = ops.convert_to_tensor(mask)
-    full = weights_shape(mask.shape, x.shape, layout, name="mask")
-    known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
-    shape = tuple(1 if n == 1 else next(known) for n in full)
-    return xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+def _without_ones(shape: Sequence[int]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 @keras.saving.register_keras_serializable(package="batchnorm")
@@ -144,9 +138,11 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         self.gamma_constraint = constraints.get(gamma_constraint)
         self.fused, self.virtual_batch_size, self.adjustment = fused, virtual_batch_size, adjustment
         self.synchronized, self.running_variance, self.activation = extras.values()
-        self.step = None  # counted where a clip value depends on it
-        self._renorm = renorm_of(renorm, renorm_clipping, renorm_momentum)
+        self.step = self.ledger = None  # the first is counted where a clip value depends on it
+        self._clipping = renorm_of(renorm_clipping, renorm_momentum)
+        self._renorm = self._clipping if renorm else None
         self._check()
+        self.virtual_batch_size = None if virtual_batch_size is None else int(virtual_batch_size)
         self.supports_masking = True
 
     def _check(self) -> None:
@@ -165,7 +161,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
     @property
     def renorm_clipping(self) -> dict[str, Any] | None:
         """Return the clip values as they were given; None without any."""
-        return configuration.clipping_of(self._renorm)
+        return configuration.clipping_of(self._clipping)
 
     @property
     def estimator(self) -> Estimator:
@@ -232,24 +228,50 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         """
         x = ops.cast(inputs, self.compute_dtype)
         layout = self._layout(x.shape)
-        weights = None if mask is None else _weights(mask, x, layout)
+        weights = None if mask is None else self._weights(mask, x, layout)
         x = x if weights is None else silence(x, weights, xp)
-        gamma, beta, mean, var = (_value(v) for v in (self.gamma, self.beta, self.moving_mean, self.moving_variance))
-        recipe = Recipe(layout, self.epsilon, self.activation)
-        way = self._door()
+        way, recipe = self._door(), Recipe(layout, self.epsilon, self.activation)
+        running, step = self._running(), _value(self.step)
+        given = Inputs(x, _value(self.gamma), _value(self.beta), None, weights, running.mean, running.var)
         if not (training and self.trainable):
-            return way.by_running(Inputs(x, gamma, beta, weights=weights, mean=mean, var=var), recipe)
-        stood_in = {} if weights is None else {"mean": mean, "var": var}
-        return self._train(Inputs(x, gamma, beta, weights=weights, **stood_in, **self._renormalised(x)), recipe, way)
+            return way.by_running(given, recipe)
+        if weights is None and self._renorm is None:
+            return self._train(given._replace(mean=None, var=None), recipe, way)
+        running, step = way.found(self, x, running, step)
+        given = given._replace(mean=running.mean, var=running.var, **self._renormalised(x, running, step))
+        return self._train(given, recipe, way)
 
-    def _renormalised(self, x: Array) -> dict[str, Array]:
-        """Return M, S and the clips at this step, as `Inputs` name them."""
+    def _weights(self, mask: Any, x: Array, layout: Plan) -> Array:
+        """Return a mask in the rank of x, 1 on its axes of features, in the working precision; or raise."""
+        mask = ops.convert_to_tensor(mask)
+        full = weights_shape(mask.shape, x.shape, layout, name="mask")
+        known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
+        shape = tuple(1 if n == 1 else next(known) for n in full)
+        if keras.backend.is_float_dtype(mask.dtype) and self._door().readable(mask):
+            bad = ops.logical_not(ops.logical_and(mask >= 0.0, ops.isfinite(mask)))
+            if bool(ops.any(bad)):
+                raise ArgumentError(
+                    "`mask` must be bool, or weights that are finite and ≥ 0, got some that are not "
+                    "(an additive mask of 0 and −inf: `mask == 0`)"
+                )
+        return xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+
+    @property
+    def _moving(self) -> tuple[Any, ...]:
+        """Return the variables of `Running`, in its order."""
+        plain = self.moving_mean, self.moving_variance
+        return plain if self._renorm is None else (*plain, self.moving_stddev, self.renorm_mean, self.renorm_stddev)
+
+    def _running(self) -> Running:
+        return Running(*(_value(v) for v in self._moving))
+
+    def _renormalised(self, x: Array, running: Running, step: Array | None) -> dict[str, Array]:
+        """Return M, S and the clips at a step, as `Inputs` name them."""
         if self._renorm is None:
             return {}
-        step = ops.cast(self.step, "float32") if self.step is not None else None
-        clips = zip(CLIPS, self._renorm.clips(step), strict=True)
+        clips = zip(CLIPS, self._renorm.clips(None if step is None else ops.cast(step, "float32")), strict=True)
         found = {name: xp.asarray(c, dtype=working_dtype(x.dtype, xp)) for name, c in clips if c is not None}
-        return found | {"renorm_mean": _value(self.renorm_mean), "renorm_stddev": _value(self.renorm_stddev)}
+        return found | {"renorm_mean": running.renorm_mean, "renorm_stddev": running.renorm_stddev}
 
     def _train(self, inputs: Inputs, recipe: Recipe, way: Door) -> Array:
         """Normalise by the batch, and remember what it says."""
@@ -265,7 +287,8 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
             y, moments = by_groups(inputs, recipe, groups, way.by_batch, xp)
             layout = layout.grouped()
         if not way.repeating():
-            self._remember(observed(moments, self.estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
+            estimator = self.estimator if self._renorm is None else "biased"
+            self._remember(observed(moments, estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
         return y
 
     def _remember(self, seen: Observed, finite: Array) -> None:
@@ -277,14 +300,10 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         elif seen.count == 0:  # the replicas of a strategy must all assign, one without samples too
             heard = ops.zeros_like(heard)
         mean, var, low = (a if is_number(a) else ops.reshape(a, shape) for a in seen[1:])
-        variables = [self.moving_mean, self.moving_variance]
-        renorm = None
-        if self._renorm is not None:
-            variables += [self.moving_stddev, self.renorm_mean, self.renorm_stddev]
-            renorm = self._renorm.momentum, self.epsilon
-        before = Running(*(_value(v) for v in variables))
+        renorm = None if self._renorm is None else (self._renorm.momentum, self.epsilon)
+        before = self._running()
         after = remembered(before, Observed(seen.count, mean, var, low), 1.0 - self.momentum, xp, renorm=renorm)
-        for variable, old, new in zip(variables, before, after, strict=False):
+        for variable, old, new in zip(self._moving, before, after, strict=False):
             variable.assign(ops.where(heard, new, old))
         if self.step is not None:
             self.step.assign(self.step + ops.cast(heard, self.step.dtype))
@@ -300,7 +319,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         for name, variable in zip(map(str, range(len(self.weights))), self.weights, strict=True):
             if variable is self.step and name not in found:  # of a layer without a schedule
                 found[name] = 0
-            elif name in found and found[name].size == math.prod(variable.shape):
+            elif name in found and _without_ones(found[name].shape) == _without_ones(variable.shape):
                 found[name] = found[name].reshape(variable.shape)
         super().load_own_variables(found)
 

@@ -52,7 +52,13 @@ def load_model(path: str | Path, **options: Any) -> Any:
         raise ArgumentError(f"`path` must be an existing .keras, .h5 or .hdf5 file, got {str(path)!r}")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / source.name
-        rewrite(source, copy)
+        try:
+            rewrite(source, copy)
+        except (OSError, zipfile.BadZipFile, KeyError) as error:
+            raise ArgumentError(
+                f"`path` must hold a model, got {str(path)!r}: {error} (weights alone: make the model, "
+                "then `load_weights`)"
+            ) from error
         return keras.saving.load_model(copy, **options)
 
 
@@ -69,18 +75,25 @@ def _parts(config: Any) -> Iterator[dict[str, Any]]:
 
 
 def _adopt(config: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]]:
-    """Make every batch normalization one of ours, and return their arguments; mend what Keras 3 reads wrongly."""
+    """Make every batch normalization one of ours, and return their arguments; mend what Keras 3 reads wrongly.
+
+    `names` are for layers of a model; one inside another layer goes by its module in every kind of file.
+    """
     found: list[dict[str, Any]] = []
-    for part in list(_parts(config)):
+    parts = list(_parts(config))
+    direct = [id(layer) for part in parts for layer in part["config"].get("layers", [])]
+    for part in parts:
         own = part["config"]
+        if isinstance(own.get("dtype"), dict) and own["dtype"].get("class_name") == "Policy":  # of Keras 2
+            own["dtype"] = own["dtype"]["config"]["name"]
         if part["class_name"] in FUNCTIONAL:
             _renumber(own)
-        elif part["class_name"] in CLASSES:
+        elif part["class_name"] in CLASSES and part.get("registered_name") in (None, part["class_name"]):
             if part["class_name"] == SYNCHRONIZED:
                 own["synchronized"] = True
             if isinstance(own.get("axis"), list):
                 own["kept_axes"] = own["axis"]
-            part.update(names)
+            part.update(names if id(part) in direct else OURS)
             found.append(own)
     return found
 
@@ -143,6 +156,8 @@ def _ungroup(weights: Any, layer: str, axes: int) -> None:
 
     def note(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and layer in name.split("/"):
+            if item.external or item.is_virtual:  # Keras refuses them too: they read other files
+                raise ArgumentError(f"`path` must hold its own weights, got a link to another file under {name!r}")
             found.append(name)
 
     weights.visititems(note)
