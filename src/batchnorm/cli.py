@@ -132,13 +132,17 @@ def study(
         screen.show(results, console)
 
 
+def _installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _facts() -> dict[str, Any]:
     found: dict[str, Any] = {"batchnorm": __version__, "python": sys.version.split()[0]}
-    for name in ("numpy", "torch", "keras", "jax", "flax"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
+    for name in ("numpy", "torch", "keras", "tensorflow", "jax", "flax"):
+        found[name] = _installed(name) or (_installed("tensorflow-cpu") if name == "tensorflow" else None)
     kernel = kernels.select(None, numpy)
     found["kernels"] = [{"name": kernel.name, "reason": kernel.reason}]
     return found
