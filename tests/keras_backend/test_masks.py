@@ -109,10 +109,10 @@ def test_virtual_batches_leave_masked_samples_out() -> None:
         assert_close(found.y[group], expected, "float32", 16.0)
 
 
-@pytest.mark.parametrize("bad", [-1.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [-1.0, -1, np.nan, np.inf, -np.inf])
 def test_weights_that_are_none_are_refused(bad: float) -> None:
     with pytest.raises(ArgumentError, match=r"`mask` must be bool, or weights that are finite and ≥ 0"):
-        BatchNormalization()(normal((4, 3), 9), training=True, mask=np.array([1.0, bad, 1.0, 1.0]))
+        BatchNormalization()(normal((4, 3), 9), training=True, mask=np.array([1, bad, 1, 1]))
 
 
 @pytest.mark.parametrize(("shape", "mask"), [((4, 3, 2), (3, 4)), ((4, 3, 2), (4, 3, 2)), ((4, 3, 2, 2), (4, 2, 3))])

@@ -247,14 +247,14 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         full = weights_shape(mask.shape, x.shape, layout, name="mask")
         known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
         shape = tuple(1 if n == 1 else next(known) for n in full)
-        if keras.backend.is_float_dtype(mask.dtype) and self._door().readable(mask):
-            bad = ops.logical_not(ops.logical_and(mask >= 0.0, ops.isfinite(mask)))
-            if bool(ops.any(bad)):
-                raise ArgumentError(
-                    "`mask` must be bool, or weights that are finite and ≥ 0, got some that are not "
-                    "(an additive mask of 0 and −inf: `mask == 0`)"
-                )
-        return xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+        weights = xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+        numbers = keras.backend.standardize_dtype(mask.dtype) != "bool" and self._door().readable(weights)
+        if numbers and not bool(ops.all(ops.logical_and(weights >= 0.0, ops.isfinite(weights)))):
+            raise ArgumentError(
+                "`mask` must be bool, or weights that are finite and ≥ 0, got some that are not "
+                "(an additive mask of 0 and −inf: `mask == 0`)"
+            )
+        return weights
 
     @property
     def _moving(self) -> tuple[Any, ...]:
