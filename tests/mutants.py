@@ -140,7 +140,9 @@ MUTANTS = [
         "        if step is None and training:\n            self.num_batches_tracked.add_(1)\n"
         "        if step is not None and running",
     ),
-    Mutant("weights left out of the sums", "kernels/eager.py", "values * weights, axis", "values, axis"),
+    Mutant(
+        "weights left out of the sums", "kernels/eager.py", "values if weights is None else values * weights", "values"
+    ),
     Mutant(
         "padding reaches the moments",
         "kernels/eager.py",
@@ -315,10 +317,27 @@ MUTANTS = [
     Mutant(
         "the mask reaches no statistics",
         "keras/layer.py",
-        "Inputs(x, gamma, beta, weights=weights, **s",
-        "Inputs(x, gamma, beta, **s",
+        "None, weights, running.mean",
+        "None, None, running.mean",
     ),
     Mutant("groups of the batch axis forgotten", "keras/layer.py", "layout = layout.grouped()", "pass"),
     Mutant("what is copied has moved", "keras/by_torch.py", "else snapshot(value)", "else value"),
     Mutant("renorm without its momentum", "keras/arguments.py", "momentum=1.0 - momentum", "momentum=0.5"),
+    Mutant(
+        "a repeated forward by what has moved", "keras/layer.py", "way.found(self, x, running, step)", "running, step"
+    ),
+    Mutant(
+        "renorm remembers the unbiased variance",
+        "keras/layer.py",
+        'is None else "biased"',
+        "is None else self.estimator",
+    ),
+    Mutant(
+        "a schedule counts every batch",
+        "keras/layer.py",
+        "self.step + ops.cast(heard, self.step.dtype)",
+        "self.step + 1",
+    ),
+    Mutant("axes of classic groups not counted back", "keras/configuration.py", "[a - 1 for a in axes]", "axes"),
+    Mutant("calls of inner models not counted back", "keras/legacy.py", "tensor[1] -= tensor[0] in inner", "pass"),
 ]

@@ -25,7 +25,13 @@ PARTS = {
         "torch_control",
         "torch_robust",
     ],
-    "keras": ["keras_backend/test_conformance", "keras_backend/test_masks", "keras_backend/test_classic"],
+    "keras": [
+        "keras_backend/test_conformance",
+        "keras_backend/test_masks",
+        "keras_backend/test_classic",
+        "keras_backend/test_models",
+        "keras_backend/test_legacy",
+    ],
     "study": ["study_findings", "study_training", "study_claims"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
