@@ -96,6 +96,12 @@ def test_a_file_of_keras_1(tmp_path: Path) -> None:
     assert_same_to_project_bound(numpy(ours(data())), numpy(theirs(data())))
     layer = ours.layers[0]
     assert (type(layer), layer.momentum, type(layer.gamma_initializer)) == (BatchNormalization, 0.7, Ones)
+    with h5py.File(path, "r+") as file:  # as Keras 2.0 wrote a Sequential
+        model = json.loads(file.attrs["model_config"])
+        file.attrs["model_config"] = json.dumps({**model, "config": model["config"]["layers"]})
+    assert_same_to_project_bound(numpy(load_model(path)(data())), numpy(theirs(data())))
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = json.dumps(model)
     _in_words_of_keras_1(path, mode=1)
     with pytest.raises(ArgumentError, match=r"`mode` must be 0, .*, got 1 \(.*keras\.layers\.LayerNormalization"):
         load_model(path)

@@ -65,6 +65,8 @@ def load_model(path: str | Path, **options: Any) -> Any:
 def _parts(config: Any) -> Iterator[dict[str, Any]]:
     """Yield the configuration of every layer and model inside another one, however deep."""
     if isinstance(config, dict):
+        if config.get("class_name") == "Sequential" and isinstance(config["config"], list):  # Keras 2.0: a bare list
+            config["config"] = {"name": "sequential", "layers": config["config"]}
         if isinstance(config.get("config"), dict) and "class_name" in config:
             yield config
         for value in config.values():
@@ -86,7 +88,7 @@ def _adopt(config: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]
         own = part["config"]
         if isinstance(own.get("dtype"), dict) and own["dtype"].get("class_name") == "Policy":  # of Keras 2
             own["dtype"] = own["dtype"]["config"]["name"]
-        if part["class_name"] in FUNCTIONAL:
+        if part["class_name"] in FUNCTIONAL and "output_layers" in own:
             _renumber(own)
         elif part["class_name"] in CLASSES and part.get("registered_name") in (None, part["class_name"]):
             if part["class_name"] == SYNCHRONIZED:
@@ -113,8 +115,10 @@ def _renumber(model: dict[str, Any]) -> None:
 
 def _counted(layer: dict[str, Any]) -> bool:
     """Return whether Keras 2 counted the making of a model as a call: where its input was known from the start."""
-    inside = layer["config"].get("layers")
-    return layer["class_name"] in (*FUNCTIONAL, "Sequential") and inside[0]["class_name"] == "InputLayer"
+    inside = layer["config"].get("layers", [])
+    return layer["class_name"] in (*FUNCTIONAL, "Sequential") and [a["class_name"] for a in inside[:1]] == [
+        "InputLayer"
+    ]
 
 
 def _rewrite_archive(source: Path, copy: Path) -> None:
