@@ -109,6 +109,26 @@ def test_virtual_batches_leave_masked_samples_out() -> None:
         assert_close(found.y[group], expected, "float32", 16.0)
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="elsewhere sizes are known when a model is compiled")
+@pytest.mark.parametrize("mask", [(5, 4), (1, 4), (5, 1)])
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}], ids=str)
+def test_a_mask_whose_sizes_only_the_run_tells(options: dict[str, Any], mask: tuple[int, ...]) -> None:
+    import tensorflow as tf
+
+    x, kept = normal((5, 4, 3), 10), np.random.default_rng(12).random(mask) < 0.7
+    found = []
+    for graph in (True, False):
+        layer = BatchNormalization(**options)
+        layer.build((None, None, 3))
+        given = [tf.TensorSpec([None, None, 3]), tf.TensorSpec([None, None], tf.bool)]
+        train = tf.function(lambda x, mask, layer=layer: layer(x, training=True, mask=mask), input_signature=given)
+        if graph:
+            found.append(numpy(train(x, kept)))
+        else:
+            found.append(numpy(layer(x, training=True, mask=np.broadcast_to(kept, (5, 4)))))
+    assert_close(*found, "float32", 16.0)
+
+
 @pytest.mark.parametrize("bad", [-1.0, -1, np.nan, np.inf, -np.inf])
 def test_weights_that_are_none_are_refused(bad: float) -> None:
     with pytest.raises(ArgumentError, match=r"`mask` must be bool, or weights that are finite and ≥ 0"):

@@ -248,6 +248,9 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
         shape = tuple(1 if n == 1 else next(known) for n in full)
         weights = xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
+        if None in tuple(weights.shape):  # what turns out to be 1 cannot be told from what is not
+            every = tuple(n if i in layout.reduced else 1 for i, n in enumerate(sizes(x, xp)))
+            weights = ops.broadcast_to(weights, every)
         numbers = keras.backend.standardize_dtype(mask.dtype) != "bool" and self._door().readable(weights)
         if numbers and not bool(ops.all(ops.logical_and(weights >= 0.0, ops.isfinite(weights)))):
             raise ArgumentError(
