@@ -132,6 +132,88 @@ def study(
         screen.show(results, console)
 
 
+class Objective(StrEnum):
+    """What a batch size is chosen for."""
+
+    time = "time"
+    compute = "compute"
+
+
+@app.command("batch-size")
+def batch_size(
+    table: Annotated[
+        Path | None, typer.Argument(help="A CSV or Parquet file. Without one: scikit-learn's handwritten digits.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The column of the table to predict.")] = None,
+    task: Annotated[Task | None, typer.Option(help="What the target is; inferred if not given.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FACTORY", help="A function that returns arrays (x, y), a Dataset or a DataLoader."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")
+    ] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FACTORY", help="A function that returns your loss (output, target) → mean."),
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None, typer.Option(help="The optimizer, with --rate. Default: SGD at a rate that is looked for.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="The optimizer's learning rate.")] = None,
+    objective: Annotated[Objective, typer.Option(help="The least time, or little compute.")] = Objective.time,
+    candidates: Annotated[
+        str | None, typer.Option(help="Sizes to choose from, with commas between: 32,64,128.")
+    ] = None,
+    group: Annotated[int | None, typer.Option(help="The samples normalised together, if that is fixed.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where to measure: cpu, cuda. Default: where the model is.")
+    ] = None,
+    budget: Annotated[float, typer.Option(help="Seconds this may take.")] = 60.0,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Train to a target at five or more sizes, beside the prediction.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="A file for the picture: .svg, .png or .pdf.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON instead of the page.")] = False,
+) -> None:
+    """Say which batch size to train with, and why: four limits measured on your data and machine.
+
+    Memory, throughput, gradient noise and the noise of batch statistics; B, the samples of a step, and m, those
+    normalised together, are answered apart.
+    """
+    console = Console(stderr=as_json)
+    try:
+        with console.status("Loading PyTorch"):
+            from batchnorm.batch_size import advise, command
+        sizes = command.sizes(candidates)
+        asked = command.question(
+            table, target=target, task=task.value if task else None, data=data, model=model, loss=loss
+        )
+        chosen = command.optimizer(optimizer.value if optimizer else None, rate, asked.model)
+        command.check_picture(out)
+        advice = advise(
+            asked.model, asked.loss, asked.dataset, chosen, objective=objective.value, candidates=sizes, group=group,
+            device=device, budget_s=budget, measure=measure,
+        )  # fmt: skip
+    except (BatchNormError, MissingExtraError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted before a single step was timed: nothing is known.")
+        raise typer.Exit(INTERRUPTED) from None
+    if out is not None:
+        command.write_picture(advice, out)
+    if as_json:
+        typer.echo(advice.to_json())
+    else:
+        console.print(advice)
+        if out is not None:
+            console.print(f"\nPicture: [bold]{escape(str(out))}[/]", highlight=False)
+    if advice.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
 def _installed(package: str) -> str | None:
     try:
         return version(package)

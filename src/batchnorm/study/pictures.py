@@ -4,6 +4,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -17,6 +18,7 @@ from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
 # Stand-ins that `inline` turns into the page's own colours, light or dark.
 INK, FAINT = "#010203", "#040506"
+PAPER = {INK: "#1a1a1a", FAINT: "#d0d0d0"}
 # At least 3 : 1 on the page's white and on its black; told apart with red-green blindness too.
 PLAIN, NORMALISED, OTHER, FOURTH = "#d1495b", "#2e86ab", "#b07d12", "#5b8c5a"
 COLOURS = (NORMALISED, PLAIN, OTHER, FOURTH)
@@ -116,6 +118,18 @@ def inline(made: Figure, key: str, title: str, description: str) -> str:
         root.insert(position, named)
     ElementTree.register_namespace("", _SVG)
     return re.sub(r">\s+<", "><", ElementTree.tostring(root, encoding="unicode"))
+
+
+def save(made: Figure, path: Path) -> None:
+    """Write a figure to a file of its own: black on white, in the common style."""
+    with mpl.rc_context(STYLE):
+        _restyle(made)
+        for thing in made.findobj():
+            for get, put in (("get_color", "set_color"), ("get_edgecolor", "set_edgecolor")):
+                colour = getattr(thing, get, lambda: None)()
+                if isinstance(colour, str) and colour in PAPER:
+                    getattr(thing, put)(PAPER[colour])
+        made.savefig(path, dpi=150, facecolor="white")
 
 
 class _Decades(LogFormatter):

@@ -1,0 +1,218 @@
+"""The measurements in their order, each within its share of the time."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from batchnorm.batch_size import experiment, memory, ranks, training
+from batchnorm.batch_size.advice import Advice
+from batchnorm.batch_size.budget import Budget
+from batchnorm.batch_size.experiment import Experiment
+from batchnorm.batch_size.found import Found, together
+from batchnorm.batch_size.gradient_noise import Aggregate, GroupGradients
+from batchnorm.batch_size.judge import Choice, judge
+from batchnorm.batch_size.memory import Memory, Meter
+from batchnorm.batch_size.statistics_noise import Listener
+from batchnorm.batch_size.training import Training
+from batchnorm.batch_size.work import FEWEST_ROWS, Work
+from batchnorm.errors import ArgumentError
+
+ROUNDS = 15  # of timing
+WARM_UP = 2
+SMALLEST, LARGEST = 4, 1 << 16
+USUAL = 64  # m, while the gradient noise is measured
+MOST_STEPS = 3000
+SWEEP_SHARE = 0.25  # of the time for the gradient noise
+ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lion", "radam", "nadam")
+
+
+class Course:
+    """The measurements in their order; each notes what it finds as it finds it, so that none of it is lost."""
+
+    def __init__(self, work: Work, trained: Training, meter: Meter, budget: Budget) -> None:
+        self._work, self._training, self._meter, self._budget = work, trained, meter, budget
+        self._processes = ranks.processes()
+        self.found = Found(len(work.samples), Memory(meter.source, meter.available()))
+        self.found.normalizes = any(isinstance(m, _BatchNorm) and m.training for m in work.model.modules())
+        self.found.current = getattr(work.samples.loader, "batch_size", None)
+        kind = type(trained.optimizer).__name__.lower()
+        self.found.adaptive = any(name in kind for name in ADAPTIVE)
+
+    def prepare(self, choice: Choice, aggregate: Aggregate) -> None:
+        """Choose the sizes and the group, and see that everything goes together."""
+        rows, group, sizes = self.found.rows, choice.group, choice.candidates
+        if sizes is None:
+            most = min(rows // self._processes, LARGEST)
+            self._sizes = [size for size in (1 << i for i in range(17)) if SMALLEST <= size <= most]
+        else:
+            self._sizes = sorted({max(1, size // self._processes) for size in sizes})
+            if sizes[-1] > rows:
+                raise ArgumentError(f"`candidates` must be at most {rows}, the rows of the data, got {sizes[-1]}")
+        if group is not None and group > self._work.rows // 2:
+            raise ArgumentError(
+                f"`group` must be at most half the rows drawn from, {self._work.rows // 2}, got {group}"
+            )
+        self._choice = replace(choice, processes=self._processes)
+        self.found.group = group or min(USUAL, memory.friendly(max(self._work.rows // 4, 2)))
+        self._gradients = GroupGradients(self._work.parameters, aggregate)
+        self._work.try_once(max(2, min(self._sizes[0], FEWEST_ROWS)))
+
+    def run(self, repeats: int) -> None:
+        """Make all the measurements, or as many as Ctrl-C lets."""
+        self._training.begin(0.0)
+        try:
+            with self._budget.share("memory", 0.15):
+                self._memory()
+            with self._budget.share("throughput", 0.3):
+                self._throughput()
+                self._loader()
+            with self._budget.share("gradient noise", 0.4 if repeats else 0.85):
+                self._noise()
+            with self._budget.share("largest batch", 0.1 if repeats else 1.0):
+                self._largest()
+            if repeats:
+                with self._budget.share("training to a target", 1.0):
+                    self._experiment(repeats)
+        except KeyboardInterrupt:
+            if not self.found.seconds:
+                raise
+            self.found.interrupted = self._budget.phase
+
+    def answer(self) -> Advice:
+        """Put together what all processes have found, and judge it."""
+        return judge(together(ranks.gathered(self.found)), self._choice)
+
+    def _step(self, size: int) -> None:
+        self._training.step(size)
+        self._meter.synchronize()
+
+    def _memory(self) -> None:
+        """Measure the bytes of a step at the three smallest sizes, after one that lets the optimizer set up."""
+        known = self.found.memory
+        self._training.step(self._sizes[0])
+        known.available = self._meter.available()
+        for size in memory.spread(self._sizes):
+            self._budget.says(f"batches of {size}")
+            batch = self._work.draw(size)
+            self._work.clear()
+
+            def step(size: int = size, batch: Any = batch) -> None:
+                known.bytes[size] = self._meter.bytes(partial(self._training.step_on, batch))
+
+            if not known.attempt(size, step) or self._budget.left() < 0:
+                return
+
+    def _throughput(self) -> None:
+        """Time a step of every size, in turns, until the time or the memory is up."""
+        sizes, known = list(self._sizes), self.found.memory
+        for done in range(ROUNDS + WARM_UP):
+            for size in list(sizes):
+                self._budget.says(f"batches of {size}", done / (ROUNDS + WARM_UP))
+                expected = self._expected(size)
+                first = size not in self.found.seconds
+                if self.found.seconds and not self._budget.allows(expected):
+                    if first:
+                        sizes = [s for s in sizes if s < size]
+                        self.found.skipped.append(f"steps of batches from {size} on: {expected:.2g} s or more each")
+                        break
+                    return
+                if not known.fits(size) or not known.attempt(size, partial(self._timed, size, done)):
+                    sizes = [s for s in sizes if s < size]
+                    break
+
+    def _expected(self, size: int) -> float:
+        """Return about how long a step of a size takes: as before, or in proportion to the largest so far."""
+        seconds = self.found.seconds
+        if not seconds:
+            return 0.0
+        near = size if size in seconds else max(seconds)
+        return min(seconds[near]) * size / near
+
+    def _timed(self, size: int, done: int) -> None:
+        batch = self._work.draw(size)
+        self._meter.synchronize()
+        start = self._budget.clock()
+        self._training.step_on(batch)
+        self._meter.synchronize()
+        taken = self._budget.clock() - start
+        before = self.found.seconds.setdefault(size, [])
+        before[:] = [taken] if done <= WARM_UP - 1 else [*before, taken]
+
+    def _loader(self) -> None:
+        """Time the DataLoader, if there is one, for a few batches after its first."""
+        loader, size = self._work.samples.loader, self.found.current
+        if loader is None or not size:
+            return
+        batches: Iterator[Any] = iter(loader)
+        next(batches, None)
+        start, count = time.perf_counter(), 0
+        for _ in range(ROUNDS):
+            if next(batches, None) is None:
+                break
+            count += 1
+            if self._budget.left() < 0:
+                break
+        if count:
+            self.found.loader_seconds = (time.perf_counter() - start) / (count * size)
+
+    def _noise(self) -> None:
+        """Measure gradient noise and the noise of batch statistics along a pilot run."""
+        group = self.found.group = self._affordable_group()
+        listener = Listener(self._work.model, self._work.rows)
+
+        def settle(size: int) -> None:
+            listener.settle(size)
+            self.found.layers = listener.layers()
+
+        def keep(found: training.Pilot) -> None:
+            self.found.pilot = found
+
+        with listener.listening():
+            training.pilot(
+                self._training, self._gradients, group=group, sweep=self._sweep(group), keep=keep, settle=settle,
+                enough=lambda: self._budget.left() < 0, says=self._budget.says,
+            )  # fmt: skip
+
+    def _sweep(self, group: int) -> int:
+        """Return how many steps a learning rate can be tried for, if a quarter of the time goes into that."""
+        return int(SWEEP_SHARE * self._budget.left() / (len(training.RATES) * self._expected(group)))
+
+    def _affordable_group(self) -> int:
+        """Return m: smaller than wished for only where such a batch does not fit."""
+        group = self.found.group
+        while self._choice.group is None and group > 2 and not self.found.memory.fits(group):
+            group //= 2
+        return group
+
+    def _largest(self) -> None:
+        """Run a step at the size that the memory's line names, and at the one that is going to be advised."""
+        self._training.begin(0.0)
+        known = self.found.memory
+        if self._choice.candidates is None:
+            memory.verify(
+                known, self._step, most=self.found.rows // self._processes,
+                enough=lambda size: not self._budget.allows(self._expected(size)),
+            )  # fmt: skip
+        while True:
+            advised = judge(self.found, self._choice).batch_size // self._processes
+            if advised in known.ran or known.attempt(advised, partial(self._step, advised)):
+                return
+
+    def _experiment(self, repeats: int) -> None:
+        """Train to the pilot's target at sizes around the advised one."""
+        pilot = self.found.pilot
+        if pilot is None or len(pilot.stages) < 2:
+            self.found.skipped.append("training to a target: no time was left for the pilot run that sets it")
+            return
+        advice = judge(self.found, self._choice)
+        self.found.experiment = Experiment(pilot.target, repeats)
+        critical = advice.limits["gradient_noise"].value or advice.batch_size
+        experiment.run(
+            self._training, self.found.experiment, experiment.chosen(self.found.seconds, advice.batch_size),
+            start=self.found.group, rate=pilot.rate, critical=critical, most=MOST_STEPS,
+            enough=lambda: self._budget.left() < 0, says=self._budget.says,
+        )  # fmt: skip

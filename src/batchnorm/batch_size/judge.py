@@ -1,0 +1,185 @@
+"""Judge what has been measured: the four limits, the choice, and how sure it is."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+from batchnorm.batch_size import decision, remarks
+from batchnorm.batch_size.advice import Advice, Binding, Confidence
+from batchnorm.batch_size.decision import Objective, Plateau
+from batchnorm.batch_size.found import Found, details
+from batchnorm.batch_size.gradient_noise import NoiseScale
+from batchnorm.batch_size.limits import limits
+from batchnorm.batch_size.memory import Memory
+from batchnorm.batch_size.throughput import Throughput, fit
+
+ENDLESS = 1e12  # stands for a noise scale without an upper end
+USUAL_BATCH = 32
+SURE, FAIR = 1.15, 1.6  # times the least time, at worst
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What the choice is made from, in samples over all processes.
+
+    Attributes:
+        critical: Bcrit; where it was not measured, Bhalf stands for it.
+        seconds: t(B).
+        smallest: The smallest size worth a thought.
+        largest: The largest that has run.
+        fewest: m_min; 1 without batch normalization.
+    """
+
+    critical: float
+    seconds: Callable[[float], float]
+    smallest: float
+    largest: int
+    fewest: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be chosen, and from what.
+
+    Attributes:
+        objective: "time" or "compute".
+        candidates: The sizes to choose from, ascending; None: hardware-friendly ones.
+        group: m, if it is fixed.
+        processes: How many train together.
+    """
+
+    objective: Objective = "time"
+    candidates: list[int] | None = None
+    group: int | None = None
+    processes: int = 1
+
+
+def judge(found: Found, choice: Choice) -> Advice:
+    """Return the advice that follows from what was found; at least one size was timed."""
+    processes = choice.processes
+    speed = fit(found.seconds)
+    noise = _noise(found)
+    setting = _setting(found, speed, noise, processes)
+    where = decision.plateau(setting.critical, setting.seconds, setting.smallest, 4.0 * setting.largest)
+    size, binding = _choose(setting, where, choice, found)
+    per_process = max(size // processes, 1)
+    together = choice.group or (decision.group_size(per_process, setting.fewest) if found.normalizes else per_process)
+    worst = _worst(size, setting, noise)
+    confidence, because = _confidence(found, noise, worst)
+    current = found.current * processes if found.current else USUAL_BATCH
+    measured = found.experiment.times(speed) if found.experiment else {}
+    return Advice(
+        batch_size=size,
+        group_size=together,
+        binding=binding,
+        limits=limits(found, speed, noise, group=together, processes=processes),
+        objective=choice.objective,
+        best=where.best,
+        plateau=(where.low, where.high),
+        confidence=confidence,
+        because=because,
+        current=current,
+        learning_rate_factor=decision.rate_factor(current, size, setting.critical, adaptive=found.adaptive),
+        momentum=_momenta(found, current, size),
+        remedies=remarks.remedies(setting.fewest, per_process, processes) if found.normalizes else (),
+        notes=remarks.notes(found, speed, size, together, processes),
+        seconds=dict(zip(speed.sizes, speed.seconds, strict=True)),
+        predicted=_relative({b: _time(b, setting) for b in sorted({size, *(b * processes for b in speed.sizes)})}),
+        measured=_relative({b * processes: t for b, t in measured.items()}),
+        processes=processes,
+        interrupted=found.interrupted,
+        details=details(found, speed),
+    )
+
+
+def _time(size: float, setting: _Setting) -> float:
+    return (1.0 + setting.critical / size) * setting.seconds(size)
+
+
+def _relative(times: Mapping[int, float]) -> dict[int, float]:
+    least = min((t for t in times.values() if math.isfinite(t)), default=math.nan)
+    return {size: t / least for size, t in sorted(times.items())}
+
+
+def _noise(found: Found) -> NoiseScale | None:
+    """Return the median over the stages of the pilot, weighed by what each learned, and the range of all."""
+    weighed = found.pilot.weighed if found.pilot else []
+    if not weighed:
+        return None
+    ordered = sorted(weighed, key=lambda pair: pair[0].value)
+    half = sum(weight for _, weight in weighed) / 2
+    sums = accumulate(weight for _, weight in ordered)
+    sums = accumulate(weight for _, weight in ordered)
+    middle = next(n for (n, _), so_far in zip(ordered, sums, strict=True) if so_far >= half)
+    low, high = min(n.low for n, _ in weighed), max(n.high for n, _ in weighed)
+    return NoiseScale(middle.value, low, high, middle.is_bound, middle.signal, middle.noise, middle.blocks)
+
+
+def _setting(found: Found, speed: Throughput, noise: NoiseScale | None, processes: int) -> _Setting:
+    critical = noise.value if noise is not None else speed.half * processes
+    fewest = found.layers[0].fewest() if found.layers else 1
+    largest = min(found.memory.largest * processes, found.rows)
+    smallest = min(float(speed.sizes[0] * processes), largest)
+    return _Setting(min(max(critical, 1e-3), ENDLESS), lambda b: speed(b / processes), smallest, largest, fewest)
+
+
+def _choose(
+    setting: _Setting,
+    where: Plateau,
+    choice: Choice,
+    found: Found,
+) -> tuple[int, Binding]:
+    """Return B and the limit that decides it."""
+    processes = choice.processes
+    ran = {size * processes for size in found.memory.ran}
+    allowed = None if choice.candidates is None else [c for c in choice.candidates if c in ran] or sorted(ran)
+    low, high = where.low, where.high
+    half = fit(found.seconds).half * processes
+    binding: Binding = "gradient_noise" if setting.critical <= half else "throughput"
+    if choice.objective == "compute":
+        high = min(high, max(decision.COMPUTE_SHARE * setting.critical, setting.smallest))
+        low, binding = min(low, high), "gradient_noise"
+    least = min(setting.fewest * processes, setting.largest) if found.normalizes else 1
+    if high < least:
+        low, high, binding = float(least), 1.5 * least, "statistics_noise"
+    if high > setting.largest:
+        wanted = decision.pick(low, high, allowed)
+        low, high = min(low, setting.largest), float(setting.largest)
+        if wanted > setting.largest:
+            binding = "memory" if _is_full(found.memory, setting.largest, processes) else "data"
+    size = decision.pick(low, high, allowed)
+    return max(size // processes, 1) * processes if allowed is None else size, binding
+
+
+def _is_full(memory: Memory, largest: int, processes: int) -> bool:
+    return memory.failed is not None or memory.projected * processes < 2 * largest
+
+
+def _worst(size: int, setting: _Setting, noise: NoiseScale | None) -> float:
+    """Return how many times the least time B can take, wherever in its interval the noise scale lies."""
+    if noise is None:
+        return math.inf
+    ratios: list[float] = []
+    for critical in (noise.low, noise.high):
+        here = _Setting(min(max(critical, 1e-3), ENDLESS), setting.seconds, setting.smallest, setting.largest, 1)
+        best = decision.plateau(here.critical, here.seconds, here.smallest, here.largest).best
+        ratios.append(_time(size, here) / _time(best, here))
+    return max(ratios)
+
+
+def _confidence(found: Found, noise: NoiseScale | None, worst: float) -> tuple[Confidence, str]:
+    if noise is None:
+        return "low", "the gradient noise was not measured: Bcrit is taken to be Bhalf"
+    said = (
+        f"for any noise scale from {remarks.number(noise.low)} to {remarks.number(noise.high)}, this size takes at "
+        f"most {worst:.2f} times the least time by the model"
+    )
+    if found.interrupted:
+        return "low", f"{said}; interrupted while measuring {found.interrupted}"
+    return ("high" if worst <= SURE else "medium" if worst <= FAIR else "low"), said
+
+
+def _momenta(found: Found, current: int, size: int) -> dict[float, float]:
+    known = {layer.momentum for layer in found.layers if layer.momentum is not None}
+    return {m: decision.momentum_for(m, current, size) for m in sorted(known)}

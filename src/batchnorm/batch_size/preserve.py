@@ -1,0 +1,118 @@
+"""Work on somebody's model, and leave no trace: weights, buffers, gradients, modes, optimizer and random numbers."""
+
+import copy
+import random
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+_HOLDERS = (list, dict, set)
+
+
+class _Attributes:
+    """The attributes of an object, and what its lists, dicts and sets hold: a module notes things down as it runs."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._found = {k: (v, copy.copy(v) if type(v) in _HOLDERS else None) for k, v in vars(owner).items()}
+
+    def restore(self) -> None:
+        kept: dict[str, Any] = vars(self._owner)
+        for name in [n for n in kept if n not in self._found]:
+            del kept[name]
+        for name, (value, held) in self._found.items():
+            kept[name] = value
+            if held is not None:
+                value.clear()
+                (value.extend if isinstance(value, list) else value.update)(held)
+
+
+class _OptimizerState:
+    """What an optimizer remembers and is set to. It works on a copy, the original is put aside."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer, self._state = optimizer, optimizer.state
+        self._attributes = _Attributes(optimizer)
+        self._groups = [dict(group) for group in optimizer.param_groups]
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Begin again on a fresh copy."""
+        copied = {p: copy.deepcopy(of_p) for p, of_p in self._state.items()}
+        self._optimizer.state = defaultdict(dict, copied)
+        for group, before in zip(self._optimizer.param_groups, self._groups, strict=True):
+            group.clear()
+            group.update(before)
+
+    def restore(self) -> None:
+        """Give the original back."""
+        self._attributes.restore()
+        self.rewind()
+        self._optimizer.state = self._state
+
+
+class Snapshot:
+    """A model and its optimizer as they are now. Copies of tensors lie in the main memory, not in that of a GPU."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Take both down; from here on the optimizer works on a copy of its state."""
+        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+        self._values = [(t, t.detach().to("cpu", copy=True)) for t in tensors]
+        self._gradients = [(p, p.grad) for p in model.parameters()]
+        self._modules = [_Attributes(module) for module in model.modules()]
+        self._optimizer = None if optimizer is None else _OptimizerState(optimizer)
+        self._clear()
+
+    def _clear(self) -> None:
+        for parameter, _ in self._gradients:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def rewind(self) -> None:
+        """Begin again with the weights, buffers, modes and optimizer state taken down, and without gradients."""
+        for module in self._modules:
+            module.restore()
+        for tensor, value in self._values:
+            tensor.copy_(value)
+        if self._optimizer is not None:
+            self._optimizer.rewind()
+        self._clear()
+
+    def restore(self) -> None:
+        """Give everything back as it was, gradients and the optimizer's own state too."""
+        self.rewind()
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+        if self._optimizer is not None:
+            self._optimizer.restore()
+
+
+@contextmanager
+def held_buffers(model: nn.Module) -> Generator[None]:
+    """Let forwards that only look leave no trace in running statistics."""
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, value in values:
+            buffer.copy_(value)
+
+
+@contextmanager
+def preserved(model: nn.Module, optimizer: Optimizer | None = None) -> Generator[Snapshot]:
+    """Bring model, optimizer and the global random numbers back to the bit when the block ends, however it ends."""
+    python, numpy = random.getstate(), np.random.get_state()  # the global one is what models use
+    with torch.random.fork_rng():
+        snapshot = Snapshot(model, optimizer)
+        try:
+            yield snapshot
+        finally:
+            snapshot.restore()
+            random.setstate(python)
+            np.random.set_state(numpy)

@@ -1,0 +1,205 @@
+"""Training for a while: to see how the gradient noise changes, and which batch size really is the fastest."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch.optim import SGD, Optimizer
+
+from batchnorm.batch_size import gradient_noise
+from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
+from batchnorm.batch_size.preserve import Snapshot, held_buffers
+from batchnorm.batch_size.work import Work
+
+HALF_DECADE = math.sqrt(10.0)
+RATES = tuple(float(f"{10.0 ** (-3 + i / 2):.2g}") for i in range(9))  # of plain SGD: 0.001 to 10
+SWEEP_STEPS = 40  # at most, for each rate
+LAST_LOSSES = 5
+JUMPS = 1.05  # times the loss at the start: a learning rate that is too high
+DONE = 0.9  # of all the improvement seen: what a target asks for
+STALLED = 0.05  # of all the improvement, in two doublings of the steps
+LEARNT = 0.9
+FIRST, LAST = 8, 1024
+
+
+class Training:
+    """The model under its optimizer, begun again as often as needed, at any batch size and learning rate.
+
+    Attributes:
+        work: Draws batches and computes the loss.
+        optimizer: The user's, or plain SGD.
+        own: Whether it is the user's: its learning rate then is what `rate` multiplies.
+    """
+
+    def __init__(self, work: Work, optimizer: Optimizer | None, snapshot: Snapshot) -> None:
+        """Take what `advise` was given; `snapshot` knows the optimizer too, if there is one."""
+        self.work, self.own, self._snapshot = work, optimizer is not None, snapshot
+        self.optimizer = SGD(work.parameters, lr=1.0) if optimizer is None else optimizer
+        self._base = [group["lr"] for group in self.optimizer.param_groups]
+
+    def begin(self, rate: float, repeat: int = 0) -> None:
+        """Go back to the start, with a learning rate and an order of the data."""
+        self._snapshot.rewind()
+        self.work.restart(repeat)
+        for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
+            group["lr"] = base * rate
+
+    def step(self, size: int) -> torch.Tensor:
+        """Take one step and return its loss, which has no gradient."""
+        return self.step_on(self.work.draw(size))
+
+    def step_on(self, batch: object) -> torch.Tensor:
+        """Take one step on a batch and return its loss."""
+        self.work.clear()
+        loss = self.work.loss(batch)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a pilot run showed at one of its steps.
+
+    Attributes:
+        step: How many steps had been taken.
+        loss: On the held-out rows, in inference.
+        blocks: What groups of samples said there.
+    """
+
+    step: int
+    loss: float
+    blocks: tuple[Block, ...]
+
+    @property
+    def noise(self) -> NoiseScale | None:
+        """The gradient noise scale; None where hardly any gradient was finite."""
+        return gradient_noise.noise_scale(self.blocks) if len(self.blocks) > 1 else None
+
+
+@dataclass
+class Pilot:
+    """A short training at a fixed batch size.
+
+    Attributes:
+        rate: Its learning rate, or by what that of the user's optimizer was multiplied.
+        stages: Where the noise was measured.
+        dropped: Blocks left out because a gradient was not finite.
+    """
+
+    rate: float
+    stages: list[Stage]
+    dropped: int = 0
+
+    @property
+    def target(self) -> float:
+        """The held-out loss that nine tenths of the improvement lead to."""
+        losses = [stage.loss for stage in self.stages]
+        return losses[0] + DONE * (min(losses) - losses[0])
+
+    @property
+    def useful(self) -> list[Stage]:
+        """The stages up to the one that reaches the target: what comes later is polish."""
+        arrived = next((i for i, stage in enumerate(self.stages) if stage.loss <= self.target), len(self.stages))
+        return self.stages[: max(arrived, 1)]
+
+    @property
+    def weighed(self) -> list[tuple[NoiseScale, float]]:
+        """The gradient noise scale of each useful stage in which the loss fell, with by how much."""
+        useful = self.useful
+        after = [stage.loss for stage in self.stages[1 : len(useful) + 1]]
+        falls = [max(stage.loss - then, 0.0) for stage, then in zip(useful, after, strict=False)] or [1.0]
+        return [(noise, fall) for stage, fall in zip(useful, falls, strict=False) if fall and (noise := stage.noise)]
+
+
+def tuned_rate(training: Training, size: int, steps: int, enough: Callable[[], bool]) -> float:
+    """Return the learning rate of plain SGD that takes the loss down farthest in so many steps; 1 for the user's own.
+
+    With fewer than 5 steps to look at none is found: 0, which leaves the weights as they are.
+    """
+    if training.own:
+        return 1.0
+    if steps < LAST_LOSSES:
+        return 0.0
+    found: dict[float, float] = {}
+    for rate in RATES:
+        training.begin(rate)
+        losses = [float(training.step(size)) for _ in range(steps)]
+        last = fmean(losses[-LAST_LOSSES:])
+        found[rate] = last if math.isfinite(last) else math.inf
+        if enough() or not math.isfinite(last):
+            break
+    return min(found, key=lambda rate: found[rate])
+
+
+def pilot(
+    training: Training,
+    gradients: GroupGradients,
+    *,
+    group: int,
+    sweep: int,
+    enough: Callable[[], bool],
+    settle: Callable[[int], None],
+    keep: Callable[[Pilot], None],
+    says: Callable[[str], None],
+) -> None:
+    """Train in batches of `group`, and measure the gradient noise at step 0, 8, 16, 32, …: until it stops learning.
+
+    Args:
+        training: What is trained.
+        gradients: Takes the gradients for the measurement.
+        group: m, fixed all along: the objective depends on it.
+        sweep: Steps to try each learning rate for, where one is looked for.
+        enough: Whether the time is up.
+        settle: Told the group size after each block, for those who listen to the layers.
+        keep: Given the pilot as it begins; its stages come one by one.
+        says: Told how it goes on.
+    """
+    rate = tuned_rate(training, group, min(sweep, SWEEP_STEPS), enough)
+    while True:
+        found = Pilot(rate, [])
+        keep(found)
+        done = _run(training, gradients, found, group=group, enough=enough, settle=settle, says=says)
+        if done or training.own or rate <= RATES[0]:
+            return
+        rate /= HALF_DECADE  # it has diverged, or jumps about
+
+
+def _run(
+    training: Training,
+    gradients: GroupGradients,
+    found: Pilot,
+    *,
+    group: int,
+    enough: Callable[[], bool],
+    settle: Callable[[int], None],
+    says: Callable[[str], None],
+) -> bool:
+    """Run a pilot; return False if the loss stopped being finite."""
+    work = training.work
+    training.begin(found.rate)
+    at, mark, first = 0, 0, 0.0
+    while True:
+        loss = work.held_out_loss()
+        if not math.isfinite(loss):
+            return not found.stages  # at the start already: no learning rate mends that
+        says(f"step {at}, held-out loss {loss:.3g}")
+        with held_buffers(work.model):
+            blocks, dropped = gradient_noise.measure(
+                work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle
+            )
+        found.dropped += dropped
+        found.stages.append(Stage(at, loss, tuple(blocks)))
+        losses = [stage.loss for stage in found.stages]
+        if enough() or at >= LAST or not found.rate:
+            return True
+        if len(losses) > 4 and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
+            return min(losses) < LEARNT * losses[0]
+        mark = max(FIRST, 2 * mark)
+        seen = [float(training.step(group)) for _ in range(at, mark) if not enough()]
+        first = first or next(iter(seen), 0.0)
+        if seen and not fmean(seen[-FIRST:]) < JUMPS * first:
+            return False
+        at += len(seen)
