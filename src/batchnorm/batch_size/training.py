@@ -17,10 +17,10 @@ HALF_DECADE = math.sqrt(10.0)
 RATES = tuple(float(f"{10.0 ** (-3 + i / 2):.2g}") for i in range(9))  # of plain SGD: 0.001 to 10
 SWEEP_STEPS = 40  # at most, for each rate
 LAST_LOSSES = 5
-JUMPS = 1.05  # times the loss at the start: a learning rate that is too high
+JUMPS = 0.1  # of the loss at the start, back up again: the learning rate is too high
 DONE = 0.9  # of all the improvement seen: what a target asks for
 STALLED = 0.05  # of all the improvement, in two doublings of the steps
-LEARNT = 0.9
+LEARNT = 0.1  # of the loss at the start: less is no learning
 FIRST, LAST = 8, 1024
 
 
@@ -107,11 +107,16 @@ class Pilot:
 
     @property
     def weighed(self) -> list[tuple[NoiseScale, float]]:
-        """The gradient noise scale of each useful stage in which the loss fell, with by how much."""
+        """The gradient noise scale of each useful stage with how much the loss fell in it; equal where it fell in none."""
         useful = self.useful
-        after = [stage.loss for stage in self.stages[1 : len(useful) + 1]]
-        falls = [max(stage.loss - then, 0.0) for stage, then in zip(useful, after, strict=False)] or [1.0]
-        return [(noise, fall) for stage, fall in zip(useful, falls, strict=False) if fall and (noise := stage.noise)]
+        after = [*self.stages[1 : len(useful) + 1], useful[-1]][: len(useful)]
+        found = [
+            (noise, max(stage.loss - then.loss, 0.0))
+            for stage, then in zip(useful, after, strict=True)
+            if (noise := stage.noise) is not None
+        ]
+        fell = [(noise, fall) for noise, fall in found if fall > 0]
+        return fell or [(noise, 1.0) for noise, _ in found]
 
 
 def tuned_rate(training: Training, size: int, steps: int, enough: Callable[[], bool]) -> float:
@@ -180,7 +185,7 @@ def _run(
     """Run a pilot; return False if the loss stopped being finite."""
     work = training.work
     training.begin(found.rate)
-    at, mark, first = 0, 0, 0.0
+    at, mark = 0, 0
     while True:
         loss = work.held_out_loss()
         if not math.isfinite(loss):
@@ -195,11 +200,12 @@ def _run(
         losses = [stage.loss for stage in found.stages]
         if enough() or at >= LAST or not found.rate:
             return True
+        if losses[-1] > min(losses) + JUMPS * abs(losses[0]) and not training.own:
+            return False
         if len(losses) > 4 and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
-            return min(losses) < LEARNT * losses[0]
+            return losses[0] - min(losses) > LEARNT * abs(losses[0])
         mark = max(FIRST, 2 * mark)
         seen = [float(training.step(group)) for _ in range(at, mark) if not enough()]
-        first = first or next(iter(seen), 0.0)
-        if seen and not fmean(seen[-FIRST:]) < JUMPS * first:
+        if not all(map(math.isfinite, seen)):
             return False
         at += len(seen)
