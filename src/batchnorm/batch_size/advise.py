@@ -117,11 +117,14 @@ def _on_device(
 ) -> tuple[nn.Module, Optimizer | None, torch.device]:
     """Return model and optimizer on a device: themselves if they are there, else copies."""
     at = next((p.device for p in model.parameters()), torch.device("cpu"))
-    wanted = at if device is None else torch.device(device)
-    if wanted.type == at.type and wanted.index in (None, at.index):
-        return model, optimizer, at
-    model, optimizer = copy.deepcopy((model, optimizer))
-    model.to(wanted)
+    try:
+        wanted = at if device is None else torch.device(device)
+        if wanted.type == at.type and wanted.index in (None, at.index):
+            return model, optimizer, at
+        model, optimizer = copy.deepcopy((model, optimizer))
+        model.to(wanted)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(f"`device` must be one that torch can use here, got {device!r}: {error}") from None
     if optimizer is not None:
         optimizer.load_state_dict(optimizer.state_dict())  # which takes its state to where the parameters are now
     return model, optimizer, wanted

@@ -9,7 +9,7 @@ from batchnorm.batch_size.training import HALF_DECADE, Training
 
 FEWEST_SIZES = 5
 APART = 1.2  # between two looks at the held-out loss
-PATIENCE = 4.0  # more steps than by the law from another size: then a size has no time to arrive
+PATIENCE = 2.0  # more steps than by the law from another size: then a size has no time to arrive
 SLACK = 50
 
 
@@ -31,7 +31,7 @@ class Experiment:
     rates: dict[int, float] = field(default_factory=dict[int, float])
     complete: bool = False
 
-    def times(self, seconds: Callable[[float], float]) -> dict[int, float]:
+    def times(self, seconds: Callable[[int], float]) -> dict[int, float]:
         """Return seconds to the target by size, from the seconds of a step."""
         return {size: steps * seconds(size) for size, steps in sorted(self.steps.items())}
 

@@ -159,7 +159,8 @@ class GroupGradients:
             parameter.grad = None
             if gradient is not None:
                 before = self._sums[i]
-                self._sums[i] = gradient.clone() if before is None else before.add_(gradient)
+                wide = torch.promote_types(gradient.dtype, torch.float32)  # a sum in 16 bits overflows
+                self._sums[i] = gradient.to(wide, copy=True) if before is None else before.add_(gradient)
 
     def block(self, per_group: float) -> Block | None:
         """Return what the groups taken so far say and forget them; None if a gradient was not finite."""

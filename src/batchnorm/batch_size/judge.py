@@ -68,7 +68,7 @@ def judge(found: Found, choice: Choice) -> Advice:
     worst = _worst(size, setting, noise)
     confidence, because = _confidence(found, noise, worst)
     current = found.current * processes if found.current else USUAL_BATCH
-    measured = found.experiment.times(speed) if found.experiment else {}
+    measured = found.experiment.times(speed.median) if found.experiment else {}
     return Advice(
         batch_size=size,
         group_size=together,

@@ -8,7 +8,7 @@ from batchnorm.batch_size import remarks
 from batchnorm.batch_size.advice import Limit, LimitName
 from batchnorm.batch_size.found import Found
 from batchnorm.batch_size.gradient_noise import NoiseScale
-from batchnorm.batch_size.memory import Memory
+from batchnorm.batch_size.memory import WORST_FIT, Memory
 from batchnorm.batch_size.throughput import Throughput, fit
 
 HIGH, LOW = 0.75, 0.25  # quantiles of the step times between which Bhalf may lie
@@ -43,6 +43,8 @@ def _memory_limit(memory: Memory, rows: int, processes: int) -> Limit:
     if memory.failed is not None:
         told.append(f"a step of {memory.failed * processes:,} ran out of memory")
     told.append(f"{largest:,} has run" + (", all the rows there are" if largest >= rows else ""))
+    if memory.error > WORST_FIT:
+        told.append("no line: what it says of other sizes is rough")
     if is_bound and largest < rows:
         told.append(f"by the line {remarks.number(high)} would fit")
     return Limit(largest, largest, high, is_bound, "; ".join(told))
@@ -59,7 +61,8 @@ def _throughput_limit(found: Found, speed: Throughput, processes: int) -> Limit:
         else f"no line (off by {speed.error:.0%}): medians interpolated"
     )
     said += "; half of the largest throughput from here on"
-    return Limit(speed.half * processes, min(ends), max(ends), False, said)
+    ends.append(speed.half * processes)
+    return Limit(ends[-1], min(ends), max(ends), False, said)
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

@@ -52,9 +52,12 @@ def page(advice: Advice) -> Any:
     table.add_column("what was measured", overflow="fold")
     for name, limit in advice.limits.items():
         table.add_row(*_row(name, limit, name == advice.binding))
-    told = [f"• {line}" for line in (*_answer(advice), *advice.remedies, *advice.notes)]
-    honest = [Text(f"  {line}", style="dim") for line in HONEST]
-    return Group(head, Text(), table, Text(), *map(Text, told), *honest)
+    told = Table.grid(padding=(0, 1, 0, 0))
+    for line in (*_answer(advice), *advice.remedies, *advice.notes):
+        told.add_row("•", Text(line))
+    for line in HONEST:
+        told.add_row("", Text(line), style="dim")
+    return Group(head, Text(), table, Text(), told)
 
 
 def _answer(advice: Advice) -> list[str]:

@@ -45,6 +45,10 @@ class Throughput:
         cost = np.array([self(float(size)) / size for size in grid])
         return float(grid[np.argmax(cost <= 2 * cost.min())])
 
+    def median(self, size: int) -> float:
+        """Return the median seconds of a step of a size that was timed; t(B) of any other."""
+        return dict(zip(self.sizes, self.seconds, strict=True)).get(size) or self(size)
+
     def __call__(self, size: float) -> float:
         """Return t(B); beyond the sizes that were timed, along the line or in proportion to the last of them."""
         if self.is_line:

@@ -107,7 +107,7 @@ class Pilot:
 
     @property
     def weighed(self) -> list[tuple[NoiseScale, float]]:
-        """The gradient noise scale of each useful stage with how much the loss fell in it; equal where it fell in none."""
+        """The gradient noise scale of each useful stage, with how much the loss fell in it; 1 where it fell in none."""
         useful = self.useful
         after = [*self.stages[1 : len(useful) + 1], useful[-1]][: len(useful)]
         found = [
