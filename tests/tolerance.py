@@ -59,3 +59,11 @@ def assert_same_to_project_bound(actual: Any, expected: Any) -> None:
     got, want = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert got.shape == want.shape
     assert largest_error(got, want) <= PROJECT_BOUND * max(1.0, largest_error(want, 0.0))
+
+# What tests/test_batch_size_*.py measure rather than compute: of counts that the tests fix, with seeds.
+NOISE_OF_MANY_BLOCKS = 0.05  # 1,000 blocks of 4 groups: about three standard errors of the noise scale
+NOISE_OF_DIGITS = 0.15  # what the specification asks of 100 blocks against exact per-example gradients
+COVERAGE = (0.90, 0.98)  # of a 95 % interval from 30 blocks, in 1,000 draws: the delta method is a little too narrow
+SINGLE = {"rel": 16 * 2.0**-23, "abs": 0.0}  # of float32, for pytest.approx
+SCALE_FREE = {"rel": 1e-6, "abs": 0.0}  # in float64, where ε = 1e-12 is all that knows the scale of the weights
+HALF_PRECISION = 0.02  # of a ratio whose gradients were rounded to 8 bits
