@@ -21,13 +21,13 @@ class Budget:
         self.clock, self.phase = clock, ""
         self._start = clock()
         self._end = self._start + seconds
-        self._until = self._end
+        self._began, self._until = self._start, self._end
         console = Console(stderr=True)
         columns = TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[says]}")
         self._progress = Progress(
             *columns, TimeElapsedColumn(), console=console, disable=not (show and console.is_terminal), transient=True
         )
-        self._task = self._progress.add_task("", total=None, says="")
+        self._task = self._progress.add_task("", total=1.0, says="")
 
     @property
     def spent(self) -> float:
@@ -43,15 +43,17 @@ class Budget:
         return seconds <= self.left()
 
     def says(self, text: str, done: float | None = None) -> None:
-        """Show what is being done, and which share of the phase is done."""
-        self._progress.update(self._task, says=text, completed=done, total=None if done is None else 1.0)
+        """Show what is being done, and which share of the phase is done: of its time, unless that is known better."""
+        length = self._until - self._began
+        share = 1.0 - self.left() / length if done is None and length > 0 else done
+        self._progress.update(self._task, says=text, completed=share)
 
     @contextmanager
     def share(self, phase: str, of_rest: float) -> Generator[None]:
         """Give a phase a share of the seconds that are left."""
         now = self.clock()
-        self.phase, self._until = phase, now + max(self._end - now, 0.0) * of_rest
-        self._progress.update(self._task, description=phase, says="", total=None)
+        self.phase, self._began, self._until = phase, now, now + max(self._end - now, 0.0) * of_rest
+        self._progress.update(self._task, description=phase, says="", completed=0.0)
         yield
         self.phase, self._until = "", self._end
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from statistics import median
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
@@ -130,7 +131,7 @@ class Course:
         if not seconds:
             return 0.0
         near = size if size in seconds else max(seconds)
-        return min(seconds[near]) * size / near
+        return median(seconds[near]) * size / near
 
     def _timed(self, size: int, done: int) -> None:
         batch = self._work.draw(size)

@@ -85,10 +85,15 @@ def _pilot(pilots: Sequence[Pilot]) -> Pilot | None:
     if not pilots:
         return None
     stages = [
-        Stage(same[0].step, statistics.fmean(s.loss for s in same), tuple(b for s in same for b in s.blocks))
+        Stage(
+            same[0].step,
+            statistics.fmean(s.loss for s in same),
+            tuple(b for s in same for b in s.blocks),
+            sum(s.dropped for s in same),
+        )
         for same in zip(*(p.stages for p in pilots), strict=False)
     ]
-    return Pilot(pilots[0].rate, stages, sum(p.dropped for p in pilots))
+    return Pilot(pilots[0].rate, stages)
 
 
 def details(found: Found, speed: Throughput) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class NoiseScale:
     blocks: int
 
 
-def correction(rows: int, group: int) -> float:
+def correction(rows: int, group: float) -> float:
     """Return by how much a draw of `group` of `rows` without replacement lessens a variance, inverted.
 
     >>> correction(10, 1), correction(11, 6)

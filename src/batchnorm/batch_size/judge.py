@@ -13,6 +13,7 @@ from batchnorm.batch_size.gradient_noise import NoiseScale
 from batchnorm.batch_size.limits import limits
 from batchnorm.batch_size.memory import Memory
 from batchnorm.batch_size.throughput import Throughput, fit
+from batchnorm.batch_size.training import Pilot
 
 ENDLESS = 1e12  # stands for a noise scale without an upper end
 USUAL_BATCH = 32
@@ -59,7 +60,7 @@ def judge(found: Found, choice: Choice) -> Advice:
     """Return the advice that follows from what was found; at least one size was timed."""
     processes = choice.processes
     speed = fit(found.seconds)
-    noise = _noise(found)
+    noise = along(found.pilot) if found.pilot else None
     setting = _setting(found, speed, noise, processes)
     where = decision.plateau(setting.critical, setting.seconds, setting.smallest, 4.0 * setting.largest)
     size, binding = _choose(setting, where, choice, found)
@@ -102,14 +103,13 @@ def _relative(times: Mapping[int, float]) -> dict[int, float]:
     return {size: t / least for size, t in sorted(times.items())}
 
 
-def _noise(found: Found) -> NoiseScale | None:
-    """Return the median over the stages of the pilot, weighed by what each learned, and the range of all."""
-    weighed = found.pilot.weighed if found.pilot else []
+def along(pilot: Pilot) -> NoiseScale | None:
+    """Return the median over the stages of a pilot, weighed by what each learned, and the range of all."""
+    weighed = pilot.weighed
     if not weighed:
         return None
     ordered = sorted(weighed, key=lambda pair: pair[0].value)
     half = sum(weight for _, weight in weighed) / 2
-    sums = accumulate(weight for _, weight in ordered)
     sums = accumulate(weight for _, weight in ordered)
     middle = next(n for (n, _), so_far in zip(ordered, sums, strict=True) if so_far >= half)
     low, high = min(n.low for n, _ in weighed), max(n.high for n, _ in weighed)
@@ -169,14 +169,15 @@ def _worst(size: int, setting: _Setting, noise: NoiseScale | None) -> float:
 
 
 def _confidence(found: Found, noise: NoiseScale | None, worst: float) -> tuple[Confidence, str]:
+    stopped = f"interrupted while measuring {found.interrupted}: what is known so far; " if found.interrupted else ""
     if noise is None:
-        return "low", "the gradient noise was not measured: Bcrit is taken to be Bhalf"
+        return "low", f"{stopped}the gradient noise was not measured, so Bcrit is taken to be Bhalf"
     said = (
         f"for any noise scale from {remarks.number(noise.low)} to {remarks.number(noise.high)}, this size takes at "
         f"most {worst:.2f} times the least time by the model"
     )
     if found.interrupted:
-        return "low", f"{said}; interrupted while measuring {found.interrupted}"
+        return "low", stopped + said
     return ("high" if worst <= SURE else "medium" if worst <= FAIR else "low"), said
 
 

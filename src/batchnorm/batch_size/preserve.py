@@ -2,6 +2,8 @@
 
 import copy
 import random
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -94,6 +96,22 @@ class Snapshot:
 
 
 @contextmanager
+def _uninterrupted() -> Generator[None]:
+    """Let a second Ctrl-C wait until the block is done: half a model would be worse than a moment's patience."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    waiting: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: waiting.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if waiting:
+        raise KeyboardInterrupt
+
+
+@contextmanager
 def held_buffers(model: nn.Module) -> Generator[None]:
     """Let forwards that only look leave no trace in running statistics."""
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -113,6 +131,7 @@ def preserved(model: nn.Module, optimizer: Optimizer | None = None) -> Generator
         try:
             yield snapshot
         finally:
-            snapshot.restore()
-            random.setstate(python)
-            np.random.set_state(numpy)
+            with _uninterrupted():
+                snapshot.restore()
+                random.setstate(python)
+                np.random.set_state(numpy)

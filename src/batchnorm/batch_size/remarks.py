@@ -79,6 +79,7 @@ def notes(found: Found, speed: Throughput, size: int, group: int, processes: int
         *_of_the_input(found, speed, size // processes),
         *_of_the_pilot(found),
         *(f"no time for {text}" for text in found.skipped),
+        *_of_the_experiment(found),
         *(["few rounds of timing: a larger budget gives steadier seconds"] if _few(found) else []),
     )
 
@@ -128,6 +129,12 @@ def _of_the_input(found: Found, speed: Throughput, per_process: int) -> list[str
             "more workers first, then ask again"
         ]
     return [f"the DataLoader keeps up: it gives {given:,.0f} samples a second, a step uses {used:,.0f}"]
+
+
+def _of_the_experiment(found: Found) -> list[str]:
+    if found.experiment is None or found.experiment.complete:
+        return []
+    return [f"time to train to the target at {len(found.experiment.steps)} sizes only: a larger budget measures more"]
 
 
 def _of_the_pilot(found: Found) -> list[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.batch_size.gradient_noise import TWO_SIDED, correction
+from batchnorm.layout import plan, weights_shape
 
 LARGEST_SHIFT = 0.25
 FEWEST_FOR_SCALE = 64
@@ -63,7 +64,7 @@ class LayerNoise:
 
     def fewest(self, per_sample: float | None = None) -> int:
         """Return m_min: the smallest group whose shift noise is at most 0.25."""
-        return math.ceil(1.0 / (LARGEST_SHIFT**2 * (per_sample or self.per_sample)) - 1e-9)
+        return max(1, math.ceil(1.0 / (LARGEST_SHIFT**2 * (per_sample or self.per_sample)) - 1e-9))
 
 
 @dataclass
@@ -111,14 +112,16 @@ class Listener:
 
     @torch.no_grad()
     def _note(self, seen: _Seen, layer: nn.Module, x: Tensor, weights: Any) -> None:
-        axis = getattr(layer, "axis", 1)
-        kept = {a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,))}
-        reduced = [a for a in range(x.ndim) if a not in kept]
+        layout = plan(x.ndim, axis=getattr(layer, "axis", 1))
+        reduced = layout.reduced
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        w = torch.ones_like(x) if weights is None else _spread(weights, x, kept).to(x.dtype).expand_as(x)
+        w = torch.ones_like(x)
+        if weights is not None:
+            w = weights.reshape(weights_shape(weights.shape, x.shape, layout)).to(x.dtype).expand_as(x)
         groups = max(1, x.shape[reduced[0]] // (getattr(layer, "virtual_batch_size", None) or x.shape[reduced[0]]))
         one = (slice(None),) * reduced[0] + (slice(None, None, groups),)  # sample i is in virtual batch i mod groups
         x, w, seen.share = x[one], w[one], 1.0 / groups
+        x = torch.where((w > 0) | x.isfinite(), x, 0.0)  # NaN in padding is nobody's value
         count = w.sum(reduced, keepdim=True)
         mean = (w * x).sum(reduced, keepdim=True) / count
         square, fourth = ((w * (x - mean).pow(p)).sum(reduced, keepdim=True) / count for p in (2, 4))
@@ -137,7 +140,8 @@ class Listener:
             alive = variance > torch.finfo(variance.dtype).eps * means.mean(0).square()
             if not bool(alive.any()) or not bool(variance.isfinite().all()):
                 continue
-            ratio = float((between / variance)[alive].mean()) * group * seen.share * correction(self._rows, group)
+            together = group * seen.share
+            ratio = float((between / variance)[alive].mean()) * together * correction(self._rows, together)
             kurtosis = float((fourths.mean(0) / squares.mean(0).square())[alive].mean())
             seen.blocks.append((ratio, kurtosis))
 
@@ -147,19 +151,11 @@ class Listener:
         return sorted(found, key=lambda layer: layer.per_sample)
 
 
-def _spread(weights: Tensor, x: Tensor, kept: set[int]) -> Tensor:
-    """Return weights of samples in the rank of x, with 1 on its axes of features."""
-    if weights.ndim == x.ndim:
-        return weights
-    for axis in sorted(kept):
-        weights = weights.unsqueeze(axis)
-    return weights.reshape(*weights.shape, *[1] * (x.ndim - weights.ndim))
-
-
 def _noise(name: str, seen: _Seen) -> LayerNoise:
     ratios = torch.tensor([ratio for ratio, _ in seen.blocks], dtype=torch.float64)
     reach = TWO_SIDED * float(ratios.std()) / math.sqrt(len(ratios))
     mean = float(ratios.mean())
     kurtosis = sum(kurtosis for _, kurtosis in seen.blocks) / len(seen.blocks)
-    low, high = 1.0 / (mean + reach), 1.0 / (mean - reach) if mean > reach else math.inf
-    return LayerNoise(name, 1.0 / mean, low, high, kurtosis, seen.values, seen.momentum)
+    # infinite where no batch differs from another: position codes, say, are the same in each
+    worth, low, high = (1.0 / share if share > 0 else math.inf for share in (mean, mean + reach, mean - reach))
+    return LayerNoise(name, worth, low, high, kurtosis, seen.values, seen.momentum)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 
 import torch
@@ -67,11 +68,13 @@ class Stage:
         step: How many steps had been taken.
         loss: On the held-out rows, in inference.
         blocks: What groups of samples said there.
+        dropped: Blocks left out because a gradient was not finite.
     """
 
     step: int
     loss: float
     blocks: tuple[Block, ...]
+    dropped: int = 0
 
     @property
     def noise(self) -> NoiseScale | None:
@@ -86,12 +89,15 @@ class Pilot:
     Attributes:
         rate: Its learning rate, or by what that of the user's optimizer was multiplied.
         stages: Where the noise was measured.
-        dropped: Blocks left out because a gradient was not finite.
     """
 
     rate: float
     stages: list[Stage]
-    dropped: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Blocks left out because a gradient was not finite."""
+        return sum(stage.dropped for stage in self.stages)
 
     @property
     def target(self) -> float:
@@ -131,8 +137,8 @@ def tuned_rate(training: Training, size: int, steps: int, enough: Callable[[], b
     found: dict[float, float] = {}
     for rate in RATES:
         training.begin(rate)
-        losses = [float(training.step(size)) for _ in range(steps)]
-        last = fmean(losses[-LAST_LOSSES:])
+        losses = [float(training.step(size)) for _ in range(steps) if not enough()]
+        last = fmean(losses[-LAST_LOSSES:]) if losses else math.inf
         found[rate] = last if math.isfinite(last) else math.inf
         if enough() or not math.isfinite(last):
             break
@@ -162,50 +168,60 @@ def pilot(
         keep: Given the pilot as it begins; its stages come one by one.
         says: Told how it goes on.
     """
-    rate = tuned_rate(training, group, min(sweep, SWEEP_STEPS), enough)
-    while True:
-        found = Pilot(rate, [])
+    training.begin(0.0)
+    look = partial(_look, training.work, gradients, group=group, enough=enough, settle=settle)
+    first = look(0)
+    says(f"step 0, held-out loss {first.loss:.3g}")
+    keep(Pilot(0.0, [first]))
+    rate = tuned_rate(training, group, min(sweep, SWEEP_STEPS), enough) if math.isfinite(first.loss) else 0.0
+    while rate and not enough():
+        found = Pilot(rate, [first])
         keep(found)
-        done = _run(training, gradients, found, group=group, enough=enough, settle=settle, says=says)
-        if done or training.own or rate <= RATES[0]:
+        training.begin(rate)
+        if _run(training, found, look, group=group, enough=enough, says=says) or training.own or rate <= RATES[0]:
             return
         rate /= HALF_DECADE  # it has diverged, or jumps about
 
 
-def _run(
-    training: Training,
+def _look(
+    work: Work,
     gradients: GroupGradients,
-    found: Pilot,
+    step: int,
     *,
     group: int,
     enough: Callable[[], bool],
     settle: Callable[[int], None],
+) -> Stage:
+    """Measure the noise and the held-out loss at the weights as they are."""
+    with held_buffers(work.model):
+        blocks, dropped = gradient_noise.measure(
+            work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle
+        )
+    return Stage(step, work.held_out_loss(), tuple(blocks), dropped)
+
+
+def _run(
+    training: Training,
+    found: Pilot,
+    look: Callable[[int], Stage],
+    *,
+    group: int,
+    enough: Callable[[], bool],
     says: Callable[[str], None],
 ) -> bool:
-    """Run a pilot; return False if the loss stopped being finite."""
-    work = training.work
-    training.begin(found.rate)
-    at, mark = 0, 0
-    while True:
-        loss = work.held_out_loss()
-        if not math.isfinite(loss):
-            return not found.stages  # at the start already: no learning rate mends that
-        says(f"step {at}, held-out loss {loss:.3g}")
-        with held_buffers(work.model):
-            blocks, dropped = gradient_noise.measure(
-                work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle
-            )
-        found.dropped += dropped
-        found.stages.append(Stage(at, loss, tuple(blocks)))
+    """Train, and look again whenever the steps have doubled; return False where the learning rate proves too high."""
+    at = 0
+    while not enough() and at < LAST:
+        seen = [float(training.step(group)) for _ in range(at, max(FIRST, 2 * at)) if not enough()]
+        at += len(seen)
+        stage = look(at)
+        if not math.isfinite(sum(seen) + stage.loss):
+            return False
+        says(f"step {at}, held-out loss {stage.loss:.3g}")
+        found.stages.append(stage)
         losses = [stage.loss for stage in found.stages]
-        if enough() or at >= LAST or not found.rate:
-            return True
         if losses[-1] > min(losses) + JUMPS * abs(losses[0]) and not training.own:
             return False
         if len(losses) > 4 and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
             return losses[0] - min(losses) > LEARNT * abs(losses[0])
-        mark = max(FIRST, 2 * mark)
-        seen = [float(training.step(group)) for _ in range(at, mark) if not enough()]
-        if not all(map(math.isfinite, seen)):
-            return False
-        at += len(seen)
+    return True
