@@ -67,3 +67,4 @@ COVERAGE = (0.90, 0.98)  # of a 95 % interval from 30 blocks, in 1,000 draws: th
 SINGLE = {"rel": 16 * 2.0**-23, "abs": 0.0}  # of float32, for pytest.approx
 SCALE_FREE = {"rel": 1e-6, "abs": 0.0}  # in float64, where ε = 1e-12 is all that knows the scale of the weights
 HALF_PRECISION = 0.02  # of a ratio whose gradients were rounded to 8 bits
+STATISTICS_NOISE = 0.1  # 50 blocks of 4 groups in 10 to 30 channels: variances of 1,500 degrees of freedom or more
