@@ -22,7 +22,8 @@ JUMPS = 0.1  # of the loss at the start, back up again: the learning rate is too
 DONE = 0.9  # of all the improvement seen: what a target asks for
 STALLED = 0.05  # of all the improvement, in two doublings of the steps
 LEARNT = 0.1  # of the loss at the start: less is no learning
-FIRST, LAST = 8, 1024
+FIRST, LAST = 8, 1024  # steps at which a pilot run is looked at: from the one on, doubled, to the other
+FEW = 4  # looks before a pilot run is judged
 
 
 class Training:
@@ -220,8 +221,10 @@ def _run(
         says(f"step {at}, held-out loss {stage.loss:.3g}")
         found.stages.append(stage)
         losses = [stage.loss for stage in found.stages]
+        if len(losses) < FEW:
+            continue  # the running statistics still follow the weights at a distance
         if losses[-1] > min(losses) + JUMPS * abs(losses[0]) and not training.own:
             return False
-        if len(losses) > 4 and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
+        if len(losses) > FEW and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
             return losses[0] - min(losses) > LEARNT * abs(losses[0])
     return True
