@@ -37,10 +37,11 @@ mutants: $(READY)  ## Show that the tests reject deliberate faults
 study: $(READY)  ## Measure the claims about batch normalization; writes report/index.html
 	$(BIN)/batchnorm study
 
-bench: $(READY)  ## Time the layer beside torch's and Keras' own, and its options, interleaved
+bench: $(READY)  ## Time the layer beside torch's and Keras' own, and its options; ask batch size finders, ours beside others
 	$(BIN)/python benchmarks/layers.py
 	$(BIN)/python benchmarks/options.py
 	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/keras_layers.py; done
+	$(BIN)/python benchmarks/batch_size_finders.py
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis
