@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from batchnorm.batch_size import experiment, memory, ranks, training
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.budget import Budget
-from batchnorm.batch_size.experiment import Experiment
+from batchnorm.batch_size.experiment import Experiment, Race
 from batchnorm.batch_size.found import Found, together
 from batchnorm.batch_size.gradient_noise import Aggregate, GroupGradients
-from batchnorm.batch_size.judge import Choice, judge
+from batchnorm.batch_size.judge import USUAL_BATCH, Choice, judge
 from batchnorm.batch_size.memory import Memory, Meter
 from batchnorm.batch_size.statistics_noise import Listener
 from batchnorm.batch_size.training import Training
@@ -58,7 +58,8 @@ class Course:
                 f"`group` must be at most half the rows drawn from, {self._work.rows // 2}, got {group}"
             )
         self._choice = replace(choice, processes=self._processes)
-        self.found.group = group or min(USUAL, memory.friendly(max(self._work.rows // 4, 2)))
+        most = min(USUAL, memory.friendly(max(self._work.rows // 4, 2)), max(self._sizes[-1], 2))
+        self.found.group = group or most
         self._gradients = GroupGradients(self._work.parameters, aggregate)
         self._work.try_once(max(2, min(self._sizes[0], FEWEST_ROWS)))
 
@@ -70,6 +71,10 @@ class Course:
                 self._memory()
             with self._budget.share("throughput", 0.3):
                 self._throughput()
+                if not self.found.seconds:
+                    raise ArgumentError(
+                        f"a step of {self._sizes[0]} samples does not fit in memory: name smaller sizes"
+                    )
                 self._loader()
             with self._budget.share("gradient noise", 0.4 if repeats else 0.85):
                 self._noise()
@@ -183,9 +188,11 @@ class Course:
         return int(SWEEP_SHARE * self._budget.left() / (len(training.RATES) * self._expected(group)))
 
     def _affordable_group(self) -> int:
-        """Return m: smaller than wished for only where such a batch does not fit."""
-        group = self.found.group
-        while self._choice.group is None and group > 2 and not self.found.memory.fits(group):
+        """Return m: smaller than wished for only where a step of that size does not fit."""
+        group, known = self.found.group, self.found.memory
+        while group not in known.ran and not (known.fits(group) and known.attempt(group, partial(self._step, group))):
+            if self._choice.group is not None or group < 4:
+                raise ArgumentError(f"a step of {group} samples does not fit in memory: nothing can be measured")
             group //= 2
         return group
 
@@ -212,8 +219,10 @@ class Course:
         advice = judge(self.found, self._choice)
         self.found.experiment = Experiment(pilot.target, repeats)
         critical = advice.limits["gradient_noise"].value or advice.batch_size
-        experiment.run(
-            self._training, self.found.experiment, experiment.chosen(self.found.seconds, advice.batch_size),
-            start=self.found.group, rate=pilot.rate, critical=critical, most=MOST_STEPS,
-            enough=lambda: self._budget.left() < 0, says=self._budget.says,
+        race = Race(
+            self._training, self.found.experiment, self.found.current or USUAL_BATCH, lambda: self._budget.left() < 0
+        )
+        race.run(
+            experiment.chosen(self.found.seconds, advice.batch_size // self._processes),
+            start=self.found.group, rate=pilot.rate, critical=critical, most=MOST_STEPS, says=self._budget.says,
         )  # fmt: skip

@@ -81,6 +81,19 @@ def pick(low: float, high: float, candidates: Sequence[int] | None) -> int:
     return max(inside) if inside else min(candidates, key=lambda c: abs(math.log(c / middle)))
 
 
+def reaching(least: float, candidates: Sequence[int] | None) -> tuple[float, float]:
+    """Return the ends between which to pick a size that is not below a number, nor much above.
+
+    >>> reaching(16, None), reaching(5, None), reaching(10, [4, 64, 128])
+    ((16.0, 24.0), (5.0, 8.0), (10.0, 64.0))
+    """
+    if candidates is None:
+        below = friendly(1.5 * least)
+        return float(least), 1.5 * least if below >= least else 2.0 * below
+    high = min((c for c in candidates if c >= least), default=max(candidates))
+    return float(min(least, high)), float(high)
+
+
 def rate_factor(before: int, after: int, critical: float, *, adaptive: bool) -> float:
     """Return by what to multiply the learning rate when the batch grows: B'/B for SGD, √(B'/B) for Adam, up to Bcrit.
 
@@ -110,4 +123,4 @@ def group_size(per_process: int, fewest: int) -> int:
     """
     if per_process <= max(LARGEST_GROUP, fewest):
         return per_process
-    return max(USUAL_GROUP[1], 16 * math.ceil(fewest / 16)) if fewest > USUAL_GROUP[0] else USUAL_GROUP[1]
+    return min(per_process, max(USUAL_GROUP[1], 16 * math.ceil(fewest / 16)))

@@ -139,10 +139,10 @@ def _choose(
     binding: Binding = "gradient_noise" if setting.critical <= half else "throughput"
     if choice.objective == "compute":
         high = min(high, max(decision.COMPUTE_SHARE * setting.critical, setting.smallest))
-        low, binding = min(low, high), "gradient_noise"
+        low, binding = min(setting.smallest, high), "gradient_noise"  # any size below is as good: the largest of them
     least = min(setting.fewest * processes, setting.largest) if found.normalizes else 1
-    if high < least:
-        low, high, binding = float(least), 1.5 * least, "statistics_noise"
+    if decision.pick(low, high, allowed) < least:
+        low, high, binding = *decision.reaching(least, allowed), "statistics_noise"
     if high > setting.largest:
         wanted = decision.pick(low, high, allowed)
         low, high = min(low, setting.largest), float(setting.largest)

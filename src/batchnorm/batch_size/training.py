@@ -7,9 +7,11 @@ from functools import partial
 from statistics import fmean
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.optim import SGD, Optimizer
 
 from batchnorm.batch_size import gradient_noise
+from batchnorm.batch_size.decision import momentum_for
 from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
 from batchnorm.batch_size.preserve import Snapshot, held_buffers
 from batchnorm.batch_size.work import Work
@@ -47,6 +49,12 @@ class Training:
         self.work.restart(repeat)
         for group, base in zip(self.optimizer.param_groups, self._base, strict=True):
             group["lr"] = base * rate
+
+    def normalise_as_advised(self, before: int, size: int) -> None:
+        """Let running statistics forget as many samples ago in batches of `size` as they do in batches of `before`."""
+        for layer in self.work.model.modules():
+            if isinstance(layer, _BatchNorm) and layer.momentum is not None:
+                layer.momentum = momentum_for(layer.momentum, before, size)
 
     def step(self, size: int) -> torch.Tensor:
         """Take one step and return its loss, which has no gradient."""

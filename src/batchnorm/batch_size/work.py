@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
+from batchnorm.batch_size.memory import is_out_of_memory
 from batchnorm.errors import ArgumentError
 
 FEWEST_ROWS = 8
@@ -166,6 +167,8 @@ class Work:
         try:
             loss: Any = self.loss(self.draw(size))
         except Exception as error:
+            if is_out_of_memory(error):
+                raise ArgumentError(f"a step of {size} samples does not fit in memory: {error}") from error
             raise ArgumentError(
                 f"model, loss and data do not go together: {type(error).__name__}: {error} (in a batch of {size})"
             ) from error

@@ -123,6 +123,7 @@ class Claim:
         further: `(study) -> specs` that depend on the outcomes of `runs`.
         timed: `(finding, seconds of a step by placement) -> effects` in seconds: reported, but kept apart from what
             the same seed must reproduce.
+        sizes: `(study) -> batch sizes` whose steps `timed` wants the seconds of.
         own_model: Whether it can be measured on a model of the user's own.
     """
 
@@ -136,6 +137,7 @@ class Claim:
     runs: Callable[[Any], Sequence[Any]] = lambda _: ()
     further: Callable[[Any], Sequence[Any]] = lambda _: ()
     timed: Callable[[Finding, Mapping[str, float]], Sequence[Effect]] = lambda _finding, _seconds: ()
+    sizes: Callable[[Any], Sequence[int]] = lambda _: ()
     own_model: bool = True
 
 

@@ -131,7 +131,7 @@ def run(
     settings = fitting(settings, problem)
     folder = _own_folder(Path(out))
     study = Study(settings, Lab(problem, folder / "runs", jobs=jobs or cpu_count(), resume=resume))
-    seconds = step_seconds(problem, study.spec())
+    seconds = step_seconds(problem, study.spec(), sorted({size for c in claims for size in c.sizes(study)}))
     course = _Course(study, claims, watcher)
     course.run()
     findings = {c.id: course.found[c.id] for c in claims}

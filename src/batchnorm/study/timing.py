@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,6 +16,12 @@ from batchnorm.study.training import Problem, Rows, Spec, losses
 from batchnorm.torch import BatchNorm
 
 REPEATS = 60
+LESS_OFTEN = 4  # other batch sizes, larger ones among them, take every fourth turn
+
+
+def of_rows(size: int) -> str:
+    """Return the key of a step with batch normalization at a batch size that was asked for."""
+    return f"before, {size} rows"
 
 
 def _without(model: nn.Module) -> nn.Module:
@@ -38,31 +45,39 @@ def _model(problem: Problem, x: torch.Tensor) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(WIDTH, data.outputs))
 
 
-def step_seconds(problem: Problem, spec: Spec) -> dict[str, float]:
+def step_seconds(problem: Problem, spec: Spec, sizes: Sequence[int] = ()) -> dict[str, float]:
     """Return the median seconds of a training step (forward, backward, SGD) without and with batch normalization.
 
-    The two take turns, so that whatever else the machine does weighs on both.
+    All take turns, so that whatever else the machine does weighs on each.
+
+    Args:
+        problem: Data and model.
+        spec: Its batch size is that of "none" and "before".
+        sizes: Further batch sizes; their steps, with batch normalization, are under `of_rows(size)`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        rows = Rows.of(problem.datasets["main"], [spec])
-        x, y = next(rows.batches())
-        models = {"none": _without(_model(problem, x[0])), "before": _model(problem, x[0])}
-        steps = {name: _step(model, x[0], y, rows) for name, model in models.items()}
+        steps = {"none": _step(problem, spec, _without), "before": _step(problem, spec)}
+        steps |= {of_rows(size): _step(problem, replace(spec, batch_size=size)) for size in sizes}
         taken: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(REPEATS):
+        for turn in range(REPEATS):
             for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                taken[name].append(time.perf_counter() - start)
+                if name in ("none", "before") or turn % LESS_OFTEN == 0:
+                    start = time.perf_counter()
+                    step()
+                    taken[name].append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(threads)
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
-def _step(model: nn.Module, x: torch.Tensor, y: torch.Tensor, rows: Rows) -> Callable[[], None]:
-    model.train()
+def _step(
+    problem: Problem, spec: Spec, changed: Callable[[nn.Module], nn.Module] = lambda model: model
+) -> Callable[[], None]:
+    rows = Rows.of(problem.datasets["main"], [spec])
+    (x, *_), y = next(rows.batches())
+    model = changed(_model(problem, x)).train()
     optimizer = ReplicaOptimizer("sgd", SideBySide([model], rows.data.outputs), [0.01])
 
     def step() -> None:

@@ -9,6 +9,7 @@ from batchnorm.study.findings import Claim
 ORDER = (
     "speed",
     "learning-rate",
+    "batch-size",
     "initialization",
     "placement",
     "input-scaling",

@@ -1,0 +1,360 @@
+"""Which batch size is best, and does the noise of the gradients tell?"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import nn
+
+from batchnorm.batch_size import decision, gradient_noise, throughput
+from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
+from batchnorm.batch_size.judge import along
+from batchnorm.batch_size.preserve import held_buffers
+from batchnorm.batch_size.training import FIRST, Pilot, Stage
+from batchnorm.study import pictures
+from batchnorm.study.data import split
+from batchnorm.study.design import HALF_DECADE, Study
+from batchnorm.study.findings import FEWEST_PAIRS, VAST, Claim, Effect, Finding
+from batchnorm.study.own_model import SideBySide
+from batchnorm.study.timing import of_rows
+from batchnorm.study.training import Rows, Spec, evaluated_steps, losses, predict, train_mode
+
+FACTOR = 4.0  # the best size goes with the root of Bcrit: a factor of 4 moves it by 2
+WORTH_HAVING = 1.5
+NAME = "critical batch size, fitted to the steps against predicted by the gradient noise: the factor between them"
+SMALLEST = 4
+FEWEST_SIZES = 3
+PATIENCE = 2.0  # times the steps that the law allows at most
+BEYOND = 10.0  # times the sizes tried: farther away a fit says nothing
+PROBE = f"{__name__}:probe"
+
+
+def sizes(study: Study) -> list[int]:
+    """Return the batch sizes to try: the study's own and powers of two times it; none where too few fit the rows."""
+    base, rows = study.settings.batch_size, len(split(study.data, 0).train)
+    powers = (-2, 0, 2) if study.settings.quick or study.settings.model else range(-3, 4)
+    found = sorted({size for p in powers if SMALLEST <= (size := math.floor(base * 2.0**p + 0.5)) <= rows} | {base})
+    return found if len(found) >= FEWEST_SIZES else []
+
+
+def runs(study: Study) -> list[Spec]:
+    """Every learning rate with batch normalization, at the study's own batch size."""
+    return study.sweep("before") if sizes(study) else []
+
+
+def further(study: Study) -> list[Spec]:
+    """Three learning rates at each size; and, as soon as the best one is known, a short run that is watched."""
+    if not sizes(study) or not _arrives(study):
+        return []
+    near = [s for size in sizes(study) for s in _near(study, size)]
+    known = all(s in study.lab.outcomes for s in _near(study, study.settings.batch_size))
+    return near + (_watched(study) if known else [])
+
+
+def _arrives(study: Study) -> list[float]:
+    """Return the steps at the study's own size; nothing if they are too few to compare with."""
+    _, outcomes = study.best(study.sweep("before"))
+    steps = study.steps(outcomes)
+    return steps if sum(map(math.isfinite, steps)) >= FEWEST_PAIRS and math.isfinite(statistics.median(steps)) else []
+
+
+def _near(study: Study, size: int) -> list[Spec]:
+    """Return three learning rates around the study's best one times √(B'/B): from as it was to in proportion."""
+    base, settings = study.settings.batch_size, study.settings
+    best, _ = study.best(study.sweep("before"))
+    middle = round(math.log10(best * math.sqrt(size / base)) / HALF_DECADE) * HALF_DECADE
+    rates = settings.grid(middle - HALF_DECADE, middle + HALF_DECADE, HALF_DECADE)
+    if size == base:
+        return study.sweep("before", rates)
+    most = settings.steps if size < base else settings.short_steps
+    steps = min(most, math.ceil(PATIENCE * statistics.median(_arrives(study)) * max(1.0, base / size)))
+    return study.sweep("before", rates, batch_size=size, steps=steps)
+
+
+def _at(study: Study, size: int) -> list[Spec]:
+    """Return every run at a size."""
+    near = _near(study, size)
+    return list(dict.fromkeys([*study.sweep("before"), *near])) if size == study.settings.batch_size else near
+
+
+def _watched(study: Study) -> list[Spec]:
+    best, _ = study.best(_at(study, study.settings.batch_size))
+    arrived = max(s for s in _arrives(study) if math.isfinite(s))
+    steps = min(max(math.ceil(arrived), FIRST), study.settings.short_steps)
+    return study.sweep("before", [best], steps=steps, probe=PROBE)
+
+
+def stages(steps: int) -> list[int]:
+    """Return the evaluated steps at which the noise is measured: the first from 0, 8, 16, 32, … on each.
+
+    >>> stages(40)
+    [0, 8, 18, 33]
+    """
+    marks = evaluated_steps(steps)
+    wanted = [0, *(FIRST << i for i in range(steps.bit_length()))]
+    return sorted({min(m for m in marks if m >= w) for w in wanted if w <= steps})
+
+
+def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
+    """Measure the gradient noise of each replica at some of the steps, and its loss on the validation part."""
+    spec = rows.specs[0]
+    if step not in stages(spec.steps):
+        return [{} for _ in rows.specs]
+    x, y = rows.part("validation")
+    held_out = losses(predict(network, x), y, rows.data).tolist()
+    with held_buffers(network), torch.random.fork_rng(devices=[]):
+        train_mode(network, spec.placement)
+        blocks = _blocks(network, rows, step)
+    return [{"loss": loss, "blocks": found} for loss, found in zip(held_out, blocks, strict=True)]
+
+
+def _blocks(network: nn.Module, rows: Rows, step: int) -> list[list[Block]]:
+    """Return what groups of the study's batch size, or of half the rows, say at the weights as they are."""
+    count = rows.splits[0].train.size
+    group = min(rows.specs[0].batch_size, count // 2)
+    per_group = group * gradient_noise.correction(count, group)
+    random = [np.random.default_rng([s.seed, step]) for s in rows.specs]
+    whole = [nn.Parameter(torch.empty(0)) for _ in rows.specs]
+    replicas = [GroupGradients([p]) for p in whole]
+    blocks: list[list[Block]] = [[] for _ in rows.specs]
+    for drawn in range(gradient_noise.BLOCKS * gradient_noise.GROUPS):
+        pairs = zip(rows.splits, random, strict=True)
+        x, y = rows.take(np.stack([part.train[r.permutation(count)[:group]] for part, r in pairs]))
+        losses(network(x), y, rows.data).sum().backward()
+        for found, replica, parameter, gradient in zip(blocks, replicas, whole, _gradients(network), strict=True):
+            parameter.data, parameter.grad = gradient, gradient
+            replica.take()
+            if drawn % gradient_noise.GROUPS == gradient_noise.GROUPS - 1 and (made := replica.block(per_group)):
+                found.append(made)
+    return blocks
+
+
+def _gradients(network: nn.Module) -> torch.Tensor:
+    """Return the gradients that a backward has left, all of a replica in one row, and clear them."""
+    if isinstance(network, SideBySide):
+        parts = [[p.grad.flatten() for p in model.parameters() if p.grad is not None] for model in network.models]
+        found = torch.stack([torch.cat(of_model) for of_model in parts])
+    else:
+        found = torch.cat([p.grad.flatten(1) for p in network.parameters() if p.grad is not None], dim=1)
+    network.zero_grad()
+    return found
+
+
+def predicted(rate: float, probed: Sequence[Mapping[str, Any]]) -> NoiseScale | None:
+    """Return the noise scale along a watched run: the median, weighed by how much the loss fell."""
+    seen = [Stage(s["step"], s["loss"], tuple(Block(*b) for b in s["blocks"])) for s in probed]
+    seen = [stage for stage in seen if len(stage.blocks) > 1 and math.isfinite(stage.loss)]
+    return along(Pilot(rate, seen)) if seen else None
+
+
+class Law(NamedTuple):
+    """S(B) = Smin·(1 + Bcrit/B), fitted.
+
+    Attributes:
+        least: Smin.
+        critical: Bcrit.
+        end: Whether Bcrit lies at an end of what was searched: it may be farther away.
+    """
+
+    least: float
+    critical: float
+    end: bool
+
+
+def fitted(steps: Mapping[int, float], critical: float | None = None) -> Law:
+    """Fit the law of McCandlish et al. to steps in their relative error: least squares of the logarithm.
+
+    Args:
+        steps: By batch size, finite; at least two.
+        critical: Bcrit, if it is known and only Smin is wanted.
+
+    >>> law = fitted({b: 30 * (1 + 50 / b) for b in (8, 15, 30, 60, 120)})
+    >>> round(law.least), round(law.critical), law.end
+    (30, 50, False)
+    """
+    size, measured = np.array(list(steps), float), np.log(list(steps.values()))
+    ends = size.min() / BEYOND, size.max() * BEYOND
+    searched = np.geomspace(*ends, 2000) if critical is None else np.array([critical])
+    left = measured - np.log1p(searched[:, None] / size)
+    best = int(np.argmin(left.var(axis=1)))
+    return Law(float(np.exp(left[best].mean())), float(searched[best]), best in (0, len(searched) - 1))
+
+
+@dataclass(frozen=True)
+class _Seed:
+    """One seed: its steps by size, the law they follow, and the noise scale that was to predict it."""
+
+    steps: dict[int, float]
+    budgets: dict[int, int]
+    noise: NoiseScale | None
+
+    @property
+    def counted(self) -> dict[int, float]:
+        return {size: max(min(steps, self.budgets[size]), 1.0) for size, steps in self.steps.items()}
+
+    @property
+    def law(self) -> Law:
+        return fitted(self.counted)
+
+    def factor(self) -> tuple[float, float, float]:
+        """Return how far Bcrit lies from its prediction, with the least and the most that can be; NaN if unknown."""
+        late = sum(map(math.isinf, self.steps.values()))
+        value = self.noise.value if self.noise else math.nan
+        if len(self.steps) - late < FEWEST_SIZES or not 0.0 < value < math.inf:
+            return math.nan, math.nan, math.nan
+        law, at_least = self.law, self.noise is not None and self.noise.is_bound
+        apart = math.exp(abs(math.log(law.critical / value)))
+        farther = law.critical < value if at_least else min(self.steps) / BEYOND < value < max(self.steps) * BEYOND
+        if not (late or at_least or law.end):
+            return apart, apart, apart
+        return apart, apart if farther and not late else 1.0, VAST
+
+
+def measure(study: Study) -> Finding:
+    """Fit the steps of each seed by size, and compare with what the gradient noise said."""
+    tried = sizes(study)
+    if not tried:
+        rows = len(split(study.data, 0).train)
+        return Finding(skipped=f"needs {FEWEST_SIZES} batch sizes from {SMALLEST} to {rows}, the rows trained on")
+    if not _arrives(study):
+        unknown = (math.nan,) * study.settings.seeds
+        return Finding(
+            effects=(Effect(NAME, unknown, FACTOR, "below", unit="×"),),
+            numbers={"steps": {}},
+            summary=f"In batches of {study.settings.batch_size} too few seeds reached the goal within the budget.",
+        )
+    best = {size: study.best(_at(study, size)) for size in tried}
+    steps = {size: study.steps(outcomes) for size, (_, outcomes) in best.items()}
+    budgets = {size: _at(study, size)[0].steps for size in tried}
+    seeds = [
+        _Seed({size: of_size[i] for size, of_size in steps.items()}, budgets, predicted(s.rate, study.lab[s].probed))
+        for i, s in enumerate(_watched(study))
+    ]
+    factors = tuple(zip(*(s.factor() for s in seeds), strict=True))
+    bounds = sum(least != most for _, least, most in zip(*factors, strict=True) if not math.isnan(least))
+    remark = f"{bounds} of {len(seeds)} seeds are bounds: runs that did not arrive in time, or no end to be seen"
+    effect = Effect(
+        NAME, factors[0], FACTOR, "below", unit="×",
+        bounded=remark if bounds else "", least=factors[1], most=factors[2],
+    )  # fmt: skip
+    said = [s.noise.value if s.noise else math.nan for s in seeds]
+    found = [s.law.critical for s in seeds]
+    return Finding(
+        effects=(effect,),
+        numbers={
+            "steps": {str(size): of_size for size, of_size in steps.items()},
+            "budgets": {str(size): budget for size, budget in budgets.items()},
+            "rates": {str(size): rate for size, (rate, _) in best.items()},
+            "predicted": said,
+            "predicted is a bound": [s.noise is not None and s.noise.is_bound for s in seeds],
+            "fitted": found,
+            "batch size": study.settings.batch_size,
+        },
+        summary=f"Larger batches save steps up to about {_range(said)} rows, says the noise of the gradients; the "
+        f"steps counted at {len(tried)} sizes from {tried[0]} to {tried[-1]} say {_range(found)}.",
+        notes=_notes(steps, budgets),
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    known = [v for v in values if math.isfinite(v)]
+    if not known:
+        return "an unknown number of"
+    return f"{statistics.median(known):.2g} ({min(known):.2g} to {max(known):.2g} over seeds)"
+
+
+def _notes(steps: Mapping[int, Sequence[float]], budgets: Mapping[int, int]) -> tuple[str, ...]:
+    late = [
+        f"{sum(map(math.isinf, of_size))} within {budgets[size]} steps at {size}"
+        for size, of_size in steps.items()
+        if any(map(math.isinf, of_size))
+    ]
+    return (
+        "Fewer steps are not less time: the fastest size is √(Bcrit·Bhalf), Bhalf the size from which on a step takes "
+        "longer in proportion. `batchnorm batch-size` measures both.",
+        *([f"Runs that did not arrive: {'; '.join(late)}."] if late else []),
+    )
+
+
+def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
+    """Compare the seconds at the size that the noise and the time of a step advise with those at the best one."""
+    steps = {int(size): of_size for size, of_size in finding.numbers["steps"].items()}
+    if not steps:
+        return []
+    speed = throughput.fit({size: [step_seconds[of_rows(size)]] for size in steps})
+    tried, budgets = sorted(steps), finding.numbers["budgets"]
+    found: list[tuple[float, float, float]] = []
+    for i, critical in enumerate(finding.numbers["predicted"]):
+        arrived = [of_size[i] * speed(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
+        if math.isnan(critical) or not arrived:
+            found.append((math.nan, math.nan, math.nan))
+            continue
+        where = decision.plateau(min(critical, VAST), speed, tried[0], tried[-1])
+        size = decision.pick(where.low, where.high, tried)
+        taken = min(steps[size][i], budgets[str(size)]) * speed(size) / min(arrived)
+        found.append((taken, taken, VAST if math.isinf(steps[size][i]) else taken))
+    samples, least, most = zip(*found, strict=True)
+    name = "seconds to the goal, at the size advised ÷ at the best one tried"
+    return [Effect(name, samples, WORTH_HAVING, "below", decides=False, unit="×", least=least, most=most)]
+
+
+def picture(finding: Finding) -> Figure:
+    """Draw steps against batch size, and the law with Bcrit fitted and predicted."""
+    made, (axes,) = pictures.figure()
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="steps to the goal")
+    n = finding.numbers
+    counted = {int(size): sorted(min(s, n["budgets"][size]) for s in of_size) for size, of_size in n["steps"].items()}
+    if not counted:
+        return made
+    at = list(counted)
+    colour = pictures.NORMALISED
+    axes.fill_between(at, [s[0] for s in counted.values()], [s[-1] for s in counted.values()], color=colour, alpha=0.18)
+    middle = {size: max(statistics.median(s), 1.0) for size, s in counted.items()}
+    axes.plot(at, list(middle.values()), color=colour, marker="s", markersize=4, linestyle="", label="measured")
+    _draw_law(axes, middle, n["fitted"], "fitted", colour, "-")
+    _draw_law(axes, middle, n["predicted"], "predicted by the noise", pictures.OTHER, "--")
+    axes.set_xticks(at, [str(size) for size in at], minor=False)
+    axes.minorticks_off()
+    axes.legend()
+    return made
+
+
+def _draw_law(
+    axes: Axes, steps: Mapping[int, float], criticals: Sequence[float], name: str, colour: str, style: str
+) -> None:
+    known = [c for c in criticals if math.isfinite(c)]
+    if not known:
+        return
+    law = fitted(steps, statistics.median(known))
+    at = np.geomspace(min(steps), max(steps), 50)
+    label = f"{name}: Bcrit {law.critical:.2g}"
+    axes.plot(at, law.least * (1.0 + law.critical / at), color=colour, linestyle=style, label=label)
+    if at[0] <= law.critical <= at[-1]:
+        axes.axvline(law.critical, color=colour, linestyle=style, linewidth=0.8)
+
+
+CLAIM = Claim(
+    id="batch-size",
+    statement="The noise of the gradients tells which batch size is best.",
+    source="McCandlish, Kaplan & Amodei 2018, section 2; the lecture notes ask for the best batch size",
+    method="The network with batch normalization is trained at batch sizes that are powers of two apart, or four, each "
+    "at its own best of three learning rates: the best one of the study's own size times the root of the ratio of the "
+    "sizes, and half a decade to either side. The steps to the goal should follow S(B) = Smin·(1 + Bcrit/B), which is "
+    "fitted seed by seed. Beside it, Bcrit is predicted from one short run: tr Σ/|G|², the noise of the gradients over "
+    "groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how far the validation loss fell. Compared is by "
+    "what factor the two are apart; one of 4 would move the fastest size, which goes with the root, by 2.",
+    caption="Steps to the goal at each batch size: median, and range over seeds; and S(B) = Smin·(1 + Bcrit/B) with "
+    "Bcrit fitted to the steps, and with Bcrit predicted by the noise of the gradients. Vertical lines stand at Bcrit.",
+    runs=runs,
+    further=further,
+    measure=measure,
+    picture=picture,
+    timed=timed,
+    sizes=sizes,
+)
