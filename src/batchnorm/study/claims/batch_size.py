@@ -7,23 +7,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import nn
 
-from batchnorm.batch_size import decision, gradient_noise, throughput
-from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
-from batchnorm.batch_size.judge import along
-from batchnorm.batch_size.preserve import held_buffers
-from batchnorm.batch_size.training import FIRST, Pilot, Stage
-from batchnorm.study import pictures
+from batchnorm.batch_size import decision, throughput
+from batchnorm.batch_size.gradient_noise import NoiseScale
+from batchnorm.batch_size.training import FIRST
+from batchnorm.study import noise_probe, pictures
 from batchnorm.study.data import split
 from batchnorm.study.design import HALF_DECADE, Study
 from batchnorm.study.findings import FEWEST_PAIRS, VAST, Claim, Effect, Finding
-from batchnorm.study.own_model import SideBySide
 from batchnorm.study.timing import of_rows
-from batchnorm.study.training import Rows, Spec, evaluated_steps, losses, predict, train_mode
+from batchnorm.study.training import Spec
 
 FACTOR = 4.0  # the best size goes with the root of Bcrit: a factor of 4 moves it by 2
 WORTH_HAVING = 1.5
@@ -32,7 +27,7 @@ SMALLEST = 4
 FEWEST_SIZES = 3
 PATIENCE = 2.0  # times the steps that the law allows at most
 BEYOND = 10.0  # times the sizes tried: farther away a fit says nothing
-PROBE = f"{__name__}:probe"
+PROBE = f"{noise_probe.__name__}:probe"
 
 
 def sizes(study: Study) -> list[int]:
@@ -88,69 +83,6 @@ def _watched(study: Study) -> list[Spec]:
     arrived = max(s for s in _arrives(study) if math.isfinite(s))
     steps = min(max(math.ceil(arrived), FIRST), study.settings.short_steps)
     return study.sweep("before", [best], steps=steps, probe=PROBE)
-
-
-def stages(steps: int) -> list[int]:
-    """Return the evaluated steps at which the noise is measured: the first from 0, 8, 16, 32, … on each.
-
-    >>> stages(40)
-    [0, 8, 18, 33]
-    """
-    marks = evaluated_steps(steps)
-    wanted = [0, *(FIRST << i for i in range(steps.bit_length()))]
-    return sorted({min(m for m in marks if m >= w) for w in wanted if w <= steps})
-
-
-def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
-    """Measure the gradient noise of each replica at some of the steps, and its loss on the validation part."""
-    spec = rows.specs[0]
-    if step not in stages(spec.steps):
-        return [{} for _ in rows.specs]
-    x, y = rows.part("validation")
-    held_out = losses(predict(network, x), y, rows.data).tolist()
-    with held_buffers(network), torch.random.fork_rng(devices=[]):
-        train_mode(network, spec.placement)
-        blocks = _blocks(network, rows, step)
-    return [{"loss": loss, "blocks": found} for loss, found in zip(held_out, blocks, strict=True)]
-
-
-def _blocks(network: nn.Module, rows: Rows, step: int) -> list[list[Block]]:
-    """Return what groups of the study's batch size, or of half the rows, say at the weights as they are."""
-    count = rows.splits[0].train.size
-    group = min(rows.specs[0].batch_size, count // 2)
-    per_group = group * gradient_noise.correction(count, group)
-    random = [np.random.default_rng([s.seed, step]) for s in rows.specs]
-    whole = [nn.Parameter(torch.empty(0)) for _ in rows.specs]
-    replicas = [GroupGradients([p]) for p in whole]
-    blocks: list[list[Block]] = [[] for _ in rows.specs]
-    for drawn in range(gradient_noise.BLOCKS * gradient_noise.GROUPS):
-        pairs = zip(rows.splits, random, strict=True)
-        x, y = rows.take(np.stack([part.train[r.permutation(count)[:group]] for part, r in pairs]))
-        losses(network(x), y, rows.data).sum().backward()
-        for found, replica, parameter, gradient in zip(blocks, replicas, whole, _gradients(network), strict=True):
-            parameter.data, parameter.grad = gradient, gradient
-            replica.take()
-            if drawn % gradient_noise.GROUPS == gradient_noise.GROUPS - 1 and (made := replica.block(per_group)):
-                found.append(made)
-    return blocks
-
-
-def _gradients(network: nn.Module) -> torch.Tensor:
-    """Return the gradients that a backward has left, all of a replica in one row, and clear them."""
-    if isinstance(network, SideBySide):
-        parts = [[p.grad.flatten() for p in model.parameters() if p.grad is not None] for model in network.models]
-        found = torch.stack([torch.cat(of_model) for of_model in parts])
-    else:
-        found = torch.cat([p.grad.flatten(1) for p in network.parameters() if p.grad is not None], dim=1)
-    network.zero_grad()
-    return found
-
-
-def predicted(rate: float, probed: Sequence[Mapping[str, Any]]) -> NoiseScale | None:
-    """Return the noise scale along a watched run: the median, weighed by how much the loss fell."""
-    seen = [Stage(s["step"], s["loss"], tuple(Block(*b) for b in s["blocks"])) for s in probed]
-    seen = [stage for stage in seen if len(stage.blocks) > 1 and math.isfinite(stage.loss)]
-    return along(Pilot(rate, seen)) if seen else None
 
 
 class Law(NamedTuple):
@@ -233,7 +165,11 @@ def measure(study: Study) -> Finding:
     steps = {size: study.steps(outcomes) for size, (_, outcomes) in best.items()}
     budgets = {size: _at(study, size)[0].steps for size in tried}
     seeds = [
-        _Seed({size: of_size[i] for size, of_size in steps.items()}, budgets, predicted(s.rate, study.lab[s].probed))
+        _Seed(
+            {size: of_size[i] for size, of_size in steps.items()},
+            budgets,
+            noise_probe.predicted(s.rate, study.lab[s].probed),
+        )
         for i, s in enumerate(_watched(study))
     ]
     factors = tuple(zip(*(s.factor() for s in seeds), strict=True))
@@ -291,13 +227,13 @@ def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
     tried, budgets = sorted(steps), finding.numbers["budgets"]
     found: list[tuple[float, float, float]] = []
     for i, critical in enumerate(finding.numbers["predicted"]):
-        arrived = [of_size[i] * speed(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
+        arrived = [of_size[i] * speed.median(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
         if math.isnan(critical) or not arrived:
             found.append((math.nan, math.nan, math.nan))
             continue
         where = decision.plateau(min(critical, VAST), speed, tried[0], tried[-1])
         size = decision.pick(where.low, where.high, tried)
-        taken = min(steps[size][i], budgets[str(size)]) * speed(size) / min(arrived)
+        taken = min(steps[size][i], budgets[str(size)]) * speed.median(size) / min(arrived)
         found.append((taken, taken, VAST if math.isinf(steps[size][i]) else taken))
     samples, least, most = zip(*found, strict=True)
     name = "seconds to the goal, at the size advised ÷ at the best one tried"
