@@ -68,3 +68,6 @@ SINGLE = {"rel": 16 * 2.0**-23, "abs": 0.0}  # of float32, for pytest.approx
 SCALE_FREE = {"rel": 1e-6, "abs": 0.0}  # in float64, where ε = 1e-12 is all that knows the scale of the weights
 HALF_PRECISION = 0.02  # of a ratio whose gradients were rounded to 8 bits
 STATISTICS_NOISE = 0.1  # 50 blocks of 4 groups in 10 to 30 channels: variances of 1,500 degrees of freedom or more
+EXACT_LINE = {"rel": 1e-9, "abs": 0.0}  # least squares in float64 through points that lie on a line
+TO_ONE_IN_A_MILLION = {"rel": 1e-6, "abs": 0.0}  # least squares, or logarithms, of numbers far apart
+ON_A_GRID = {"rel": 0.01, "abs": 0.0}  # of 1,000 or 4,000 sizes over up to seven decades

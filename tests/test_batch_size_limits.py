@@ -1,0 +1,546 @@
+"""Memory, throughput and the decision: counts by hand, a fake allocator, a fake clock and closed forms."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import batchnorm.torch as ours
+import tolerance
+from batchnorm.batch_size import decision, memory
+from batchnorm.batch_size.budget import Budget
+from batchnorm.batch_size.course import Course
+from batchnorm.batch_size.found import Found, together
+from batchnorm.batch_size.gradient_noise import Block
+from batchnorm.batch_size.judge import Choice, judge
+from batchnorm.batch_size.memory import Allocator, Memory, SavedTensors
+from batchnorm.batch_size.preserve import preserved
+from batchnorm.batch_size.statistics_noise import LayerNoise
+from batchnorm.batch_size.throughput import fit, monotone
+from batchnorm.batch_size.training import Pilot, Stage, Training
+from batchnorm.batch_size.work import Samples, Work
+
+CPU = torch.device("cpu")
+FLOAT = 4  # bytes
+
+# Memory on a CPU: what is saved for the backward.
+
+
+def saved(model: nn.Module, *shape: int) -> int:
+    """Return the bytes that are saved in a step on an input of a shape."""
+    return SavedTensors(model).bytes(lambda: model(torch.randn(shape)).sum().backward())
+
+
+def mlp(layer: Any) -> nn.Module:
+    return nn.Sequential(nn.Linear(20, 30), layer(30), nn.ReLU(), nn.Linear(30, 5))
+
+
+def convnet(layer: Any) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), layer(4), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 2))
+
+
+LAYERS: dict[str, Any] = {"none": lambda _: nn.Identity(), "torch": nn.BatchNorm1d, "ours": ours.BatchNorm1d}
+LAYERS2D: dict[str, Any] = {"none": lambda _: nn.Identity(), "torch": nn.BatchNorm2d, "ours": ours.BatchNorm2d}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("network", ["mlp", "convnet"])
+def test_saved_bytes_are_a_line_in_the_batch_size(layer: str, network: str) -> None:
+    model, shape = (mlp(LAYERS[layer]), (20,)) if network == "mlp" else (convnet(LAYERS2D[layer]), (3, 8, 8))
+    counted = Memory("", 0, {size: saved(model, size, *shape) for size in (4, 8, 24)})
+    assert counted.bytes[24] - counted.bytes[8] == 4 * (counted.bytes[8] - counted.bytes[4]) > 0
+    assert counted.error == pytest.approx(0.0, abs=tolerance.EXACT_LINE["rel"])
+    assert counted.line[1] == pytest.approx((counted.bytes[8] - counted.bytes[4]) / 4, **tolerance.EXACT_LINE)
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_saved_bytes_are_those_counted_by_hand(size: int) -> None:
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU())
+    assert saved(model, size, 20) == size * (20 + 30) * FLOAT  # the input of one, the output of the other
+
+
+def test_a_storage_that_is_saved_twice_counts_once() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([self.a(x), self.a(x), self.b(x[:, :3])], 1)  # the same input, and a view of it
+
+    assert saved(Twice(), 5, 6) == 5 * 6 * FLOAT
+
+
+def test_weights_and_buffers_are_there_anyway() -> None:
+    model = nn.BatchNorm1d(1000, affine=True).eval()
+    assert saved(model, 2, 1000) < 1000 * FLOAT * 3  # of what is saved, no more than the input
+
+
+def test_what_a_control_group_leaves_free(tmp_path: Path) -> None:
+    assert memory.free_in_cgroup(tmp_path) == math.inf
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    assert memory.free_in_cgroup(tmp_path) == 300.0
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert memory.free_in_cgroup(tmp_path) == 450.0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_in_cgroup(tmp_path) == math.inf
+
+
+# Memory on a GPU: the peaks of an allocator, which a fake one has too.
+
+
+class FakeCuda:
+    """Answers like torch.cuda; a step takes `needs(size)` bytes beside the model's."""
+
+    def __init__(self, needs: Callable[[int], int], limit: int, model: int = 1000) -> None:
+        self.needs, self.limit, self.allocated, self.cached = needs, limit, model, 500
+        self.peak = 10 * limit  # of something earlier
+        self.synchronized = 0
+        self.ran: list[int] = []
+
+    def step(self, size: int) -> None:
+        taken = self.allocated + self.needs(size)
+        if taken > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than there is")
+        self.peak = max(self.peak, taken)
+        self.ran.append(size)
+
+    def memory_allocated(self, _: Any) -> int:
+        return self.allocated
+
+    def max_memory_allocated(self, _: Any) -> int:
+        return self.peak
+
+    def reset_peak_memory_stats(self, _: Any) -> None:
+        self.peak = self.allocated
+
+    def memory_reserved(self, _: Any) -> int:
+        return self.allocated + self.cached
+
+    def empty_cache(self) -> None:
+        self.cached = 0
+
+    def mem_get_info(self, _: Any) -> tuple[int, int]:
+        return self.limit - self.allocated - self.cached, self.limit
+
+    def synchronize(self, _: Any) -> None:
+        self.synchronized += 1
+
+
+def test_an_allocator_is_read_for_what_a_step_adds() -> None:
+    fake = FakeCuda(lambda size: 50 + 10 * size, 100_000)
+    meter = Allocator(fake)
+    assert meter.bytes(lambda: fake.step(8)) == 130
+    assert meter.bytes(lambda: fake.step(4)) == 90  # not the peak of the step before
+    assert meter.available() == 99_000
+    assert fake.synchronized >= 4  # before and after each step
+
+
+def explored(fake: FakeCuda, rows: int = 1 << 20, sizes: tuple[int, ...] = (4, 8, 16)) -> Memory:
+    """Measure small sizes and look for the largest, as the course does."""
+    meter = Allocator(fake)
+    known = Memory(meter.source, meter.available())
+    for size in sizes:
+
+        def step(size: int = size) -> None:
+            known.bytes[size] = meter.bytes(lambda: fake.step(size))
+
+        if not known.attempt(size, step):
+            break
+    memory.verify(known, fake.step, most=rows, enough=lambda _: False)
+    return known
+
+
+def test_the_line_names_a_size_that_then_runs() -> None:
+    fake = FakeCuda(lambda size: 300 + 100 * size, 101_000)
+    known = explored(fake)
+    assert known.line == (pytest.approx(300.0, **tolerance.EXACT_LINE), pytest.approx(100.0, **tolerance.EXACT_LINE))
+    assert known.projected == pytest.approx((0.9 * 100_000 - 300) / 100, **tolerance.EXACT_LINE)
+    assert known.largest == 768  # the largest friendly size up to 897
+    assert known.failed is None
+    assert fake.ran == [4, 8, 16, 768]
+
+
+def test_where_the_line_promises_too_much_a_size_is_found_by_halving() -> None:
+    fake = FakeCuda(lambda size: 300 + 100 * size + size * size, 101_000)
+    known = explored(fake)
+    assert known.largest == 256  # 91,436 bytes; at 384 it would be 186,000
+    assert known.failed == 384
+    assert known.ran == set(fake.ran)
+    assert known.error > 0.0
+
+
+def fits(fake: FakeCuda, size: int) -> bool:
+    return fake.allocated + fake.needs(size) <= fake.limit
+
+
+@given(
+    limit=st.integers(3_000, 10_000_000),
+    fixed=st.integers(0, 2_000),
+    bend=st.floats(0.0, 20.0),
+    rows=st.integers(16, 1 << 17),
+)
+def test_only_sizes_that_have_run_are_named(limit: int, fixed: int, bend: float, rows: int) -> None:
+    fake = FakeCuda(lambda size: fixed + 100 * size + int(bend * size**1.5), limit)
+    known = explored(fake, rows)
+    assert known.ran == set(fake.ran)
+    assert known.largest == max(fake.ran)
+    assert known.largest <= rows
+    if known.failed is not None:
+        assert known.largest < known.failed
+        assert not fits(fake, known.failed)
+    wanted = min(rows, known.projected)
+    friendly = [size for size in (memory.friendly(s) for s in range(1, 513)) if size <= wanted and fits(fake, size)]
+    assert known.largest >= max(friendly)  # and none of those is given away
+
+
+def test_no_step_is_tried_for_which_there_is_no_time() -> None:
+    fake = FakeCuda(lambda size: 100 * size, 1_000_000)
+    known = Memory("", fake.limit, {4: 400, 8: 800}, {4, 8})
+    asked: list[int] = []
+
+    def enough(size: int) -> bool:
+        asked.append(size)
+        return True
+
+    memory.verify(known, fake.step, most=1 << 20, enough=enough)
+    assert (asked, fake.ran, known.largest) == ([8192], [], 8)
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    known = Memory("", 1000)
+
+    def broken() -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="mat1"):
+        known.attempt(8, broken)
+    assert (known.failed, known.ran) == (None, set())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried …"),
+        RuntimeError("HIP out of memory"),
+    ],
+    ids=lambda e: type(e).__name__,
+)
+def test_a_lack_of_memory_is_known_by_what_it_says(error: Exception) -> None:
+    known = Memory("", 1000)
+
+    def fails() -> None:
+        raise error
+
+    assert not known.attempt(64, fails)
+    assert not known.attempt(32, fails)
+    assert not known.attempt(48, fails)
+    assert known.failed == 32  # the smallest
+    assert not known.fits(32)
+    assert known.fits(31)
+
+
+def test_several_processes_have_the_memory_of_the_poorest() -> None:
+    rich, poor = (Found(100, Memory("", free, {4: needed}, {4, 8})) for free, needed in ((1000, 40), (500, 80)))
+    rich.memory.ran.add(16)
+    poor.memory.failed = 16
+    for found in (rich, poor):
+        found.seconds = {4: [0.1]}
+    one = together([rich, poor])
+    assert (one.memory.available, one.memory.bytes, one.memory.ran, one.memory.failed) == (500, {4: 80}, {4, 8}, 16)
+
+
+# Throughput: a clock that goes as it is told.
+
+
+class Clock:
+    """Goes on only where somebody says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(nn.Module):
+    """A layer whose step takes t₀ + B/φ on a clock."""
+
+    def __init__(self, clock: Clock, fixed: float, per_sample: float) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self._taken = clock, fixed, per_sample
+
+    def forward(self, x: Tensor) -> Tensor:
+        clock, fixed, per_sample = self._taken
+        clock.now += fixed + len(x) * per_sample
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(("fixed", "per_sample"), [(1e-3, 1e-5), (2e-3, 1e-3), (0.0, 1e-4)])
+def test_a_clock_that_follows_the_line_gives_bhalf_back(fixed: float, per_sample: float) -> None:
+    clock = Clock()
+    torch.manual_seed(0)
+    model = Timed(clock, fixed, per_sample)
+    x = torch.randn(400, 3)
+    with torch.random.fork_rng(), preserved(model) as snapshot:
+        work = Work(model, nn.functional.cross_entropy, Samples((x, (x[:, 0] > 0).long())), device=CPU, seed=0)
+        budget = Budget(25 * (fixed + 256 * per_sample), show=False, clock=clock)
+        course = Course(work, Training(work, None, snapshot), SavedTensors(model), budget)
+        course.prepare(Choice(), "sum")
+        course.run(0)
+        advice = course.answer()
+    limit = advice.limits["throughput"]
+    for value in (limit.value, limit.low, limit.high):
+        assert value == pytest.approx(
+            fixed / per_sample, rel=tolerance.EXACT_LINE["rel"], abs=tolerance.EXACT_LINE["rel"]
+        )
+    assert advice.seconds == {
+        size: pytest.approx(fixed + size * per_sample, **tolerance.EXACT_LINE) for size in (4, 8, 16, 32, 64, 128, 256)
+    }
+    assert budget.spent == clock.now
+
+
+def test_times_that_would_start_below_zero_go_through_the_origin() -> None:
+    line = fit({4: [0.7], 8: [1.6], 16: [3.3]})
+    assert line.fixed == 0.0
+    assert line.half == 0.0
+    assert line.is_line
+    assert line(8) == pytest.approx(1.6, rel=line.error + tolerance.EXACT_LINE["rel"])
+
+
+@pytest.mark.parametrize("times", [(1.0, 1.0, 1.0), (1.1, 1.05, 1.0)])
+def test_times_that_do_not_grow_are_flat(times: tuple[float, ...]) -> None:
+    line = fit({size: [t] for size, t in zip((4, 8, 16), times, strict=True)})
+    assert line.is_line
+    assert line.half > 1000 * 16  # the machine is far from busy
+    assert line(16) == pytest.approx(line(4), **tolerance.ON_A_GRID)
+
+
+def test_the_median_of_a_size_counts() -> None:
+    assert fit({8: [1.0, 2.0, 90.0], 4: [1.0]}).seconds == (1.0, 2.0)
+
+
+def test_a_step_up_is_interpolated() -> None:
+    times = {4: [1.0], 8: [1.0], 16: [1.0], 32: [10.0], 64: [9.0], 128: [40.0]}
+    speed = fit(times)
+    assert speed.error > 0.20
+    assert not speed.is_line
+    assert speed(4) == speed(12) == 1.0
+    assert speed(32) == speed(64) == 9.5  # made monotone: neighbours in the wrong order share their mean
+    assert speed(24) == pytest.approx((1.0 + 9.5) / 2, **tolerance.EXACT_LINE)
+    assert speed(256) == 80.0  # beyond, in proportion
+    # the least a sample costs is 1/16 s, at 16: half of that speed is reached at 8
+    assert speed.half == pytest.approx(8.0, **tolerance.ON_A_GRID)
+
+
+@given(st.lists(st.floats(0.1, 100.0), min_size=1, max_size=9))
+def test_monotone_values_never_fall_and_keep_their_sum(values: list[float]) -> None:
+    made = monotone(values)
+    assert all(a <= b for a, b in itertools.pairwise(made))
+    assert sum(made) == pytest.approx(sum(values), **tolerance.EXACT_LINE)
+    assert made == values or sorted(values) != values
+
+
+# The decision.
+
+POSITIVE = st.floats(1.0, 1e5)
+
+
+@given(critical=POSITIVE, half=POSITIVE)
+def test_the_plateau_is_that_of_the_closed_form(critical: float, half: float) -> None:
+    best = decision.fastest(critical, half)
+    a = math.sqrt(critical / half)
+    # (1 + a² + a(x + 1/x)) = 1.05·(1 + a)²
+    sum_of_both = (1.05 * (1 + a) ** 2 - 1 - a * a) / a
+    x = (sum_of_both + math.sqrt(sum_of_both**2 - 4)) / 2
+    reach = 1.1 * x
+    found = decision.plateau(critical, lambda b: 1.0 + b / half, best / reach, best * reach)
+    step = reach ** (2 / 3999) * (1 + tolerance.EXACT_LINE["rel"])
+    for value, exact in ((found.best, best), (found.low, best / x), (found.high, best * x)):
+        assert 1 / step <= value / exact <= step
+    assert decision.excess(best * x, critical, half) == pytest.approx(1.05, **tolerance.EXACT_LINE)
+    assert decision.excess(best, critical, half) == pytest.approx(1.0, **tolerance.EXACT_LINE)
+
+
+@given(st.floats(1.0, 1e6))
+def test_friendly_sizes_are_powers_of_two_or_half_as_much_again(size: float) -> None:
+    found = memory.friendly(size)
+    assert found <= size
+    odd = found // (found & -found)
+    assert odd == 1 or (odd == 3 and found >= 24)
+    larger = next(
+        n
+        for n in range(found + 1, 2 * found + 1)
+        if n & (n - 1) == 0 or (n >= 24 and n % 3 == 0 and (n // 3) & (n // 3 - 1) == 0)
+    )
+    assert size < larger
+
+
+@given(
+    low=st.floats(1.0, 1e4),
+    width=st.floats(1.0, 30.0),
+    candidates=st.lists(st.integers(1, 10_000), min_size=1, max_size=6, unique=True),
+)
+def test_a_candidate_is_picked_inside_or_else_the_nearest(low: float, width: float, candidates: list[int]) -> None:
+    high = low * width
+    picked = decision.pick(low, high, candidates)
+    assert picked in candidates
+    inside = [c for c in candidates if low <= c <= high]
+    if inside:
+        assert picked == max(inside)
+    else:
+        middle = math.sqrt(low * high)
+        assert all(max(picked / middle, middle / picked) <= max(c / middle, middle / c) for c in candidates)
+    assert decision.pick(low, high, None) == memory.friendly(high)
+
+
+SIZE = st.integers(1, 1 << 16)
+
+
+@given(before=SIZE, after=SIZE, critical=st.floats(0.1, 1e6), adaptive=st.booleans())
+def test_learning_rates_follow_the_batch_below_the_noise_scale_only(
+    before: int, after: int, critical: float, adaptive: bool
+) -> None:
+    def factor(a: int, b: int) -> float:
+        return decision.rate_factor(a, b, critical, adaptive=adaptive)
+
+    power = 0.5 if adaptive else 1.0
+    assert factor(before, after) * factor(after, before) == pytest.approx(1.0, **tolerance.EXACT_LINE)
+    assert factor(before, before) == 1.0
+    expected = (max(min(after, critical), 1e-9) / max(min(before, critical), 1e-9)) ** power
+    if min(before, after) <= critical:
+        assert factor(before, after) == pytest.approx(expected, **tolerance.EXACT_LINE)
+    else:
+        assert factor(before, after) == 1.0
+
+
+@given(momentum=st.floats(0.001, 0.999), before=SIZE, after=SIZE)
+def test_running_statistics_forget_as_many_samples_ago(momentum: float, before: int, after: int) -> None:
+    changed = decision.momentum_for(momentum, before, after)
+    expected = -math.expm1(math.log1p(-momentum) * after / before)  # what is left after as many samples is the same
+    assert changed == pytest.approx(expected, abs=tolerance.EPS["float64"], rel=0.0)
+    assert decision.momentum_for(momentum, before, before) == pytest.approx(momentum, **tolerance.EXACT_LINE)
+
+
+@given(per_process=SIZE, fewest=st.integers(1, 5000))
+@example(per_process=130, fewest=129)
+def test_groups_are_whole_or_of_the_usual_size(per_process: int, fewest: int) -> None:
+    group = decision.group_size(per_process, fewest)
+    assert 1 <= group <= per_process
+    assert group >= min(fewest, per_process)
+    assert group == per_process or group % 16 == 0
+    if per_process <= 128:
+        assert group == per_process
+
+
+# What is judged from measurements that are given.
+
+
+def found(
+    critical: float, half: float, *, rows: int = 1 << 20, largest: int = 1 << 16, worth: float | None = None
+) -> Found:
+    """Return measurements that leave no doubt: a line, a noise scale, memory for `largest`."""
+    sizes = [1 << i for i in range(2, 17) if 1 << i <= largest]
+    room = Memory("", 1 << 40, {size: 100 * size for size in sizes[:3]}, {*sizes, largest})
+    room.failed = None if largest == 1 << 16 else largest + 1
+    made = Found(rows, room, {size: [(half + size) * 1e-4] for size in sizes})
+    made.pilot = Pilot(1.0, [Stage(0, 1.0, (Block(1.0, critical),) * 3)])
+    made.group = 64
+    if worth is not None:
+        made.normalizes = True
+        made.layers = [LayerNoise("bn", worth, worth, worth, 3.0, 1.0, 0.1)]
+    return made
+
+
+@given(critical=st.floats(1.0, 1e4), half=st.floats(1.0, 1e4))
+def test_the_advised_size_is_the_largest_friendly_one_of_the_plateau(critical: float, half: float) -> None:
+    advice = judge(found(critical, half), Choice())
+    assert advice.batch_size == memory.friendly(advice.plateau[1])
+    assert advice.best == pytest.approx(max(math.sqrt(critical * half), 4.0), **tolerance.ON_A_GRID)
+    if critical != pytest.approx(half, **tolerance.TO_ONE_IN_A_MILLION):
+        assert advice.binding == ("gradient_noise" if critical < half else "throughput")
+    assert advice.limits["gradient_noise"].value == pytest.approx(critical, **tolerance.EXACT_LINE)
+    assert advice.limits["throughput"].value == pytest.approx(half, **tolerance.TO_ONE_IN_A_MILLION)
+
+
+@given(critical=st.floats(1.0, 100.0), worth=st.floats(0.05, 100.0), processes=st.sampled_from([1, 2, 4]))
+@example(critical=1.0, worth=16 / 5, processes=1)
+@example(critical=1.0, worth=16 / 17, processes=1)
+@example(critical=16.5, worth=16 / 17, processes=1)
+def test_no_fewer_samples_are_advised_than_the_statistics_need(critical: float, worth: float, processes: int) -> None:
+    measured = found(critical, 1.0, worth=worth)
+    advice = judge(measured, Choice(processes=processes))
+    assert advice.batch_size >= measured.layers[0].fewest() * processes
+    assert advice.group_size >= measured.layers[0].fewest()
+    assert advice.remedies == ()
+
+
+@pytest.mark.parametrize(("candidates", "expected"), [([4, 8, 64, 128], 64), ([4, 8], 8), ([4, 16, 32], 16)])
+def test_the_statistics_need_the_smallest_candidate_that_is_enough(candidates: list[int], expected: int) -> None:
+    advice = judge(found(1.0, 1.0, worth=1.0), Choice(candidates=candidates))
+    assert (advice.batch_size, advice.binding) == (expected, "statistics_noise")
+
+
+@given(
+    largest=st.integers(4, 5000), critical=st.floats(1.0, 1e6), half=st.floats(1.0, 1e4), worth=st.floats(0.01, 10.0)
+)
+def test_no_size_above_the_largest_that_ran_is_advised(
+    largest: int, critical: float, half: float, worth: float
+) -> None:
+    advice = judge(found(critical, half, largest=largest, worth=worth), Choice())
+    assert advice.batch_size <= largest
+    assert advice.group_size <= advice.batch_size
+
+
+def test_memory_or_the_data_decide_where_there_is_no_more() -> None:
+    full = judge(found(1e6, 1e3, largest=256), Choice())
+    assert (full.batch_size, full.binding) == (256, "memory")
+    assert full.limits["memory"].high == 256.0
+    few = judge(found(1e6, 1e3, rows=300), Choice())
+    assert (few.batch_size, few.binding) == (256, "data")
+
+
+@given(
+    critical=st.floats(10.0, 1e5),
+    half=st.floats(1.0, 1e4),
+    candidates=st.none() | st.lists(st.sampled_from([4, 8, 16, 32, 64, 256, 1024, 4096]), min_size=1, unique=True),
+)
+@example(critical=200.0, half=200.0, candidates=[8, 64])
+def test_little_compute_means_a_fifth_of_the_noise_scale(
+    critical: float, half: float, candidates: list[int] | None
+) -> None:
+    advice = judge(found(critical, half), Choice("compute", sorted(candidates) if candidates else None))
+    smallest = min(candidates) if candidates else 4
+    assert advice.batch_size <= max(0.2 * critical, smallest) * (1 + tolerance.EXACT_LINE["rel"])
+    assert advice.binding == "gradient_noise"
+    if candidates:
+        assert advice.batch_size in candidates
+
+
+@pytest.mark.parametrize(("processes", "first"), [(1, "a larger batch a process"), (2, "normalise over all processes")])
+def test_remedies_come_in_order(processes: int, first: str) -> None:
+    advice = judge(found(50.0, 50.0, largest=8, worth=1.0), Choice(processes=processes))
+    assert advice.remedies[0] == "each process normalises 8 samples, and m_min is 16:"
+    assert advice.remedies[1].startswith(first)
+    assert [r.split(" ")[0] for r in advice.remedies[-2:]] == ["batch", "group"]
+    assert judge(found(50.0, 50.0, worth=1.0), Choice(processes=processes)).remedies == ()
+
+
+def test_a_noise_scale_that_was_not_measured_is_no_reason_to_be_sure() -> None:
+    measured = found(50.0, 200.0)
+    measured.pilot = None
+    advice = judge(measured, Choice())
+    assert advice.limits["gradient_noise"].value is None
+    assert advice.confidence == "low"
+    assert advice.best == pytest.approx(200.0, **tolerance.ON_A_GRID)  # Bcrit taken to be Bhalf
