@@ -99,7 +99,8 @@ class Course:
     def _memory(self) -> None:
         """Measure the bytes of a step at the three smallest sizes, after one that lets the optimizer set up."""
         known = self.found.memory
-        self._training.step(self._sizes[0])
+        if not known.attempt(self._sizes[0], partial(self._step, self._sizes[0])):
+            return
         known.available = self._meter.available()
         for size in memory.spread(self._sizes):
             self._budget.says(f"batches of {size}")

@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -68,8 +68,8 @@ def _near(study: Study, size: int) -> list[Spec]:
     if size == base:
         return study.sweep("before", rates)
     most = settings.steps if size < base else settings.short_steps
-    steps = min(most, math.ceil(PATIENCE * statistics.median(_arrives(study)) * max(1.0, base / size)))
-    return study.sweep("before", rates, batch_size=size, steps=steps)
+    steps = math.ceil(PATIENCE * statistics.median(_arrives(study)) * max(1.0, base / size))
+    return study.sweep("before", rates, batch_size=size, steps=min(max(steps, FIRST), most))
 
 
 def _at(study: Study, size: int) -> list[Spec]:
@@ -192,8 +192,8 @@ def measure(study: Study) -> Finding:
             "fitted": found,
             "batch size": study.settings.batch_size,
         },
-        summary=f"Larger batches save steps up to about {_range(said)} rows, says the noise of the gradients; the "
-        f"steps counted at {len(tried)} sizes from {tried[0]} to {tried[-1]} say {_range(found)}.",
+        summary=f"Larger batches save steps nearly in proportion up to about {_range(said)}, says the noise of the "
+        f"gradients; up to {_range(found)}, say the steps counted at {len(tried)} sizes from {tried[0]} to {tried[-1]}.",
         notes=_notes(steps, budgets),
     )
 
@@ -201,8 +201,9 @@ def measure(study: Study) -> Finding:
 def _range(values: Sequence[float]) -> str:
     known = [v for v in values if math.isfinite(v)]
     if not known:
-        return "an unknown number of"
-    return f"{statistics.median(known):.2g} ({min(known):.2g} to {max(known):.2g} over seeds)"
+        return "a size that cannot be told"
+    middle, low, high = (f"{float(f'{v:.2g}'):,g}" for v in (statistics.median(known), min(known), max(known)))
+    return f"{middle} rows ({low} to {high} over seeds)"
 
 
 def _notes(steps: Mapping[int, Sequence[float]], budgets: Mapping[int, int]) -> tuple[str, ...]:
@@ -213,7 +214,7 @@ def _notes(steps: Mapping[int, Sequence[float]], budgets: Mapping[int, int]) -> 
     ]
     return (
         "Fewer steps are not less time: the fastest size is √(Bcrit·Bhalf), Bhalf the size from which on a step takes "
-        "longer in proportion. `batchnorm batch-size` measures both.",
+        "longer in proportion; `batchnorm batch-size` measures both. Running statistics keep their momentum at every size.",
         *([f"Runs that did not arrive: {'; '.join(late)}."] if late else []),
     )
 
