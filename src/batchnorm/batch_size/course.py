@@ -17,6 +17,7 @@ from batchnorm.batch_size.found import Found, together
 from batchnorm.batch_size.gradient_noise import Aggregate, GroupGradients
 from batchnorm.batch_size.judge import USUAL_BATCH, Choice, judge
 from batchnorm.batch_size.memory import Memory, Meter
+from batchnorm.batch_size.preserve import held_generators
 from batchnorm.batch_size.statistics_noise import Listener
 from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import FEWEST_ROWS, Work
@@ -101,6 +102,7 @@ class Course:
         known = self.found.memory
         if not known.attempt(self._sizes[0], partial(self._step, self._sizes[0])):
             return
+        self._work.clear()
         known.available = self._meter.available()
         for size in memory.spread(self._sizes):
             self._budget.says(f"batches of {size}")
@@ -154,7 +156,11 @@ class Course:
         loader, size = self._work.samples.loader, self.found.current
         if loader is None or not size:
             return
-        batches: Iterator[Any] = iter(loader)
+        with held_generators(loader):
+            self.found.loader_seconds = self._seconds_of(iter(loader), size)
+
+    def _seconds_of(self, batches: Iterator[Any], size: int) -> float | None:
+        """Return the seconds of one sample, over a few batches after the first."""
         next(batches, None)
         start, count = time.perf_counter(), 0
         for _ in range(ROUNDS):
@@ -163,8 +169,7 @@ class Course:
             count += 1
             if self._budget.left() < 0:
                 break
-        if count:
-            self.found.loader_seconds = (time.perf_counter() - start) / (count * size)
+        return (time.perf_counter() - start) / (count * size) if count else None
 
     def _noise(self) -> None:
         """Measure gradient noise and the noise of batch statistics along a pilot run."""

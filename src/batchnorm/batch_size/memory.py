@@ -56,9 +56,9 @@ class SavedTensors:
 
     source = "bytes saved for the backward"
 
-    def __init__(self, model: nn.Module) -> None:
-        """Take the model, whose parameters and buffers are there anyway and not counted."""
-        self._model = model
+    def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
+        """Take the model, whose parameters and buffers are there anyway and not counted; and how to wait for it."""
+        self._model, self._synchronize = model, synchronize
 
     def bytes(self, step: Callable[[], object]) -> int:
         """Run a step and return the bytes of every storage that was saved in it, each once."""
@@ -81,7 +81,8 @@ class SavedTensors:
         return int(min(psutil.virtual_memory().available, free_in_cgroup()))
 
     def synchronize(self) -> None:
-        """Do nothing: a CPU is done when the call returns."""
+        """Wait for the device; a CPU is done when the call returns."""
+        self._synchronize()
 
 
 class Allocator:
@@ -118,8 +119,13 @@ class Allocator:
 
 
 def meter(model: nn.Module, device: torch.device) -> Meter:
-    """Return how memory is measured on a device."""
-    return Allocator(torch.cuda, device) if device.type == "cuda" else SavedTensors(model)
+    """Return how memory is measured on a device: by its allocator, if that can be asked."""
+    if device.type == "cpu":
+        return SavedTensors(model)
+    module: Any = torch.get_device_module(device)
+    if all(hasattr(module, name) for name in ("max_memory_allocated", "mem_get_info")):
+        return Allocator(module, device)
+    return SavedTensors(model, module.synchronize)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -123,10 +123,24 @@ def held_buffers(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
+def held_generators(loader: Any) -> Generator[None]:
+    """Let a look at a DataLoader leave no trace in the generators of its own that it shuffles by."""
+    owned = [getattr(owner, "generator", None) for owner in (loader, loader.sampler)]
+    states = [(generator, generator.get_state()) for generator in owned if isinstance(generator, torch.Generator)]
+    try:
+        yield
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+@contextmanager
 def preserved(model: nn.Module, optimizer: Optimizer | None = None) -> Generator[Snapshot]:
     """Bring model, optimizer and the global random numbers back to the bit when the block ends, however it ends."""
     python, numpy = random.getstate(), np.random.get_state()  # the global one is what models use
-    with torch.random.fork_rng():
+    away = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
+    kind = next((device.type for device in away), "cuda")
+    with torch.random.fork_rng([device.index or 0 for device in away], device_type=kind):
         snapshot = Snapshot(model, optimizer)
         try:
             yield snapshot
