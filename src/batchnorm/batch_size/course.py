@@ -23,7 +23,8 @@ from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import FEWEST_ROWS, Work
 from batchnorm.errors import ArgumentError
 
-ROUNDS = 15  # of timing
+ROUNDS, MOST_ROUNDS = 15, 200  # of timing: so many, and more until
+LONG_ENOUGH = 2.0  # seconds have passed: whatever else runs comes in bursts
 WARM_UP = 2
 SMALLEST, LARGEST = 4, 1 << 16
 USUAL = 64  # m, while the gradient noise is measured
@@ -118,9 +119,12 @@ class Course:
     def _throughput(self) -> None:
         """Time a step of every size, in turns, until the time or the memory is up."""
         sizes, known = list(self._sizes), self.found.memory
-        for done in range(ROUNDS + WARM_UP):
+        start = self._budget.clock()
+        for done in range(MOST_ROUNDS + WARM_UP):
+            if done >= ROUNDS + WARM_UP and self._budget.clock() - start > LONG_ENOUGH:
+                return
             for size in list(sizes):
-                self._budget.says(f"batches of {size}", done / (ROUNDS + WARM_UP))
+                self._budget.says(f"batches of {size}")
                 expected = self._expected(size)
                 first = size not in self.found.seconds
                 if self.found.seconds and not self._budget.allows(expected):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from batchnorm.batch_size import decision, remarks
@@ -66,8 +66,8 @@ def judge(found: Found, choice: Choice) -> Advice:
     size, binding = _choose(setting, where, choice, found)
     per_process = max(size // processes, 1)
     together = choice.group or (decision.group_size(per_process, setting.fewest) if found.normalizes else per_process)
-    worst = _worst(size, setting, noise)
-    confidence, because = _confidence(found, noise, worst)
+    worst = _worst(size, setting, noise, choice.objective)
+    confidence, because = _confidence(found, noise, worst, choice.objective)
     current = found.current * processes if found.current else USUAL_BATCH
     measured = found.experiment.times(speed.median) if found.experiment else {}
     return Advice(
@@ -156,28 +156,31 @@ def _is_full(memory: Memory, largest: int, processes: int) -> bool:
     return memory.failed is not None or memory.projected * processes < 2 * largest
 
 
-def _worst(size: int, setting: _Setting, noise: NoiseScale | None) -> float:
-    """Return how many times the least time B can take, wherever in its interval the noise scale lies."""
+def _worst(size: int, setting: _Setting, noise: NoiseScale | None, objective: Objective) -> float:
+    """Return how many times the least time (or compute) B can take, wherever in its interval the noise scale lies."""
     if noise is None:
         return math.inf
     ratios: list[float] = []
     for critical in (noise.low, noise.high):
-        here = _Setting(min(max(critical, 1e-3), ENDLESS), setting.seconds, setting.smallest, setting.largest, 1)
+        here = replace(setting, critical=min(max(critical, 1e-3), ENDLESS))
+        if objective == "compute":
+            ratios.append(1.0 + size / here.critical)  # samples to the target, S·B, over their least
+            continue
         best = decision.plateau(here.critical, here.seconds, here.smallest, here.largest).best
         ratios.append(_time(size, here) / _time(best, here))
     return max(ratios)
 
 
-def _confidence(found: Found, noise: NoiseScale | None, worst: float) -> tuple[Confidence, str]:
+def _confidence(found: Found, noise: NoiseScale | None, worst: float, objective: Objective) -> tuple[Confidence, str]:
     stopped = f"interrupted while measuring {found.interrupted}: what is known so far; " if found.interrupted else ""
     if noise is None:
         return "low", f"{stopped}the gradient noise was not measured, so Bcrit is taken to be Bhalf"
     said = (
-        f"for any noise scale from {remarks.number(noise.low)} to {remarks.number(noise.high)}, this size takes at "
-        f"most {worst:.2f} times the least time by the model"
+        f"{stopped}for any noise scale from {remarks.number(noise.low)} to {remarks.number(noise.high)}, this size "
+        f"takes at most {worst:.2f} times the least {objective} by the model"
     )
     if found.interrupted:
-        return "low", stopped + said
+        return "low", said
     return ("high" if worst <= SURE else "medium" if worst <= FAIR else "low"), said
 
 

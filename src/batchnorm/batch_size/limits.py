@@ -1,7 +1,6 @@
 """The four limits, each with its interval and a sentence that says what was measured."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from batchnorm.batch_size import remarks
@@ -9,7 +8,7 @@ from batchnorm.batch_size.advice import Limit, LimitName
 from batchnorm.batch_size.found import Found
 from batchnorm.batch_size.gradient_noise import NoiseScale
 from batchnorm.batch_size.memory import WORST_FIT, Memory
-from batchnorm.batch_size.throughput import Throughput, fit
+from batchnorm.batch_size.throughput import Throughput, fit, quantile
 
 HIGH, LOW = 0.75, 0.25  # quantiles of the step times between which Bhalf may lie
 
@@ -52,7 +51,7 @@ def _memory_limit(memory: Memory, rows: int, processes: int) -> Limit:
 
 def _throughput_limit(found: Found, speed: Throughput, processes: int) -> Limit:
     ends = [
-        fit({b: [_quantile(times, q)] for b, times in found.seconds.items()}).half * processes for q in (LOW, 0.5, HIGH)
+        fit({b: [quantile(times, q)] for b, times in found.seconds.items()}).half * processes for q in (LOW, 0.5, HIGH)
     ]
     line = f"t(B) = {remarks.duration(speed.fixed)} + B · {remarks.duration(speed.per_sample)}"
     said = (
@@ -63,11 +62,6 @@ def _throughput_limit(found: Found, speed: Throughput, processes: int) -> Limit:
     said += "; half of the largest throughput from here on"
     ends.append(speed.half * processes)
     return Limit(ends[-1], min(ends), max(ends), False, said)
-
-
-def _quantile(values: Sequence[float], q: float) -> float:
-    ordered = sorted(values)
-    return ordered[round(q * (len(ordered) - 1))]
 
 
 def _noise_limit(found: Found, noise: NoiseScale | None) -> Limit:
@@ -92,7 +86,7 @@ def _statistics_limit(found: Found, group: int) -> Limit:
     worst = found.layers[0]
     said = (
         f"m_min, for a shift noise of 0.25 σ at most; noisiest is {worst.name or 'the layer'}, where a sample is worth "
-        f"{worst.per_sample:.2g} values: shift noise {worst.shift(group):.2g} σ at m = {group}"
+        f"{remarks.number(worst.per_sample)} values: shift noise {worst.shift(group):.2g} σ at m = {group}"
     )
     if (scale := worst.scale(group)) is not None:
         said += f", scale noise {scale:.2g}"

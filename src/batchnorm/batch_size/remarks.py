@@ -3,11 +3,12 @@
 import math
 
 from batchnorm.batch_size.found import Found
-from batchnorm.batch_size.throughput import Throughput
+from batchnorm.batch_size.throughput import Throughput, quantile
 
 INPUT_BOUND = 1.1
 FEW_RUNS = 5
 GROWS = 1.5
+UNSTEADY = 1.5  # upper quartile ÷ lower quartile of the seconds of a step
 HONEST = (
     "The noise scale says how many steps and seconds a target takes; it knows nothing of curvature or generalisation.",
     "B is no knob for validation accuracy; m is one for regularisation: small groups add noise, in training only.",
@@ -17,15 +18,15 @@ HONEST = (
 def number(value: float | None) -> str:
     """Return a number of samples as people read it.
 
-    >>> [number(v) for v in (None, 3.14159, 49.4, 1438, 2.6e6, float("inf"))]
-    ['–', '3.1', '49', '1,438', '2.6 million', '∞']
+    >>> [number(v) for v in (None, 3.14159, 49.4, 1438, 2.6e6, 215.3e6, float("inf"))]
+    ['–', '3.1', '49', '1,438', '2.6 million', '215 million', '∞']
     """
     if value is None or math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞"
     if value >= 1e6:
-        return f"{value / 1e6:,.2g} million" if value < 1e9 else f"{value:.1e}"
+        return f"{value / 1e6:.{0 if value >= 1e7 else 1}f} million" if value < 1e9 else f"{value:.1e}"
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
@@ -80,12 +81,17 @@ def notes(found: Found, speed: Throughput, size: int, group: int, processes: int
         *_of_the_pilot(found),
         *(f"no time for {text}" for text in found.skipped),
         *_of_the_experiment(found),
-        *(["few rounds of timing: a larger budget gives steadier seconds"] if _few(found) else []),
+        *_of_the_timing(found),
     )
 
 
-def _few(found: Found) -> bool:
-    return min(len(times) for times in found.seconds.values()) < FEW_RUNS
+def _of_the_timing(found: Found) -> list[str]:
+    if min(len(times) for times in found.seconds.values()) < FEW_RUNS:
+        return ["few rounds of timing: a larger budget gives steadier seconds"]
+    scatter = max(quantile(times, 0.75) / quantile(times, 0.25) for times in found.seconds.values())
+    if scatter > UNSTEADY:
+        return [f"the same step took up to {scatter:.1f} times as long as at other times: ask again on an idle machine"]
+    return []
 
 
 def _of_the_group(found: Found, size: int, group: int, processes: int) -> list[str]:

@@ -58,6 +58,16 @@ class Throughput:
         return float(np.interp(size, self.sizes, monotone(self.seconds)))
 
 
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the value below which a share q of them lies.
+
+    >>> quantile([4.0, 1.0, 3.0, 2.0, 5.0], 0.25)
+    2.0
+    """
+    ordered = sorted(values)
+    return ordered[round(q * (len(ordered) - 1))]
+
+
 def monotone(values: Sequence[float]) -> list[float]:
     """Return the nearest values, in the sense of least squares, that never fall (pool adjacent violators).
 
