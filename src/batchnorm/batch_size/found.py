@@ -90,6 +90,7 @@ def _pilot(pilots: Sequence[Pilot]) -> Pilot | None:
             statistics.fmean(s.loss for s in same),
             tuple(b for s in same for b in s.blocks),
             sum(s.dropped for s in same),
+            statistics.fmean(s.trained for s in same),
         )
         for same in zip(*(p.stages for p in pilots), strict=False)
     ]

@@ -78,12 +78,14 @@ class Stage:
         loss: On the held-out rows, in inference.
         blocks: What groups of samples said there.
         dropped: Blocks left out because a gradient was not finite.
+        trained: The loss of those groups, in training: running statistics have no part in it.
     """
 
     step: int
     loss: float
     blocks: tuple[Block, ...]
     dropped: int = 0
+    trained: float = math.nan
 
     @property
     def noise(self) -> NoiseScale | None:
@@ -126,7 +128,7 @@ class Pilot:
         useful = self.useful
         after = [*self.stages[1 : len(useful) + 1], useful[-1]][: len(useful)]
         found = [
-            (noise, max(stage.loss - then.loss, 0.0))
+            (noise, max(stage.trained - then.trained, 0.0))
             for stage, then in zip(useful, after, strict=True)
             if (noise := stage.noise) is not None
         ]
@@ -202,11 +204,12 @@ def _look(
     settle: Callable[[int], None],
 ) -> Stage:
     """Measure the noise and the held-out loss at the weights as they are."""
+    work.seen.clear()
     with held_buffers(work.model):
         blocks, dropped = gradient_noise.measure(
             work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle
         )
-    return Stage(step, work.held_out_loss(), tuple(blocks), dropped)
+    return Stage(step, work.held_out_loss(), tuple(blocks), dropped, fmean(work.seen))
 
 
 def _run(
@@ -229,9 +232,10 @@ def _run(
         says(f"step {at}, held-out loss {stage.loss:.3g}")
         found.stages.append(stage)
         losses = [stage.loss for stage in found.stages]
+        trained = [stage.trained for stage in found.stages]
         if len(losses) < FEW:
-            continue  # the running statistics still follow the weights at a distance
-        if losses[-1] > min(losses) + JUMPS * abs(losses[0]) and not training.own:
+            continue  # many a good learning rate makes things worse at first
+        if trained[-1] > min(trained) + JUMPS * abs(trained[0]) and not training.own:
             return False
         if len(losses) > FEW and min(losses[:-2]) - min(losses[-2:]) < STALLED * (losses[0] - min(losses)):
             return losses[0] - min(losses) > LEARNT * abs(losses[0])

@@ -117,6 +117,7 @@ class Work:
         parameters: Those that learn.
         rows: How many rows are drawn from.
         held_out: Numbers of the rows that are kept to see what training has come to.
+        seen: The loss of each `backward`, in the mode that the model trains in.
     """
 
     def __init__(self, model: nn.Module, loss: Any, samples: Samples, *, device: torch.device, seed: int) -> None:
@@ -126,7 +127,7 @@ class Work:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise ArgumentError(f"`model` must have parameters that learn, {type(model).__name__} has none")
-        self._seed = seed
+        self._seed, self.seen = seed, list[float]()
         self.restart()
         order = torch.randperm(len(samples), generator=self._random).tolist()
         aside = min(int(len(order) * HELD_OUT), MOST_HELD_OUT)
@@ -155,8 +156,10 @@ class Work:
         return self._loss(self.model, batch)
 
     def backward(self, size: int) -> None:
-        """Draw a batch and leave the gradient of its mean loss in `.grad`."""
-        self.loss(self.draw(size)).backward()
+        """Draw a batch and leave the gradient of its mean loss in `.grad`; note that loss in `seen`."""
+        loss = self.loss(self.draw(size))
+        self.seen.append(float(loss.detach()))
+        loss.backward()
 
     def try_once(self, size: int) -> None:
         """Run one forward and backward, to say in one line what does not fit.
