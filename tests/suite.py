@@ -32,7 +32,7 @@ PARTS = {
         "keras_backend/test_models",
         "keras_backend/test_legacy",
     ],
-    "study": ["study_findings", "study_training", "study_claims"],
+    "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
 

@@ -1,8 +1,8 @@
 """The answer in three sentences, and the recommended setting as code to paste."""
 
 import math
+import statistics
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 from batchnorm.study.claims.placement import CLAIM as PLACEMENT
@@ -95,18 +95,19 @@ def sentences(study: Study, findings: dict[str, Finding], setting: Recommendatio
         second,
         f"Of the settings tried, the first to arrive: batch normalization {where}{unit}, {inputs}, "
         f"{study.settings.optimizer} with a learning rate of {setting.rate:g}, and batches of "
-        f"{study.settings.batch_size}{_other_sizes(study, findings.get('batch-size'))}.",
+        f"{study.settings.batch_size}{_other_sizes(study, setting, findings.get('batch-size'))}.",
     ]
 
 
-def _other_sizes(study: Study, finding: Finding | None) -> str:
+def _other_sizes(study: Study, setting: Recommendation, finding: Finding | None) -> str:
     """Return what other batch sizes did to the steps, in words that follow the study's own size."""
     tried = finding.numbers.get("steps", {}) if finding is not None else {}
     if not tried:
         return ", the one size that was tried"
-    steps = {int(size): median(of_size) for size, of_size in tried.items()}
+    steps: dict[int, float] = {int(size): statistics.median(of_size) for size, of_size in tried.items()}
     least, own = min(steps, key=lambda size: steps[size]), study.settings.batch_size
-    said = f"; of the {len(steps)} sizes tried before the activation, {min(steps)} to {max(steps)}, "
+    where = "" if setting.placement == "before" else " with it before the activation"
+    said = f"; of the {len(steps)} sizes tried{where}, {min(steps)} to {max(steps)}, "
     if steps[least] >= steps[own]:
         return f"{said}none took fewer steps"
     return f"{said}{least} took the fewest steps, {steps[least]:g} instead of {steps[own]:g}"

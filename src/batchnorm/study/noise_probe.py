@@ -29,7 +29,7 @@ def stages(steps: int) -> list[int]:
 
 
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
-    """Measure the gradient noise of each replica at some of the steps, and its loss on the validation part."""
+    """Measure each replica's gradient noise at some of the steps, and its losses: in validation, and in training."""
     spec = rows.specs[0]
     if step not in stages(spec.steps):
         return [{} for _ in rows.specs]
@@ -37,12 +37,13 @@ def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
     held_out = losses(predict(network, x), y, rows.data).tolist()
     with held_buffers(network), torch.random.fork_rng(devices=[]):
         train_mode(network, spec.placement)
-        blocks = _blocks(network, rows, step)
-    return [{"loss": loss, "blocks": found} for loss, found in zip(held_out, blocks, strict=True)]
+        blocks, trained = _blocks(network, rows, step)
+    seen = zip(held_out, trained, blocks, strict=True)
+    return [{"loss": loss, "trained": in_training, "blocks": found} for loss, in_training, found in seen]
 
 
-def _blocks(network: nn.Module, rows: Rows, step: int) -> list[list[Block]]:
-    """Return what groups of the study's batch size, or of half the rows, say at the weights as they are."""
+def _blocks(network: nn.Module, rows: Rows, step: int) -> tuple[list[list[Block]], list[float]]:
+    """Return what groups of the study's batch size, or of half the rows, say; and their mean loss."""
     count = rows.splits[0].train.size
     group = min(rows.specs[0].batch_size, count // 2)
     per_group = group * gradient_noise.correction(count, group)
@@ -50,16 +51,19 @@ def _blocks(network: nn.Module, rows: Rows, step: int) -> list[list[Block]]:
     whole = [nn.Parameter(torch.empty(0)) for _ in rows.specs]
     replicas = [GroupGradients([p]) for p in whole]
     blocks: list[list[Block]] = [[] for _ in rows.specs]
-    for drawn in range(gradient_noise.BLOCKS * gradient_noise.GROUPS):
+    total, draws = torch.zeros(len(rows.specs)), gradient_noise.BLOCKS * gradient_noise.GROUPS
+    for drawn in range(draws):
         pairs = zip(rows.splits, random, strict=True)
         x, y = rows.take(np.stack([part.train[r.permutation(count)[:group]] for part, r in pairs]))
-        losses(network(x), y, rows.data).sum().backward()
+        loss = losses(network(x), y, rows.data)
+        loss.sum().backward()
+        total += loss.detach()
         for found, replica, parameter, gradient in zip(blocks, replicas, whole, _gradients(network), strict=True):
             parameter.data, parameter.grad = gradient, gradient
             replica.take()
             if drawn % gradient_noise.GROUPS == gradient_noise.GROUPS - 1 and (made := replica.block(per_group)):
                 found.append(made)
-    return blocks
+    return blocks, (total / draws).tolist()
 
 
 def _gradients(network: nn.Module) -> torch.Tensor:
@@ -75,6 +79,6 @@ def _gradients(network: nn.Module) -> torch.Tensor:
 
 def predicted(rate: float, probed: Sequence[Mapping[str, Any]]) -> NoiseScale | None:
     """Return the noise scale along a watched run: the median, weighed by how much the loss fell."""
-    seen = [Stage(s["step"], s["loss"], tuple(Block(*b) for b in s["blocks"])) for s in probed]
-    seen = [stage for stage in seen if len(stage.blocks) > 1 and math.isfinite(stage.loss)]
+    looks = [Stage(s["step"], s["loss"], tuple(Block(*b) for b in s["blocks"]), trained=s["trained"]) for s in probed]
+    seen = [stage for stage in looks if len(stage.blocks) > 1 and math.isfinite(stage.loss + stage.trained)]
     return along(Pilot(rate, seen)) if seen else None

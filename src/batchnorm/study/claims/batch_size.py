@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,7 +25,8 @@ WORTH_HAVING = 1.5
 NAME = "critical batch size, fitted to the steps against predicted by the gradient noise: the factor between them"
 SMALLEST = 4
 FEWEST_SIZES = 3
-PATIENCE = 2.0  # times the steps that the law allows at most
+PATIENCE = 2.0  # times the steps that the law allows a smaller size at most
+ENOUGH = 1.5  # times the steps of the study's own size, for a larger one: the law allows it as many
 BEYOND = 10.0  # times the sizes tried: farther away a fit says nothing
 PROBE = f"{noise_probe.__name__}:probe"
 
@@ -68,7 +69,7 @@ def _near(study: Study, size: int) -> list[Spec]:
     if size == base:
         return study.sweep("before", rates)
     most = settings.steps if size < base else settings.short_steps
-    steps = math.ceil(PATIENCE * statistics.median(_arrives(study)) * max(1.0, base / size))
+    steps = math.ceil(statistics.median(_arrives(study)) * max(PATIENCE * base / size, ENOUGH))
     return study.sweep("before", rates, batch_size=size, steps=min(max(steps, FIRST), most))
 
 
@@ -172,17 +173,10 @@ def measure(study: Study) -> Finding:
         )
         for i, s in enumerate(_watched(study))
     ]
-    factors = tuple(zip(*(s.factor() for s in seeds), strict=True))
-    bounds = sum(least != most for _, least, most in zip(*factors, strict=True) if not math.isnan(least))
-    remark = f"{bounds} of {len(seeds)} seeds are bounds: runs that did not arrive in time, or no end to be seen"
-    effect = Effect(
-        NAME, factors[0], FACTOR, "below", unit="×",
-        bounded=remark if bounds else "", least=factors[1], most=factors[2],
-    )  # fmt: skip
     said = [s.noise.value if s.noise else math.nan for s in seeds]
     found = [s.law.critical for s in seeds]
     return Finding(
-        effects=(effect,),
+        effects=(_effect(seeds),),
         numbers={
             "steps": {str(size): of_size for size, of_size in steps.items()},
             "budgets": {str(size): budget for size, budget in budgets.items()},
@@ -193,9 +187,18 @@ def measure(study: Study) -> Finding:
             "batch size": study.settings.batch_size,
         },
         summary=f"Larger batches save steps nearly in proportion up to about {_range(said)}, says the noise of the "
-        f"gradients; up to {_range(found)}, say the steps counted at {len(tried)} sizes from {tried[0]} to {tried[-1]}.",
+        f"gradients; up to {_range(found)}, say the steps counted at {len(tried)} batch sizes, {tried[0]} to "
+        f"{tried[-1]}.",
         notes=_notes(steps, budgets),
     )
+
+
+def _effect(seeds: Sequence[_Seed]) -> Effect:
+    samples, least, most = zip(*(s.factor() for s in seeds), strict=True)
+    bounds = sum(high == VAST for high in most)
+    remark = f"{bounds} of {len(seeds)} seeds are bounds: runs that did not arrive in time, or no end to be seen"
+    bounded = remark if bounds else ""
+    return Effect(NAME, samples, FACTOR, "below", unit="×", bounded=bounded, least=least, most=most)
 
 
 def _range(values: Sequence[float]) -> str:
@@ -214,7 +217,8 @@ def _notes(steps: Mapping[int, Sequence[float]], budgets: Mapping[int, int]) -> 
     ]
     return (
         "Fewer steps are not less time: the fastest size is √(Bcrit·Bhalf), Bhalf the size from which on a step takes "
-        "longer in proportion; `batchnorm batch-size` measures both. Running statistics keep their momentum at every size.",
+        "longer in proportion; `batchnorm batch-size` measures both.",
+        "Running statistics keep their momentum, whatever the batch size.",
         *([f"Runs that did not arrive: {'; '.join(late)}."] if late else []),
     )
 
@@ -242,38 +246,51 @@ def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
 
 
 def picture(finding: Finding) -> Figure:
-    """Draw steps against batch size, and the law with Bcrit fitted and predicted."""
-    made, (axes,) = pictures.figure()
+    """Draw steps against batch size, the law fitted and predicted, and where Bcrit lies."""
+    made, (axes,) = pictures.figure(height=3.6)
     axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="steps to the goal")
     n = finding.numbers
-    counted = {int(size): sorted(min(s, n["budgets"][size]) for s in of_size) for size, of_size in n["steps"].items()}
+    counted = {int(b): sorted(max(min(s, n["budgets"][b]), 1.0) for s in of_size) for b, of_size in n["steps"].items()}
     if not counted:
         return made
-    at = list(counted)
-    colour = pictures.NORMALISED
-    axes.fill_between(at, [s[0] for s in counted.values()], [s[-1] for s in counted.values()], color=colour, alpha=0.18)
-    middle = {size: max(statistics.median(s), 1.0) for size, s in counted.items()}
-    axes.plot(at, list(middle.values()), color=colour, marker="s", markersize=4, linestyle="", label="measured")
-    _draw_law(axes, middle, n["fitted"], "fitted", colour, "-")
-    _draw_law(axes, middle, n["predicted"], "predicted by the noise", pictures.OTHER, "--")
-    axes.set_xticks(at, [str(size) for size in at], minor=False)
+    sizes, colour = list(counted), pictures.NORMALISED
+    low, high = ([s[i] for s in counted.values()] for i in (0, -1))
+    axes.fill_between(sizes, low, high, color=colour, alpha=0.18, linewidth=0)
+    middle = {size: statistics.median(s) for size, s in counted.items()}
+    axes.plot(sizes, list(middle.values()), color=colour, marker="s", markersize=4, linestyle="", label="measured")
+    _draw_law(axes, middle, n["fitted"], "fitted", Line(colour, "-", 3.0, 0.12))
+    _draw_law(axes, middle, n["predicted"], "predicted by the noise", Line(pictures.OTHER, "--", 1.5, 0.05))
+    axes.set(xlim=(sizes[0] / 1.2, sizes[-1] * 1.2), ylim=(min(low) / 2.2, max(high) * 2.2))
+    axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
+    round_numbers = [float(f"{d}e{e}") for e in range(6) for d in (1, 2, 5)]
+    ticks = [y for y in round_numbers if min(low) / 2 <= y <= 2 * max(high)]
+    axes.set_yticks(ticks, [f"{y:,g}" for y in ticks], minor=False)
     axes.minorticks_off()
-    axes.legend()
+    axes.legend(loc="upper right")
     return made
 
 
-def _draw_law(
-    axes: Axes, steps: Mapping[int, float], criticals: Sequence[float], name: str, colour: str, style: str
-) -> None:
+class Line(NamedTuple):
+    """How a law is drawn: its line, and how high above the axis its Bcrit is."""
+
+    colour: str
+    style: str
+    width: float
+    height: float
+
+
+def _draw_law(axes: Axes, steps: Mapping[int, float], criticals: Sequence[float], name: str, line: Line) -> None:
+    """Draw the law with the median Bcrit; and above the axis that Bcrit, with its range over seeds."""
     known = [c for c in criticals if math.isfinite(c)]
     if not known:
         return
     law = fitted(steps, statistics.median(known))
     at = np.geomspace(min(steps), max(steps), 50)
-    label = f"{name}: Bcrit {law.critical:.2g}"
-    axes.plot(at, law.least * (1.0 + law.critical / at), color=colour, linestyle=style, label=label)
-    if at[0] <= law.critical <= at[-1]:
-        axes.axvline(law.critical, color=colour, linestyle=style, linewidth=0.8)
+    look: dict[str, Any] = {"color": line.colour, "linestyle": line.style, "linewidth": line.width}
+    axes.plot(at, law.least * (1.0 + law.critical / at), **look, label=f"{name}, Bcrit {law.critical:.2g}")
+    where = axes.get_xaxis_transform()
+    axes.plot([min(known), max(known)], [line.height] * 2, **look, transform=where)
+    axes.plot(law.critical, line.height, color=line.colour, marker="D", markersize=6, transform=where)
 
 
 CLAIM = Claim(
@@ -284,10 +301,11 @@ CLAIM = Claim(
     "at its own best of three learning rates: the best one of the study's own size times the root of the ratio of the "
     "sizes, and half a decade to either side. The steps to the goal should follow S(B) = Smin·(1 + Bcrit/B), which is "
     "fitted seed by seed. Beside it, Bcrit is predicted from one short run: tr Σ/|G|², the noise of the gradients over "
-    "groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how far the validation loss fell. Compared is by "
+    "groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how far the training loss fell. Compared is by "
     "what factor the two are apart; one of 4 would move the fastest size, which goes with the root, by 2.",
     caption="Steps to the goal at each batch size: median, and range over seeds; and S(B) = Smin·(1 + Bcrit/B) with "
-    "Bcrit fitted to the steps, and with Bcrit predicted by the noise of the gradients. Vertical lines stand at Bcrit.",
+    "Bcrit fitted to the steps, and with Bcrit predicted by the noise of the gradients. Below, the diamonds stand at "
+    "Bcrit: median, and range over seeds.",
     runs=runs,
     further=further,
     measure=measure,
