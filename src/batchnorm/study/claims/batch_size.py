@@ -184,7 +184,6 @@ def measure(study: Study) -> Finding:
             "predicted": said,
             "predicted is a bound": [s.noise is not None and s.noise.is_bound for s in seeds],
             "fitted": found,
-            "batch size": study.settings.batch_size,
         },
         summary=f"Larger batches save steps nearly in proportion up to about {_range(said)}, says the noise of the "
         f"gradients; up to {_range(found)}, say the steps counted at {len(tried)} batch sizes, {tried[0]} to "
@@ -258,8 +257,8 @@ def picture(finding: Finding) -> Figure:
     axes.fill_between(sizes, low, high, color=colour, alpha=0.18, linewidth=0)
     middle = {size: statistics.median(s) for size, s in counted.items()}
     axes.plot(sizes, list(middle.values()), color=colour, marker="s", markersize=4, linestyle="", label="measured")
-    _draw_law(axes, middle, n["fitted"], "fitted", Line(colour, "-", 3.0, 0.12))
-    _draw_law(axes, middle, n["predicted"], "predicted by the noise", Line(pictures.OTHER, "--", 1.5, 0.05))
+    _draw_law(axes, middle, n["fitted"], name="fitted", line=Line(colour, "-", 3.0, 0.12))
+    _draw_law(axes, middle, n["predicted"], name="predicted by the noise", line=Line(pictures.OTHER, "--", 1.5, 0.05))
     axes.set(xlim=(sizes[0] / 1.2, sizes[-1] * 1.2), ylim=(min(low) / 2.2, max(high) * 2.2))
     axes.set_xticks(sizes, [str(size) for size in sizes], minor=False)
     round_numbers = [float(f"{d}e{e}") for e in range(6) for d in (1, 2, 5)]
@@ -279,7 +278,7 @@ class Line(NamedTuple):
     height: float
 
 
-def _draw_law(axes: Axes, steps: Mapping[int, float], criticals: Sequence[float], name: str, line: Line) -> None:
+def _draw_law(axes: Axes, steps: Mapping[int, float], criticals: Sequence[float], *, name: str, line: Line) -> None:
     """Draw the law with the median Bcrit; and above the axis that Bcrit, with its range over seeds."""
     known = [c for c in criticals if math.isfinite(c)]
     if not known:
