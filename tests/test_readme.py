@@ -3,8 +3,12 @@
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from batchnorm.torch import BatchNorm1d
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -24,9 +28,11 @@ def test_the_findings_are_those_of_the_committed_run() -> None:
 
 
 def test_the_code_runs() -> None:
-    (code,) = (c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "keras" not in c)
-    names: dict[str, object] = {}
-    exec(code, names)
+    layer, advice = (c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "keras" not in c)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    names: dict[str, Any] = {"network": network, "inputs": torch.randn(90, 4), "labels": torch.randint(3, (90,))}
+    exec(layer + advice, names)
+    assert 1 < names["advice"].batch_size <= 90
     assert names["images"].shape == (32, 64, 56, 56)
     assert names["tokens"].shape == (16, 20, 512)
 

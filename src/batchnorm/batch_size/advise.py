@@ -1,6 +1,7 @@
 """Measure four limits, and say which batch size follows from them."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from batchnorm.batch_size.decision import Objective
 from batchnorm.batch_size.gradient_noise import Aggregate
 from batchnorm.batch_size.judge import Choice
 from batchnorm.batch_size.memory import meter
-from batchnorm.batch_size.preserve import preserved
+from batchnorm.batch_size.preserve import preserved, training_mode
 from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import Samples, Work
 from batchnorm.errors import ArgumentError
@@ -78,13 +79,20 @@ def advise(
     >>> advice.batch_size <= 200, sorted(advice.limits)
     (True, ['gradient_noise', 'memory', 'statistics_noise', 'throughput'])
     """
-    _check(model, optimizer, objective, candidates, group, budget_s, measure, aggregate)
+    _check(model, objective, candidates, group, budget_s, measure, aggregate)
+    _check_optimizer(optimizer, model)
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"`seed` must be an int, got {seed!r}")
     model, optimizer, where = _on_device(model, optimizer, device)
     samples = Samples(dataset, getattr(loss, "collate", None))
     inner = getattr(model, "module", model) if ranks.processes() > 1 else model  # each process measures for itself
-    with preserved(inner, optimizer) as snapshot, Budget(budget_s, show=progress) as budget:
-        if not inner.training:
-            inner.train()
+    with (
+        training_mode(inner),  # and only then taken down, for every new start goes back to that
+        preserved(inner, optimizer, loss) as snapshot,
+        Budget(budget_s, show=progress) as budget,
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message=".* with inf or NaN", category=RuntimeWarning)  # high learning rates
         work = Work(inner, loss, samples, device=where, seed=seed)
         course = Course(work, Training(work, optimizer, snapshot), meter(inner, where), budget)
         course.prepare(Choice(objective, sorted(set(candidates)) if candidates else None, group), aggregate)
@@ -92,17 +100,29 @@ def advise(
         return course.answer()
 
 
+def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
+    if optimizer is None:
+        return
+    if not isinstance(optimizer, Optimizer):
+        raise ArgumentError(f"`optimizer` must be None or a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ArgumentError("`optimizer` must step without a closure, got LBFGS: take None, or one that does")
+    own = {id(p) for p in model.parameters()}
+    if not any(id(p) in own for group in optimizer.param_groups for p in group["params"]):
+        raise ArgumentError("`optimizer` must hold parameters of the model, got one that holds none of them")
+
+
 def _check(
-    model: Any, optimizer: Any, objective: Any, candidates: Any, group: Any, budget_s: Any, measure: Any, aggregate: Any
+    model: Any, objective: Any, candidates: Any, group: Any, budget_s: Any, measure: Any, aggregate: Any
 ) -> None:
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    if optimizer is not None and not isinstance(optimizer, Optimizer):
-        raise ArgumentError(f"`optimizer` must be None or a torch.optim.Optimizer, got {type(optimizer).__name__}")
     for name, value, allowed in (("objective", objective, Objective), ("aggregate", aggregate, Aggregate)):
         if value not in get_args(allowed):
             raise ArgumentError(f"`{name}` must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
-    if candidates is not None and (not candidates or any(type(c) is not int or c < 1 for c in candidates)):
+    if candidates is not None and (
+        not isinstance(candidates, Sequence) or not candidates or any(type(c) is not int or c < 1 for c in candidates)
+    ):
         raise ArgumentError(f"`candidates` must be ints ≥ 1, at least one, got {candidates!r}")
     if group is not None and (type(group) is not int or group < 2):
         raise ArgumentError(f"`group` must be None or an int ≥ 2, got {group!r}")

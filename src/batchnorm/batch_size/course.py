@@ -40,7 +40,9 @@ class Course:
         self._work, self._training, self._meter, self._budget = work, trained, meter, budget
         self._processes = ranks.processes()
         self.found = Found(len(work.samples), Memory(meter.source, meter.available()))
-        self.found.normalizes = any(isinstance(m, _BatchNorm) and m.training for m in work.model.modules())
+        self.found.normalizes = any(
+            isinstance(m, _BatchNorm) and m.training and not getattr(m, "frozen", False) for m in work.model.modules()
+        )
         self.found.current = getattr(work.samples.loader, "batch_size", None)
         kind = type(trained.optimizer).__name__.lower()
         self.found.adaptive = any(name in kind for name in ADAPTIVE)
@@ -92,7 +94,7 @@ class Course:
 
     def answer(self) -> Advice:
         """Put together what all processes have found, and judge it."""
-        return judge(together(ranks.gathered(self.found)), self._choice)
+        return judge(together(ranks.gathered(self.found)), replace(self._choice, only_ran=True))
 
     def _step(self, size: int) -> None:
         self._training.step(size)
@@ -178,6 +180,7 @@ class Course:
     def _noise(self) -> None:
         """Measure gradient noise and the noise of batch statistics along a pilot run."""
         group = self.found.group = self._affordable_group()
+        self._work.at_once = self.found.memory.largest
         listener = Listener(self._work.model, self._work.rows)
 
         def settle(size: int) -> None:

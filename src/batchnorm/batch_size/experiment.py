@@ -48,7 +48,7 @@ def chosen(sizes: Collection[int], advised: int) -> list[int]:
     [4, 16, 64, 96, 256, 1024]
     """
     ordered = sorted(sizes)
-    some = ordered[len(ordered) % 2 :: 2] if len(ordered) >= 2 * FEWEST_SIZES - 1 else ordered
+    some = ordered[::2] if len(ordered) >= 2 * FEWEST_SIZES - 1 else ordered
     return sorted({*some, advised})
 
 

@@ -48,12 +48,14 @@ class Choice:
         candidates: The sizes to choose from, ascending; None: hardware-friendly ones.
         group: m, if it is fixed.
         processes: How many train together.
+        only_ran: Whether only sizes may be named that have run; until the last of them has, wishes are allowed.
     """
 
     objective: Objective = "time"
     candidates: list[int] | None = None
     group: int | None = None
     processes: int = 1
+    only_ran: bool = False
 
 
 def judge(found: Found, choice: Choice) -> Advice:
@@ -133,7 +135,9 @@ def _choose(
     """Return B and the limit that decides it."""
     processes = choice.processes
     ran = {size * processes for size in found.memory.ran}
-    allowed = None if choice.candidates is None else [c for c in choice.candidates if c in ran] or sorted(ran)
+    allowed = sorted(ran) if choice.only_ran else None
+    if choice.candidates is not None:
+        allowed = [c for c in choice.candidates if c in ran] or sorted(ran)
     low, high = where.low, where.high
     half = fit(found.seconds).half * processes
     binding: Binding = "gradient_noise" if setting.critical <= half else "throughput"

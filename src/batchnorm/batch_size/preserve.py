@@ -4,8 +4,8 @@ import copy
 import random
 import signal
 import threading
-from collections import defaultdict
-from collections.abc import Generator
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,25 +14,60 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-_HOLDERS = (list, dict, set)
+_HOLDERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
+_KEPT_ELSEWHERE = ("_parameters", "_buffers", "_modules", "state", "param_groups")  # as far as their insides go
+
+
+def _insides(value: Any, seen: set[int], *, deep: bool = True) -> list[Callable[[], object]]:
+    """Return what puts back the insides of a value, and of what it holds, where they can be changed in place."""
+    if id(value) in seen or isinstance(value, nn.Parameter):
+        return []
+    seen.add(id(value))
+    if isinstance(value, np.ndarray):
+        array = value.copy()
+        return [lambda: np.copyto(value, array)]
+    if isinstance(value, torch.Tensor):
+        tensor = value.detach().clone()
+        return [lambda: _put_back(value, tensor)]
+    if type(value) not in _HOLDERS:
+        return []
+    held = copy.copy(value)
+    found: list[Callable[[], object]] = [lambda: _refill(value, held)]
+    for part in list(held.values() if isinstance(held, dict) else held) if deep else []:
+        found += _insides(part, seen)
+    return found
+
+
+@torch.no_grad()
+def _put_back(value: torch.Tensor, held: torch.Tensor) -> None:
+    if not torch.equal(value, held):  # else its version would change, and with it what autograd makes of it
+        value.copy_(held)
+
+
+def _refill(value: Any, held: Any) -> None:
+    value.clear()
+    (value.extend if isinstance(value, list | deque) else value.update)(held)
 
 
 class _Attributes:
-    """The attributes of an object, and what its lists, dicts and sets hold: a module notes things down as it runs."""
+    """The attributes of an object, and the insides of those that can change: a module notes things down as it runs."""
 
     def __init__(self, owner: Any) -> None:
-        self._owner = owner
-        self._found = {k: (v, copy.copy(v) if type(v) in _HOLDERS else None) for k, v in vars(owner).items()}
+        self._owner, seen = owner, set[int]()
+        self._found = dict(vars(owner))
+        self._insides: list[Callable[[], object]] = []
+        for name, value in self._found.items():
+            if "_hooks" in name:
+                continue  # those who listen meanwhile go on listening
+            self._insides += _insides(value, seen, deep=name not in _KEPT_ELSEWHERE)
 
     def restore(self) -> None:
         kept: dict[str, Any] = vars(self._owner)
         for name in [n for n in kept if n not in self._found]:
             del kept[name]
-        for name, (value, held) in self._found.items():
-            kept[name] = value
-            if held is not None:
-                value.clear()
-                (value.extend if isinstance(value, list) else value.update)(held)
+        kept.update(self._found)
+        for put_back in self._insides:
+            put_back()
 
 
 class _OptimizerState:
@@ -62,12 +97,16 @@ class _OptimizerState:
 class Snapshot:
     """A model and its optimizer as they are now. Copies of tensors lie in the main memory, not in that of a GPU."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
-        """Take both down; from here on the optimizer works on a copy of its state."""
-        tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, loss: Any = None) -> None:
+        """Take them down; from here on the optimizer works on a copy of its state. A loss may be a module too."""
+        parts = [part for part in (model, loss) if isinstance(part, nn.Module)]
+        groups = [] if optimizer is None else optimizer.param_groups
+        learning = [p for part in parts for p in part.parameters()] + [p for group in groups for p in group["params"]]
+        parameters = {id(p): p for p in learning}.values()
+        tensors = {id(t): t for t in (*parameters, *(b for part in parts for b in part.buffers()))}.values()
         self._values = [(t, t.detach().to("cpu", copy=True)) for t in tensors]
-        self._gradients = [(p, p.grad) for p in model.parameters()]
-        self._modules = [_Attributes(module) for module in model.modules()]
+        self._gradients = [(p, p.grad) for p in parameters]
+        self._modules = [_Attributes(module) for part in parts for module in part.modules()]
         self._optimizer = None if optimizer is None else _OptimizerState(optimizer)
         self._clear()
 
@@ -112,6 +151,19 @@ def _uninterrupted() -> Generator[None]:
 
 
 @contextmanager
+def training_mode(model: nn.Module) -> Generator[None]:
+    """Put a model that is in inference into training, and every part of it back into its own mode."""
+    modes = {} if model.training else {module: module.training for module in model.modules()}
+    if modes:
+        model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
 def held_buffers(model: nn.Module) -> Generator[None]:
     """Let forwards that only look leave no trace in running statistics."""
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
@@ -135,13 +187,13 @@ def held_generators(loader: Any) -> Generator[None]:
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer | None = None) -> Generator[Snapshot]:
-    """Bring model, optimizer and the global random numbers back to the bit when the block ends, however it ends."""
+def preserved(model: nn.Module, optimizer: Optimizer | None = None, loss: Any = None) -> Generator[Snapshot]:
+    """Bring all of them and the global random numbers back to the bit when the block ends, however it ends."""
     python, numpy = random.getstate(), np.random.get_state()  # the global one is what models use
     away = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in away), "cuda")
     with torch.random.fork_rng([device.index or 0 for device in away], device_type=kind):
-        snapshot = Snapshot(model, optimizer)
+        snapshot = Snapshot(model, optimizer, loss)
         try:
             yield snapshot
         finally:

@@ -1,5 +1,6 @@
 """What one training step works on: the model, its loss, and batches of any size drawn from the data."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,7 @@ class Work:
         parameters: Those that learn.
         rows: How many rows are drawn from.
         held_out: Numbers of the rows that are kept to see what training has come to.
+        at_once: As many of them go through the model together: more may not fit.
         seen: The loss of each `backward`, in the mode that the model trains in.
     """
 
@@ -124,7 +126,9 @@ class Work:
         """Split off the held-out rows; see `advise` for the rest."""
         self.model, self.samples, self._device = model, samples, device
         self._loss = loss.loss if isinstance(loss, Loop) else _of_pairs(loss)
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        learning = [*model.parameters(), *(loss.parameters() if isinstance(loss, nn.Module) else ())]
+        self.parameters = [p for p in learning if p.requires_grad]
+        self.at_once = MOST_HELD_OUT
         if not self.parameters:
             raise ArgumentError(f"`model` must have parameters that learn, {type(model).__name__} has none")
         self._seed, self.seen = seed, list[float]()
@@ -196,7 +200,9 @@ class Work:
         modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
-            return float(self.loss(self.given(self.held_out)))
+            parts = math.ceil(len(self.held_out) / self.at_once)
+            rows = [self.held_out[i::parts] for i in range(parts)]
+            return math.fsum(float(self.loss(self.given(r))) * len(r) for r in rows) / len(self.held_out)
         finally:
             for module, training in modes.items():
                 module.training = training
