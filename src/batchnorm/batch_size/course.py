@@ -12,9 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from batchnorm.batch_size import experiment, memory, ranks, training
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.budget import Budget
+from batchnorm.batch_size.decision import SMALLEST_GROUP
 from batchnorm.batch_size.experiment import Experiment, Race
 from batchnorm.batch_size.found import Found, together
-from batchnorm.batch_size.gradient_noise import Aggregate, GroupGradients
+from batchnorm.batch_size.gradient_noise import BLOCKS, GROUPS, Aggregate, GroupGradients
 from batchnorm.batch_size.judge import USUAL_BATCH, Choice, judge
 from batchnorm.batch_size.memory import Memory, Meter
 from batchnorm.batch_size.preserve import held_generators
@@ -101,7 +102,7 @@ class Course:
         self._meter.synchronize()
 
     def _memory(self) -> None:
-        """Measure the bytes of a step at the three smallest sizes, after one that lets the optimizer set up."""
+        """Measure the bytes of a step at three sizes, after one that lets the optimizer set up."""
         known = self.found.memory
         if not known.attempt(self._sizes[0], partial(self._step, self._sizes[0])):
             return
@@ -207,7 +208,13 @@ class Course:
             if self._choice.group is not None or group < 4:
                 raise ArgumentError(f"a step of {group} samples does not fit in memory: nothing can be measured")
             group //= 2
+        while self._choice.group is None and group > SMALLEST_GROUP and not self._has_time_for(group):
+            group //= 2
         return group
+
+    def _has_time_for(self, group: int) -> bool:
+        """Whether one look at the gradient noise leaves more than half of the time."""
+        return BLOCKS * GROUPS * self._expected(group) < 0.5 * self._budget.left()
 
     def _largest(self) -> None:
         """Run a step at the size that the memory's line names, and at the one that is going to be advised."""

@@ -22,7 +22,7 @@ Objective = Literal["time", "compute"]
 PLATEAU = 0.05
 COMPUTE_SHARE = 0.2
 USUAL_GROUP = (32, 64)
-LARGEST_GROUP = 128
+SMALLEST_GROUP, LARGEST_GROUP = 16, 128
 
 
 def fastest(critical: float, half: float) -> float:

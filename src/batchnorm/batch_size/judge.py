@@ -140,11 +140,12 @@ def _choose(
         allowed = [c for c in choice.candidates if c in ran] or sorted(ran)
     low, high = where.low, where.high
     half = fit(found.seconds).half * processes
-    binding: Binding = "gradient_noise" if setting.critical <= half else "throughput"
+    binding: Binding = "gradient_noise" if setting.critical < half else "throughput"
     if choice.objective == "compute":
         high = min(high, max(decision.COMPUTE_SHARE * setting.critical, setting.smallest))
         low, binding = min(setting.smallest, high), "gradient_noise"  # any size below is as good: the largest of them
-    least = min(setting.fewest * processes, setting.largest) if found.normalizes else 1
+    group = max(setting.fewest, decision.SMALLEST_GROUP) if found.normalizes and choice.group is None else 1
+    least = min(group * processes, setting.largest)
     if decision.pick(low, high, allowed) < least:
         low, high, binding = *decision.reaching(least, allowed), "statistics_noise"
     if high > setting.largest:

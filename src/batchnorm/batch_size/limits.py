@@ -60,6 +60,8 @@ def _throughput_limit(found: Found, speed: Throughput, processes: int) -> Limit:
         else f"no line (off by {speed.error:.0%}): medians interpolated"
     )
     said += "; half of the largest throughput from here on"
+    if speed.half <= speed.sizes[0]:
+        said += ", or from a size still smaller"
     ends.append(speed.half * processes)
     return Limit(ends[-1], min(ends), max(ends), False, said)
 

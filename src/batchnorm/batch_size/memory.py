@@ -200,12 +200,13 @@ class Memory:
 
 
 def spread(sizes: Sequence[int], most: int = SIZES) -> list[int]:
-    """Return the smallest sizes to draw a line through.
+    """Return sizes to draw a line through: small ones, and not too near to one another.
 
-    >>> spread([4, 8, 16, 32, 64])
-    [4, 8, 16]
+    >>> spread([4, 8, 16, 32, 64, 128]), spread([4, 8, 16])
+    ([4, 16, 64], [4, 8, 16])
     """
-    return list(sizes[:most])
+    apart = list(sizes[: 2 * most - 1 : 2])
+    return apart if len(apart) == most else list(sizes[:most])
 
 
 def friendly(size: float) -> int:

@@ -23,7 +23,8 @@ DECIDES = {
     "memory": "memory: the time to the target would fall further with a larger batch, which does not fit",
     "throughput": "throughput: above Bhalf the machine is busy and a larger batch costs in proportion",
     "gradient_noise": "gradient noise: above Bcrit a larger batch saves hardly any steps",
-    "statistics_noise": "statistics noise: smaller batches would do, but their mean and variance are too noisy",
+    "statistics_noise": "statistics noise: smaller batches would do, but fewer than m_min, or 16, are too few to "
+    "normalise by",
     "data": "the data: a larger batch would be faster, but these are all the rows, or all there was time to try",
 }
 COLOURS = {"high": "green", "medium": "yellow", "low": "red"}
