@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm.torch
+from batchnorm.batch_size import advise
 
 PROCESSES = 2
 SECONDS = 60.0
@@ -84,6 +85,17 @@ def in_bfloat16(layer: str, rank: int) -> dict[str, Any]:
     return in_fsdp(layer, rank, policies, steps=1)
 
 
+def in_advice(layer: str, rank: int) -> dict[str, Any]:
+    """Ask for a batch size on all processes, each of which goes its own way for as long as it measures."""
+    torch.manual_seed(rank)
+    model = DistributedDataParallel(network(layer))
+    images, targets = (torch.cat(parts) for parts in zip(*batches(0, 20), strict=True))
+    before = state(model)
+    advice = advise(model, nn.functional.cross_entropy, (images, targets), budget_s=1.5, progress=False, seed=rank)
+    unchanged = all(torch.equal(before[name], value) for name, value in state(model).items())
+    return {"advice": advice.as_dict(), "unchanged": unchanged}
+
+
 def run(rank: int, works: list[Callable[[str, int], dict[str, Any]]], folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(  # meets in a file: no port to be taken
@@ -100,3 +112,19 @@ def run(rank: int, works: list[Callable[[str, int], dict[str, Any]]], folder: Pa
 
 def sleep(rank: int) -> None:
     time.sleep(SECONDS)
+
+
+def finish(context: Any, seconds: float) -> None:
+    """Wait for the processes; kill them, and fail, where that takes too long or one has failed."""
+    until = time.monotonic() + seconds
+    try:
+        while not context.join(timeout=1.0):
+            assert time.monotonic() < until, f"still running after {seconds} s"
+    finally:
+        for process in context.processes:
+            process.kill()
+            process.join()
+
+
+def start(function: Any, *arguments: Any) -> Any:
+    return torch.multiprocessing.spawn(function, arguments, PROCESSES, join=False)

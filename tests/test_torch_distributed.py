@@ -1,30 +1,13 @@
 """Several processes: DDP and FSDP2 over gloo train the layer as they train torch's own."""
 
-import time
 from typing import Any
 
 import pytest
 import torch
 
 from namespaces import to_numpy
-from processes import LAYERS, PROCESSES, SECONDS, in_bfloat16, in_ddp, in_float32, network, run, sleep
+from processes import LAYERS, PROCESSES, SECONDS, finish, in_bfloat16, in_ddp, in_float32, network, run, sleep, start
 from tolerance import assert_close
-
-
-def finish(context: Any, seconds: float) -> None:
-    """Wait for the processes; kill them, and fail, where that takes too long or one has failed."""
-    until = time.monotonic() + seconds
-    try:
-        while not context.join(timeout=1.0):
-            assert time.monotonic() < until, f"still running after {seconds} s"
-    finally:
-        for process in context.processes:
-            process.kill()
-            process.join()
-
-
-def start(function: Any, *arguments: Any) -> Any:
-    return torch.multiprocessing.spawn(function, arguments, PROCESSES, join=False)
 
 
 @pytest.fixture(scope="module")

@@ -71,3 +71,4 @@ STATISTICS_NOISE = 0.1  # 50 blocks of 4 groups in 10 to 30 channels: variances 
 EXACT_LINE = {"rel": 1e-9, "abs": 0.0}  # least squares in float64 through points that lie on a line
 TO_ONE_IN_A_MILLION = {"rel": 1e-6, "abs": 0.0}  # least squares, or logarithms, of numbers far apart
 ON_A_GRID = {"rel": 0.01, "abs": 0.0}  # of 1,000 or 4,000 sizes over up to seven decades
+OVERTIME = 1.2  # times the budget in seconds, beside the last step: what a measurement may take
