@@ -1,0 +1,180 @@
+"""`batchnorm batch-size` as its users meet it: data and models by name, the page, the picture, refusals, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from typer.testing import CliRunner
+
+from batchnorm.batch_size import Advice, Limit
+from batchnorm.batch_size.page import DECIDES, text
+from batchnorm.cli import app
+
+TABLE = str(Path(__file__).parents[1] / "examples" / "placements.csv")
+SHORT = ("--budget", "2")
+MINE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+generator = torch.Generator().manual_seed(0)
+x = torch.randn(120, 6, generator=generator)
+
+def values():
+    return x.numpy(), x[:, 0].numpy() * 3.0 + 7.0
+
+def loader():
+    return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=24)
+
+def flat():
+    return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+def two():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+def loss():
+    return nn.CrossEntropyLoss()
+
+def three():
+    return 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module with factories, in the working directory."""
+    name = f"mine_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{name}.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return name
+
+
+def invoke(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["batch-size", *(str(a) for a in arguments)])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_page_names_the_answer_and_the_four_limits() -> None:
+    code, out, _ = invoke(*SHORT)
+    assert code == 0
+    for said in ("Batch size B = ", "memory", "Bhalf", "Bcrit", "m_min", "decided by", "learning rate ×", "1,797 rows"):
+        assert said in out
+
+
+def test_json_holds_the_numbers_and_nothing_else() -> None:
+    code, out, _ = invoke(TABLE, "--target", "placed", "--json", *SHORT)
+    found = json.loads(out)
+    assert code == 0
+    assert found["details"]["rows"] == 1000
+    assert found["batch_size"] in found["details"]["memory"]["ran"]
+    assert set(found["limits"]) == {"memory", "throughput", "gradient_noise", "statistics_noise"}
+
+
+@pytest.mark.parametrize("ending", ["svg", "png", "pdf"])
+def test_the_picture_is_written(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture.{ending}"
+    code, out, _ = invoke("--out", path, "--candidates", "16,32,64", *SHORT)
+    assert code == 0
+    assert str(path.name) in out.replace("\n", "")
+    assert path.stat().st_size > 5_000
+    if ending == "svg":
+        assert {"memory", "time ÷ least"} <= set(texts(path.read_text("utf-8")))
+
+
+def texts(svg: str) -> list[str]:
+    """Return the texts of an SVG."""
+    return ["".join(e.itertext()) for e in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_values_to_predict_are_scaled(mine: str) -> None:
+    code, out, _ = invoke("--data", f"{mine}:values", "--model", f"{mine}:flat", "--json", *SHORT)
+    assert code == 0
+    start = json.loads(out)["details"]["gradient_noise"]["stages"][0]["loss"]
+    assert start < 10  # the mean square of what has mean 7 and deviation 3 would be 58
+
+
+def test_a_loader_brings_its_batch_size(mine: str) -> None:
+    names = ("--data", f"{mine}:loader", "--model", f"{mine}:two", "--loss", f"{mine}:loss")
+    code, out, _ = invoke(*names, "--optimizer", "adam", "--rate", "0.01", "--json", *SHORT)
+    found = json.loads(out)
+    assert code == 0
+    assert found["current"] == 24
+    assert found["details"]["gradient_noise"]["rate"] == 1.0  # times that of the optimizer
+    assert found["limits"]["statistics_noise"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere.csv",), "nowhere.csv cannot be read"),
+        ((TABLE,), "name the column to predict with --target"),
+        ((TABLE, "--data", "a:b"), "name a table or --data, not both"),
+        (("--optimizer", "adam"), "`--optimizer adam` needs its learning rate: --rate"),
+        (("--rate", "-1"), "`--rate` must be > 0, got -1.0"),
+        (("--candidates", "8,x"), "`--candidates` must be ints with commas between"),
+        (("--candidates", "8,4000"), "`candidates` must be at most 1797"),
+        (("--group", "1"), "`group` must be None or an int ≥ 2, got 1"),
+        (("--budget", "0"), "`budget_s` must be a number of seconds > 0, got 0.0"),
+        (("--device", "nowhere"), "`device` must be one that torch can use here, got 'nowhere'"),
+        (("--out", "picture.txt"), "`--out` must end in .svg, .png, .pdf, got picture.txt"),
+        (("--out", "no/folder.svg"), "`--out` must lie in a folder that exists"),
+        (("--model", "nowhere:model"), "`--model nowhere:model` cannot be imported"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str) -> None:
+    code, out, error = invoke(*arguments)
+    assert code == 2
+    assert out == ""
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "{}:loader"), "is a DataLoader: name --model and --loss for it too"),
+        (("--model", "{}:three"), "must return a torch.nn.Module, got int"),
+        (("--loss", "{}:three"), "must return a function (output, target) or a Loop, got int"),
+        (("--model", "{}:flat"), "model, loss and data do not go together"),
+    ],
+)
+def test_bad_factories_are_one_line(arguments: tuple[str, ...], said: str, mine: str) -> None:
+    code, _, error = invoke(*(a.format(mine) for a in arguments))
+    assert code == 2
+    assert said in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_ctrl_c_answers_with_what_is_known() -> None:
+    program = "from batchnorm.cli import app; app(['batch-size', '--measure', '--budget', '200', '--json'])"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    time.sleep(8)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    if out:  # else not a step was timed on a busy machine, which is said
+        assert json.loads(out)["interrupted"] != ""
+        assert json.loads(out)["confidence"] == "low"
+    else:
+        assert "before a single step was timed" in error
+
+
+@pytest.mark.parametrize("binding", DECIDES)
+def test_each_limit_has_its_sentence(binding: str) -> None:
+    none = Limit(None, None, None, False, "not measured")
+    limits = dict.fromkeys(("memory", "throughput", "gradient_noise", "statistics_noise"), none)
+    advice = Advice(64, 64, binding, limits, "time", 60.0, (40.0, 90.0), "low", "nothing is known", 32, 2.0)
+    page = text(advice)
+    assert DECIDES[binding].split(":")[0] in page
+    assert "learning rate × 2" in page
+    assert repr(advice) == f"<Advice: B = 64, m = 64, by {binding}, confidence low>"
