@@ -32,6 +32,15 @@ PARTS = {
         "keras_backend/test_models",
         "keras_backend/test_legacy",
     ],
+    "batch_size": [
+        "batch_size_noise",
+        "batch_size_statistics",
+        "batch_size_memory",
+        "batch_size_limits",
+        "batch_size_inputs",
+        "batch_size_unchanged",
+        "batch_size_advise",
+    ],
     "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],
 }
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
@@ -42,6 +51,7 @@ _processes.set_forkserver_preload(
         "pytest",
         "hypothesis",
         "torch",
+        "torch._dynamo",  # which the first optimizer loads
         "array_api_compat.numpy",
         "array_api_compat.torch",
         "array_api_strict",

@@ -9,7 +9,9 @@ import pytest
 
 import suite
 from mutants import MUTANTS, Mutant
+from mutants_batch_size import BATCH_SIZE
 
+EVERY = [*MUTANTS, *BATCH_SIZE]
 SOURCE = suite.ROOT / "src" / "batchnorm"
 CACHES = shutil.ignore_patterns("__pycache__")
 
@@ -29,7 +31,7 @@ def killer(outcome: suite.Outcome) -> str | None:
     return failed[0] if outcome.code == pytest.ExitCode.TESTS_FAILED and failed else None
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+@pytest.mark.parametrize("mutant", EVERY, ids=lambda m: m.name)
 def test_a_fault_is_rejected(mutant: Mutant, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     write_mutant(mutant, tmp_path)
     outcome = suite.run(suite.part_of(mutant.file), tmp_path)
@@ -61,5 +63,5 @@ def test_a_fault_whose_text_is_gone_is_an_error(tmp_path: Path) -> None:
 
 
 def test_every_fault_changes_the_text() -> None:
-    assert [m.name for m in MUTANTS if m.old == m.new] == []
-    assert len({m.name for m in MUTANTS}) == len(MUTANTS)
+    assert [m.name for m in EVERY if m.old == m.new] == []
+    assert len({m.name for m in EVERY}) == len(EVERY)
