@@ -5,7 +5,7 @@
 For each task and three draws of its weights `advise` predicts, from four limits measured in seconds; and `measure=3`
 trains to the same held-out loss at every size, each at the best learning rate found for it, the median over three
 orders of the data. Time is steps × the median seconds of a step, which were timed in turns in the same run. The 20
-layers are left out below 16, where they never arrive. All data ship with scikit-learn. Takes a quarter of an hour.
+layers are left out below 32, where they rarely arrive. All data ship with scikit-learn. Takes a quarter of an hour.
 """
 
 import math
@@ -73,7 +73,7 @@ class Task:
 
 
 def perceptron(
-    inputs: int, width: int, depth: int, outputs: int, activation: type[nn.Module], *, normalized: bool = True
+    inputs: int, outputs: int, activation: type[nn.Module], *, width: int, depth: int, normalized: bool = True
 ) -> Callable[[], nn.Module]:
     def made() -> nn.Module:
         hidden = layers(inputs, width, depth, activation, normalized=normalized)
@@ -83,11 +83,15 @@ def perceptron(
 
 
 TASKS = [
-    Task("digits, 3 × 100 sigmoid, normalised", digits, perceptron(64, 100, 3, 10, nn.Sigmoid)),
-    Task("digits, 3 × 100 ReLU, not normalised", digits, perceptron(64, 100, 3, 10, nn.ReLU, normalized=False)),
+    Task("digits, 3 × 100 sigmoid, normalised", digits, perceptron(64, 10, nn.Sigmoid, width=100, depth=3)),
+    Task(
+        "digits, 3 × 100 ReLU, not normalised",
+        digits,
+        perceptron(64, 10, nn.ReLU, width=100, depth=3, normalized=False),
+    ),
     Task("digits, two convolutions, normalised", digits, convolutional),
-    Task("breast cancer table, 2 × 50 ReLU, normalised", tumours, perceptron(30, 50, 2, 2, nn.ReLU)),
-    Task("digits, 20 × 50 ReLU, normalised", digits, perceptron(64, 50, 20, 10, nn.ReLU), smallest=16),
+    Task("breast cancer table, 2 × 50 ReLU, normalised", tumours, perceptron(30, 2, nn.ReLU, width=50, depth=2)),
+    Task("digits, 20 × 50 ReLU, normalised", digits, perceptron(64, 10, nn.ReLU, width=50, depth=20), smallest=32),
 ]
 
 
@@ -121,16 +125,18 @@ def main() -> None:
     errors = Console(stderr=True)
     title = f"measured time to the target ÷ least; {THREADS} thread, torch {torch.__version__}, {platform.machine()}"
     table = Table("task", "Bcrit", "Bhalf", "advised B", "time there (worst)", *map(str, SIZES), title=title)
-    medians: list[float] = []
+    medians, worst = list[float](), 0.0
     for task in TASKS:
         start = time.perf_counter()
         found = [advised(task, seed) for seed in range(SEEDS)]
         medians.append(statistics.median(there(a) for a in found))
+        worst = max(worst, *(there(a) for a in found))
         table.add_row(*line(task, found))
         errors.print(f"{task.name}: {time.perf_counter() - start:.0f} s")
     Console(width=170).print(table)
     print(f"Median of {SEEDS} seeds; –: more than twice the steps that the law allows, or never.")
-    print(f"At the advised size the time is at most {max(medians):.2f} times the least measured; {ALLOWED} is allowed.")
+    print(f"At the advised size it is at most {max(medians):.2f} times the least, {worst:.2f} with the worst seed; "
+          f"{ALLOWED} is allowed.")  # fmt: skip
 
 
 if __name__ == "__main__":

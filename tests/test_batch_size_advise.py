@@ -77,7 +77,7 @@ def test_the_page_is_a_hundred_columns_wide(objective: Any) -> None:
         "throughput",
         "gradient noise",
         "statistics noise",
-        "B* = " if objective == "time" else "0.2·Bcrit",
+        "predicted time is least at" if objective == "time" else "0.2·Bcrit",
     ):
         assert part in text
 

@@ -30,7 +30,7 @@ class Slow(Dataset[Any]):
 
 def test_a_slow_dataset_is_said_to_be_one() -> None:
     advice = ask(None, cross_entropy, DataLoader(Slow(), batch_size=16), budget_s=1.0)
-    assert any(note.startswith("input-bound: the DataLoader gives") for note in advice.notes)
+    assert any(note.startswith("input-bound: the data come at") for note in advice.notes)
     quick = DataLoader(TensorDataset(*arrays()), batch_size=None, sampler=range(0))
     assert not any("input-bound" in note for note in ask(None, cross_entropy, quick.dataset).notes)
 

@@ -125,7 +125,7 @@ def test_what_may_be_given(form: str) -> None:
         assert advice.remedies == ()
     if form == "DataLoader":
         assert advice.current == 24
-        assert any("DataLoader" in note for note in advice.notes)
+        assert any("samples a second" in note for note in advice.notes)
     else:
         assert advice.current == 32
 
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "large candidate": ({"candidates": [8, 121]}, r"`candidates` must be at most 120.*got 121"),
     "group 1": ({"group": 1}, r"`group` must be None or an int ≥ 2, got 1"),
     "group 2.5": ({"group": 2.5}, r"`group` must be None or an int ≥ 2, got 2.5"),
-    "large group": ({"group": 60}, r"`group` must be at most half the rows drawn from, 48, got 60"),
+    "large group": ({"group": 60}, r"`group` must be at most 48: half of the rows, and the largest batch; got 60"),
     "budget 0": ({"budget_s": 0}, r"`budget_s` must be a number of seconds > 0, got 0"),
     "budget NaN": ({"budget_s": float("nan")}, r"`budget_s` .*got nan"),
     "budget True": ({"budget_s": True}, r"`budget_s` .*got True"),

@@ -203,7 +203,7 @@ def hooks(model: nn.Module) -> list[Any]:
 def test_no_hook_is_left_behind() -> None:
     model = nn.Sequential(nn.BatchNorm1d(3), ours.BatchNorm1d(3))
     with Listener(model, 100).listening():
-        assert len(hooks(model)) == 2
+        assert len(hooks(model)) == 3  # and one that hears when the model is called
     assert hooks(model) == []
     with pytest.raises(KeyboardInterrupt), Listener(model, 100).listening():
         raise KeyboardInterrupt
@@ -239,3 +239,24 @@ def test_the_noise_of_the_scale_follows_from_the_kurtosis() -> None:
 def test_the_gap_between_the_two_deviations() -> None:
     assert noise(values=2.0).bessel_gap(4) == pytest.approx(math.sqrt(8 / 7) - 1, **tolerance.FEW_ROUNDINGS)
     assert noise().bessel_gap(1) == math.inf
+
+
+def test_a_layer_in_two_places_is_heard_in_each() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) + self.norm(3.0 * x + 5.0)
+
+    model, x = Twice(), torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
+    listener = Listener(model, len(x))
+    with listener.listening():
+        for _ in range(40):
+            for _ in range(4):
+                model(x[torch.randperm(len(x))[:50]])
+            listener.settle(50)
+    heard = {layer.name: layer.per_sample for layer in listener.layers()}
+    assert set(heard) == {"norm", "norm, call 2"}
+    assert all(value == pytest.approx(1.0, rel=tolerance.STATISTICS_NOISE) for value in heard.values())

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -193,10 +194,11 @@ def batch_size(
         )
         chosen = command.optimizer(optimizer.value if optimizer else None, rate, asked.model)
         command.check_picture(out)
-        advice = advise(
-            asked.model, asked.loss, asked.dataset, chosen, objective=objective.value, candidates=sizes, group=group,
-            device=device, budget_s=budget, measure=measure,
-        )  # fmt: skip
+        with redirect_stdout(sys.stderr):  # whatever a model prints is not the answer
+            advice = advise(
+                asked.model, asked.loss, asked.dataset, chosen, objective=objective.value, candidates=sizes,
+                group=group, device=device, budget_s=budget, measure=measure,
+            )  # fmt: skip
     except (BatchNormError, MissingExtraError) as error:
         _fail(error)
     except KeyboardInterrupt:

@@ -49,7 +49,9 @@ class Advice:
         confidence: "high", "medium" or "low".
         because: What the confidence rests on.
         current: The batch size that the factors below start from: the DataLoader's, else 32.
-        learning_rate_factor: By what to multiply the learning rate when going from `current` to `batch_size`.
+        learning_rate_factor: By what to multiply the learning rate when going from `current` to `batch_size`; None
+            where the gradient noise, up to which it grows, was not measured.
+        learning_rate: For plain SGD at `batch_size`, if one was looked for and found.
         momentum: The running statistics' α by which they forget as many samples ago as they do now, by the present α.
         remedies: What helps where too few samples are normalised together, first things first.
         notes: What else is worth knowing.
@@ -71,7 +73,8 @@ class Advice:
     confidence: Confidence
     because: str
     current: int
-    learning_rate_factor: float
+    learning_rate_factor: float | None
+    learning_rate: float | None = None
     momentum: Mapping[float, float] = field(default_factory=dict[float, float])
     remedies: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

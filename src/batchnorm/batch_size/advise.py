@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, get_args
 
 import torch
@@ -21,6 +22,8 @@ from batchnorm.batch_size.preserve import preserved, training_mode
 from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import Samples, Work
 from batchnorm.errors import ArgumentError
+
+SEEDS_APART = 1_000_003  # of two processes, which are to draw other rows
 
 
 def advise(
@@ -79,24 +82,28 @@ def advise(
     >>> advice.batch_size <= 200, sorted(advice.limits)
     (True, ['gradient_noise', 'memory', 'statistics_noise', 'throughput'])
     """
-    _check(model, objective, candidates, group, budget_s, measure, aggregate)
+    _check(
+        model, objective=objective, candidates=candidates, group=group, budget_s=budget_s, measure=measure,
+        aggregate=aggregate, seed=seed,
+    )  # fmt: skip
     _check_optimizer(optimizer, model)
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise ArgumentError(f"`seed` must be an int, got {seed!r}")
-    model, optimizer, where = _on_device(model, optimizer, device)
+    model, optimizer, loss, where = _on_device(model, optimizer, loss, device)
     samples = Samples(dataset, getattr(loss, "collate", None))
     inner = getattr(model, "module", model) if ranks.processes() > 1 else model  # each process measures for itself
+    sizes = sorted({int(c) for c in candidates}) if candidates is not None else None
     with (
+        torch.enable_grad(),
         training_mode(inner),  # and only then taken down, for every new start goes back to that
         preserved(inner, optimizer, loss) as snapshot,
         Budget(budget_s, show=progress) as budget,
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", message=".* with inf or NaN", category=RuntimeWarning)  # high learning rates
-        work = Work(inner, loss, samples, device=where, seed=seed)
+        work = Work(inner, loss, samples, device=where, seed=seed + SEEDS_APART * ranks.rank())
         course = Course(work, Training(work, optimizer, snapshot), meter(inner, where), budget)
-        course.prepare(Choice(objective, sorted(set(candidates)) if candidates else None, group), aggregate)
-        course.run(int(measure))
+        with ranks.failing_together():
+            course.prepare(Choice(objective, sizes, group), aggregate)
+            course.run(int(measure))
         return course.answer()
 
 
@@ -113,16 +120,21 @@ def _check_optimizer(optimizer: Any, model: nn.Module) -> None:
 
 
 def _check(
-    model: Any, objective: Any, candidates: Any, group: Any, budget_s: Any, measure: Any, aggregate: Any
+    model: Any,
+    *,
+    objective: Any,
+    candidates: Any,
+    group: Any,
+    budget_s: Any,
+    measure: Any,
+    aggregate: Any,
+    seed: Any,
 ) -> None:
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    _check_model(model)
     for name, value, allowed in (("objective", objective, Objective), ("aggregate", aggregate, Aggregate)):
         if value not in get_args(allowed):
             raise ArgumentError(f"`{name}` must be one of {', '.join(map(repr, get_args(allowed)))}, got {value!r}")
-    if candidates is not None and (
-        not isinstance(candidates, Sequence) or not candidates or any(type(c) is not int or c < 1 for c in candidates)
-    ):
+    if candidates is not None and not _are_sizes(candidates):
         raise ArgumentError(f"`candidates` must be ints ≥ 1, at least one, got {candidates!r}")
     if group is not None and (type(group) is not int or group < 2):
         raise ArgumentError(f"`group` must be None or an int ≥ 2, got {group!r}")
@@ -130,21 +142,43 @@ def _check(
         raise ArgumentError(f"`budget_s` must be a number of seconds > 0, got {budget_s!r}")
     if not isinstance(measure, int) or measure < 0:
         raise ArgumentError(f"`measure` must be a bool or an int ≥ 0, got {measure!r}")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise ArgumentError(f"`seed` must be an int, got {seed!r}")
+
+
+def _are_sizes(candidates: Any) -> bool:
+    given = list(candidates) if hasattr(candidates, "__iter__") else []
+    return bool(given) and all(isinstance(c, Integral) and not isinstance(c, bool) and int(c) > 0 for c in given)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ArgumentError(f"`model` must know its shapes, {lazy[0]} has none yet: run one batch through it first")
+    if ranks.processes() > 1 and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise ArgumentError(
+            "`model` must not wait for other processes, of which each measures for itself: ask before "
+            "convert_sync_batchnorm (synchronised, m is all of B)"
+        )
 
 
 def _on_device(
-    model: nn.Module, optimizer: Optimizer | None, device: Any
-) -> tuple[nn.Module, Optimizer | None, torch.device]:
-    """Return model and optimizer on a device: themselves if they are there, else copies."""
+    model: nn.Module, optimizer: Optimizer | None, loss: Any, device: Any
+) -> tuple[nn.Module, Optimizer | None, Any, torch.device]:
+    """Return model, optimizer and loss on a device: themselves if they are there, else copies."""
     at = next((p.device for p in model.parameters()), torch.device("cpu"))
     try:
         wanted = at if device is None else torch.device(device)
         if wanted.type == at.type and wanted.index in (None, at.index):
-            return model, optimizer, at
-        model, optimizer = copy.deepcopy((model, optimizer))
-        model.to(wanted)
+            return model, optimizer, loss, at
+        model, optimizer, loss = copy.deepcopy((model, optimizer, loss))
+        for part in (model, loss):
+            if isinstance(part, nn.Module):
+                part.to(wanted)
     except (RuntimeError, AssertionError, TypeError) as error:
         raise ArgumentError(f"`device` must be one that torch can use here, got {device!r}: {error}") from None
     if optimizer is not None:
         optimizer.load_state_dict(optimizer.state_dict())  # which takes its state to where the parameters are now
-    return model, optimizer, wanted
+    return model, optimizer, loss, wanted

@@ -21,7 +21,7 @@ from batchnorm.batch_size.memory import Memory, Meter
 from batchnorm.batch_size.preserve import held_generators
 from batchnorm.batch_size.statistics_noise import Listener
 from batchnorm.batch_size.training import Training
-from batchnorm.batch_size.work import FEWEST_ROWS, Work
+from batchnorm.batch_size.work import FEWEST_ROWS, MOST_HELD_OUT, Work
 from batchnorm.errors import ArgumentError
 
 ROUNDS, MOST_ROUNDS = 15, 200  # of timing: so many, and more until
@@ -31,6 +31,7 @@ SMALLEST, LARGEST = 4, 1 << 16
 USUAL = 64  # m, while the gradient noise is measured
 MOST_STEPS = 3000
 SWEEP_SHARE = 0.25  # of the time for the gradient noise
+HELD_OUT_SHARE = 0.03  # of it, for one look at the held-out rows
 ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lion", "radam", "nadam")
 
 
@@ -40,11 +41,15 @@ class Course:
     def __init__(self, work: Work, trained: Training, meter: Meter, budget: Budget) -> None:
         self._work, self._training, self._meter, self._budget = work, trained, meter, budget
         self._processes = ranks.processes()
+        self._draws: list[float] = []  # seconds of making one sample ready
         self.found = Found(len(work.samples), Memory(meter.source, meter.available()))
         self.found.normalizes = any(
             isinstance(m, _BatchNorm) and m.training and not getattr(m, "frozen", False) for m in work.model.modules()
         )
-        self.found.current = getattr(work.samples.loader, "batch_size", None)
+        loader = work.samples.loader
+        if loader is not None:
+            self.found.current = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+        self.found.own = trained.own
         kind = type(trained.optimizer).__name__.lower()
         self.found.adaptive = any(name in kind for name in ADAPTIVE)
 
@@ -53,15 +58,20 @@ class Course:
         rows, group, sizes = self.found.rows, choice.group, choice.candidates
         if sizes is None:
             most = min(rows // self._processes, LARGEST)
-            self._sizes = [size for size in (1 << i for i in range(17)) if SMALLEST <= size <= most]
+            self._sizes = [size for size in (1 << i for i in range(17)) if SMALLEST <= size <= most] or [max(most, 1)]
         else:
             self._sizes = sorted({max(1, size // self._processes) for size in sizes})
             if sizes[-1] > rows:
                 raise ArgumentError(f"`candidates` must be at most {rows}, the rows of the data, got {sizes[-1]}")
-        if group is not None and group > self._work.rows // 2:
+            if any(size % self._processes for size in sizes):
+                raise ArgumentError(f"`candidates` must be multiples of {self._processes} processes, got {sizes}")
+        if self.found.normalizes and self._sizes[0] < 2:
             raise ArgumentError(
-                f"`group` must be at most half the rows drawn from, {self._work.rows // 2}, got {group}"
+                f"every process must have 2 samples to normalise, got {(sizes or [rows])[0]} for {self._processes}"
             )
+        if group is not None and group > min(self._work.rows // 2, self._sizes[-1]):
+            most = min(self._work.rows // 2, self._sizes[-1])
+            raise ArgumentError(f"`group` must be at most {most}: half of the rows, and the largest batch; got {group}")
         self._choice = replace(choice, processes=self._processes)
         most = min(USUAL, memory.friendly(max(self._work.rows // 4, 2)), max(self._sizes[-1], 2))
         self.found.group = group or most
@@ -110,11 +120,10 @@ class Course:
         known.available = self._meter.available()
         for size in memory.spread(self._sizes):
             self._budget.says(f"batches of {size}")
-            batch = self._work.draw(size)
             self._work.clear()
 
-            def step(size: int = size, batch: Any = batch) -> None:
-                known.bytes[size] = self._meter.bytes(partial(self._training.step_on, batch))
+            def step(size: int = size) -> None:
+                known.bytes[size] = self._meter.bytes(partial(self._training.step, size))
 
             if not known.attempt(size, step) or self._budget.left() < 0:
                 return
@@ -133,7 +142,7 @@ class Course:
                 if self.found.seconds and not self._budget.allows(expected):
                     if first:
                         sizes = [s for s in sizes if s < size]
-                        self.found.skipped.append(f"steps of batches from {size} on: {expected:.2g} s or more each")
+                        self.found.skipped.append(f"steps of batches from {size} on: about {expected:.2g} s each")
                         break
                     return
                 if not known.fits(size) or not known.attempt(size, partial(self._timed, size, done)):
@@ -141,17 +150,23 @@ class Course:
                     break
 
     def _expected(self, size: int) -> float:
-        """Return about how long a step of a size takes: as before, or in proportion to the largest so far."""
-        seconds = self.found.seconds
+        """Return about how long a step of a size takes: as before, or along the last two sizes timed."""
+        seconds = {known: median(times) for known, times in self.found.seconds.items()}
         if not seconds:
             return 0.0
-        near = size if size in seconds else max(seconds)
-        return median(seconds[near]) * size / near
+        if size in seconds:
+            return seconds[size]
+        *_, near = sorted(seconds)
+        before = max((known for known in seconds if known < near), default=0)
+        slope = (seconds[near] - seconds.get(before, 0.0)) / (near - before)
+        return max(seconds[near] + slope * (size - near), seconds[near] * min(size / near, 1.0))
 
     def _timed(self, size: int, done: int) -> None:
+        drawn = self._budget.clock()
         batch = self._work.draw(size)
         self._meter.synchronize()
         start = self._budget.clock()
+        self._draws.append((start - drawn) / size)
         self._training.step_on(batch)
         self._meter.synchronize()
         taken = self._budget.clock() - start
@@ -162,6 +177,8 @@ class Course:
         """Time the DataLoader, if there is one, for a few batches after its first."""
         loader, size = self._work.samples.loader, self.found.current
         if loader is None or not size:
+            step, draw = min(median(t) / b for b, t in self.found.seconds.items()), median(self._draws)
+            self.found.loader_seconds = draw if draw > step else None  # rows by number, one after another
             return
         with held_generators(loader):
             self.found.loader_seconds = self._seconds_of(iter(loader), size)
@@ -182,6 +199,8 @@ class Course:
         """Measure gradient noise and the noise of batch statistics along a pilot run."""
         group = self.found.group = self._affordable_group()
         self._work.at_once = self.found.memory.largest
+        look = HELD_OUT_SHARE * self._budget.left() * group / max(self._expected(group), 1e-9)
+        self._work.spare(int(min(look, MOST_HELD_OUT)))
         listener = Listener(self._work.model, self._work.rows)
 
         def settle(size: int) -> None:
@@ -204,11 +223,11 @@ class Course:
     def _affordable_group(self) -> int:
         """Return m: smaller than wished for only where a step of that size does not fit."""
         group, known = self.found.group, self.found.memory
+        while self._choice.group is None and group > SMALLEST_GROUP and not self._has_time_for(group):
+            group //= 2
         while group not in known.ran and not (known.fits(group) and known.attempt(group, partial(self._step, group))):
             if self._choice.group is not None or group < 4:
                 raise ArgumentError(f"a step of {group} samples does not fit in memory: nothing can be measured")
-            group //= 2
-        while self._choice.group is None and group > SMALLEST_GROUP and not self._has_time_for(group):
             group //= 2
         return group
 
@@ -222,7 +241,7 @@ class Course:
         known = self.found.memory
         if self._choice.candidates is None:
             memory.verify(
-                known, self._step, most=self.found.rows // self._processes,
+                known, self._step, most=self.found.rows // self._processes, careful=self._meter.careful,
                 enough=lambda size: not self._budget.allows(self._expected(size)),
             )  # fmt: skip
         while True:

@@ -64,8 +64,10 @@ def plateau(critical: float, seconds: Callable[[float], float], smallest: float,
     grid = np.geomspace(smallest, max(largest, smallest), 4000)
     time = np.array([(1.0 + critical / size) * seconds(float(size)) for size in grid])
     best = int(np.argmin(time))
-    near = np.flatnonzero(time <= (1.0 + PLATEAU) * time[best])
-    return Plateau(float(grid[best]), float(grid[near[0]]), float(grid[near[-1]]))
+    far = np.flatnonzero(time > (1.0 + PLATEAU) * time[best])
+    low = int(far[far < best].max(initial=-1)) + 1  # the stretch around the least, not whatever else is as low
+    high = int(far[far > best].min(initial=len(grid))) - 1
+    return Plateau(float(grid[best]), float(grid[low]), float(grid[high]))
 
 
 def pick(low: float, high: float, candidates: Sequence[int] | None) -> int:

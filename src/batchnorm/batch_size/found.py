@@ -28,6 +28,7 @@ class Found:
         experiment: With `measure=True`.
         loader_seconds: Of one sample from the DataLoader; None without one.
         current: The DataLoader's batch size, if it has one.
+        own: Whether the optimizer is the user's.
         adaptive: Whether the optimizer divides by the size of the gradient, as Adam does.
         interrupted: What was being measured when Ctrl-C came.
         skipped: What the budget had no time for.
@@ -43,6 +44,7 @@ class Found:
     experiment: Experiment | None = None
     loader_seconds: float | None = None
     current: int | None = None
+    own: bool = False
     adaptive: bool = False
     interrupted: str = ""
     skipped: list[str] = field(default_factory=list[str])
@@ -71,6 +73,7 @@ def together(parts: Sequence[Found]) -> Found:
         experiment=first.experiment,
         loader_seconds=max((p.loader_seconds for p in parts if p.loader_seconds is not None), default=None),
         current=first.current,
+        own=first.own,
         adaptive=first.adaptive,
         interrupted=next((p.interrupted for p in parts if p.interrupted), ""),
         skipped=sorted({s for p in parts for s in p.skipped}),
@@ -82,8 +85,10 @@ def _hunger(memory: Memory) -> float:
 
 
 def _pilot(pilots: Sequence[Pilot]) -> Pilot | None:
+    """Put together the stages of the processes that trained at the first one's learning rate."""
     if not pilots:
         return None
+    pilots = [p for p in pilots if p.rate == pilots[0].rate]
     stages = [
         Stage(
             same[0].step,
@@ -94,7 +99,7 @@ def _pilot(pilots: Sequence[Pilot]) -> Pilot | None:
         )
         for same in zip(*(p.stages for p in pilots), strict=False)
     ]
-    return Pilot(pilots[0].rate, stages)
+    return Pilot(pilots[0].rate, stages, any(p.failed for p in pilots))
 
 
 def details(found: Found, speed: Throughput) -> dict[str, Any]:

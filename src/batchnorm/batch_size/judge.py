@@ -15,6 +15,7 @@ from batchnorm.batch_size.memory import Memory
 from batchnorm.batch_size.throughput import Throughput, fit
 from batchnorm.batch_size.training import Pilot
 
+UNSURE = 3.0  # times: as far as steps counted in trainings lay from the prediction
 ENDLESS = 1e12  # stands for a noise scale without an upper end
 USUAL_BATCH = 32
 SURE, FAIR = 1.15, 1.6  # times the least time, at worst
@@ -67,9 +68,9 @@ def judge(found: Found, choice: Choice) -> Advice:
     where = decision.plateau(setting.critical, setting.seconds, setting.smallest, 4.0 * setting.largest)
     size, binding = _choose(setting, where, choice, found)
     per_process = max(size // processes, 1)
-    together = choice.group or (decision.group_size(per_process, setting.fewest) if found.normalizes else per_process)
-    worst = _worst(size, setting, noise, choice.objective)
-    confidence, because = _confidence(found, noise, worst, choice.objective)
+    together = decision.group_size(per_process, setting.fewest) if found.normalizes else per_process
+    together = min(choice.group, per_process) if choice.group else together
+    confidence, because = _confidence(found, noise, _worst(size, setting, noise, choice.objective), choice.objective)
     current = found.current * processes if found.current else USUAL_BATCH
     measured = found.experiment.times(speed.median) if found.experiment else {}
     return Advice(
@@ -83,10 +84,11 @@ def judge(found: Found, choice: Choice) -> Advice:
         confidence=confidence,
         because=because,
         current=current,
-        learning_rate_factor=decision.rate_factor(current, size, setting.critical, adaptive=found.adaptive),
+        learning_rate_factor=noise and decision.rate_factor(current, size, noise.value, adaptive=found.adaptive),
+        learning_rate=_found_rate(found, noise, size),
         momentum=_momenta(found, current, size),
-        remedies=remarks.remedies(setting.fewest, per_process, processes) if found.normalizes else (),
-        notes=remarks.notes(found, speed, size, together, processes),
+        remedies=remarks.remedies(setting.fewest, together, processes) if found.normalizes else (),
+        notes=remarks.notes(found, speed, size, group=together, processes=processes),
         seconds=dict(zip(speed.sizes, speed.seconds, strict=True)),
         predicted=_relative({b: _time(b, setting) for b in sorted({size, *(b * processes for b in speed.sizes)})}),
         measured=_relative({b * processes: t for b, t in measured.items()}),
@@ -94,6 +96,13 @@ def judge(found: Found, choice: Choice) -> Advice:
         interrupted=found.interrupted,
         details=details(found, speed),
     )
+
+
+def _found_rate(found: Found, noise: NoiseScale | None, size: int) -> float | None:
+    """Return the learning rate of plain SGD that was found, carried over to B; None if the optimizer is the user's."""
+    if noise is None or found.pilot is None or found.own or not found.pilot.rate or found.pilot.failed:
+        return None
+    return found.pilot.rate * decision.rate_factor(found.group, size, noise.value, adaptive=False)
 
 
 def _time(size: float, setting: _Setting) -> float:
@@ -144,12 +153,12 @@ def _choose(
     if choice.objective == "compute":
         high = min(high, max(decision.COMPUTE_SHARE * setting.critical, setting.smallest))
         low, binding = min(setting.smallest, high), "gradient_noise"  # any size below is as good: the largest of them
-    group = max(setting.fewest, decision.SMALLEST_GROUP) if found.normalizes and choice.group is None else 1
+    group = choice.group or (max(setting.fewest, decision.SMALLEST_GROUP) if found.normalizes else 1)
     least = min(group * processes, setting.largest)
     if decision.pick(low, high, allowed) < least:
         low, high, binding = *decision.reaching(least, allowed), "statistics_noise"
     if high > setting.largest:
-        wanted = decision.pick(low, high, allowed)
+        wanted = decision.pick(low, high, choice.candidates)
         low, high = min(low, setting.largest), float(setting.largest)
         if wanted > setting.largest:
             binding = "memory" if _is_full(found.memory, setting.largest, processes) else "data"
@@ -166,7 +175,7 @@ def _worst(size: int, setting: _Setting, noise: NoiseScale | None, objective: Ob
     if noise is None:
         return math.inf
     ratios: list[float] = []
-    for critical in (noise.low, noise.high):
+    for critical in (noise.low / UNSURE, noise.high * UNSURE):
         here = replace(setting, critical=min(max(critical, 1e-3), ENDLESS))
         if objective == "compute":
             ratios.append(1.0 + size / here.critical)  # samples to the target, S·B, over their least
@@ -180,13 +189,16 @@ def _confidence(found: Found, noise: NoiseScale | None, worst: float, objective:
     stopped = f"interrupted while measuring {found.interrupted}: what is known so far; " if found.interrupted else ""
     if noise is None:
         return "low", f"{stopped}the gradient noise was not measured, so Bcrit is taken to be Bhalf"
+    ends = remarks.number(noise.low / UNSURE), remarks.number(noise.high * UNSURE)
     said = (
-        f"{stopped}for any noise scale from {remarks.number(noise.low)} to {remarks.number(noise.high)}, this size "
-        f"takes at most {worst:.2f} times the least {objective} by the model"
+        f"{stopped}for any noise scale from {ends[0]} to {ends[1]}, {UNSURE:g} times beyond what was measured, this "
+        f"size takes at most {worst:.2f} times the least {objective} by the model"
     )
-    if found.interrupted:
-        return "low", said
-    return ("high" if worst <= SURE else "medium" if worst <= FAIR else "low"), said
+    doubt = remarks.doubts(found)
+    if found.interrupted or doubt:
+        return "low", "; ".join([said, *doubt])
+    steady = not remarks.of_the_timing(found)
+    return ("high" if worst <= SURE and steady else "medium" if worst <= FAIR else "low"), said
 
 
 def _momenta(found: Found, current: int, size: int) -> dict[float, float]:

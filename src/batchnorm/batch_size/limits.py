@@ -10,6 +10,7 @@ from batchnorm.batch_size.gradient_noise import NoiseScale
 from batchnorm.batch_size.memory import WORST_FIT, Memory
 from batchnorm.batch_size.throughput import Throughput, fit, quantile
 
+BEYOND = 4.0  # times the largest size timed: farther away a line says nothing
 HIGH, LOW = 0.75, 0.25  # quantiles of the step times between which Bhalf may lie
 
 
@@ -50,20 +51,20 @@ def _memory_limit(memory: Memory, rows: int, processes: int) -> Limit:
 
 
 def _throughput_limit(found: Found, speed: Throughput, processes: int) -> Limit:
-    ends = [
-        fit({b: [quantile(times, q)] for b, times in found.seconds.items()}).half * processes for q in (LOW, 0.5, HIGH)
-    ]
     line = f"t(B) = {remarks.duration(speed.fixed)} + B · {remarks.duration(speed.per_sample)}"
-    said = (
-        f"{line}, off by {speed.error:.0%} at most"
-        if speed.is_line
-        else f"no line (off by {speed.error:.0%}): medians interpolated"
+    fitted = f"{line}, off by {speed.error:.0%} at most"
+    said = fitted if speed.is_line else f"measured times (no line fits: off by {speed.error:.0%})"
+    if len(speed.sizes) == 1:
+        return Limit(None, None, None, False, "not measured: a single size was timed")
+    if speed.half > BEYOND * speed.sizes[-1]:
+        largest = float(speed.sizes[-1] * processes)
+        return Limit(largest, largest, None, True, f"a larger batch costs hardly more time so far; {said}")
+    ends = [fit({b: [quantile(times, q)] for b, times in found.seconds.items()}).half for q in (LOW, 0.5, HIGH)]
+    ends = [end * processes for end in (*ends, speed.half)]
+    smaller = ", or from a size still smaller" if speed.half <= speed.sizes[0] else ""
+    return Limit(
+        ends[-1], min(ends), max(ends), False, f"from here on the machine is busy, half of its best{smaller}; {said}"
     )
-    said += "; half of the largest throughput from here on"
-    if speed.half <= speed.sizes[0]:
-        said += ", or from a size still smaller"
-    ends.append(speed.half * processes)
-    return Limit(ends[-1], min(ends), max(ends), False, said)
 
 
 def _noise_limit(found: Found, noise: NoiseScale | None) -> Limit:
@@ -75,7 +76,7 @@ def _noise_limit(found: Found, noise: NoiseScale | None) -> Limit:
         "at the weights as they are" if len(stages) == 1
         else f"median over a pilot run, step {stages[0].step} to {stages[-1].step}, weighed by what it learned"
     )  # fmt: skip
-    said = f"tr Σ/|G|² in groups of {found.group}, {where}; beyond it a larger batch saves hardly any steps"
+    said = f"beyond it a larger batch saves hardly any steps; tr Σ/|G|² in groups of {found.group}, {where}"
     high = None if math.isinf(noise.high) else noise.high
     return Limit(noise.value, noise.low, high, noise.is_bound, said)
 
@@ -87,7 +88,7 @@ def _statistics_limit(found: Found, group: int) -> Limit:
         return Limit(None, None, None, False, "not measured")
     worst = found.layers[0]
     said = (
-        f"m_min, for a shift noise of 0.25 σ at most; noisiest is {worst.name or 'the layer'}, where a sample is worth "
+        f"fewer make the mean of a batch too noisy (0.25 σ); noisiest is layer {worst.name!r}, where a sample is worth "
         f"{remarks.number(worst.per_sample)} values: shift noise {worst.shift(group):.2g} σ at m = {group}"
     )
     if (scale := worst.scale(group)) is not None:

@@ -4,6 +4,8 @@ On a CPU: the bytes that autograd saves for the backward, each storage once, whi
 On a GPU: the peaks of the allocator over whole steps. A size is named only once a step of that size has run.
 """
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -18,13 +20,20 @@ from torch import Tensor, nn
 SIZES = 3
 SPARED = 0.10  # of what is free, for whatever else the machine does meanwhile
 WORST_FIT = 0.05
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+NOTICED = 64 << 20  # bytes: below, the growth of a process says little
 
 
 class Meter(Protocol):
-    """How a device's memory is measured."""
+    """How a device's memory is measured.
+
+    Attributes:
+        source: What is measured, in words.
+        careful: Whether running out of it may end the process.
+    """
 
     source: str
+    careful: bool
 
     def bytes(self, step: Callable[[], object]) -> int:
         """Run a step and return the bytes it needed beside what was there before."""
@@ -39,22 +48,44 @@ class Meter(Protocol):
         ...
 
 
-def free_in_cgroup(folder: Path = CGROUP) -> float:
-    """Return the bytes that a control group leaves free; infinity where there is none, or none with a limit."""
-    with suppress(OSError, ValueError):
-        limit, used = (int((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
-        reclaimable = 0
-        with suppress(OSError, ValueError, StopIteration):
-            lines = (folder / "memory.stat").read_text("ascii").splitlines()
-            reclaimable = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        return float(max(limit - used + reclaimable, 0))
-    return float("inf")
+def _own_cgroups(root: Path, told: Path) -> list[Path]:
+    """Return the folder of this process's control group and of those around it."""
+    with suppress(OSError, StopIteration):
+        lines = told.read_text("ascii").splitlines()
+        inside = next(line for line in lines if line.startswith("0::")).removeprefix("0::").strip("/")
+        own = root / inside
+        return [own, *(p for p in own.parents if p.is_relative_to(root))]
+    return [root]
+
+
+def free_in_cgroup(root: Path = CGROUP, told: Path = OWN_CGROUP) -> float:
+    """Return the bytes that control groups leave free; infinity where there is none, or none with a limit."""
+    free = [math.inf]
+    for folder in _own_cgroups(root, told):
+        with suppress(OSError, ValueError):
+            limit, used = (int((folder / name).read_text("ascii")) for name in ("memory.max", "memory.current"))
+            reclaimable = 0
+            with suppress(OSError, ValueError, StopIteration):
+                lines = (folder / "memory.stat").read_text("ascii").splitlines()
+                reclaimable = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+            free.append(float(max(limit - used + reclaimable, 0)))
+    return min(free)
+
+
+def highest() -> int:
+    """Return the most bytes that this process has ever held; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
 
 
 class SavedTensors:
     """Counts what autograd saves: for the CPU, and whatever device has no better."""
 
-    source = "bytes saved for the backward"
+    source, careful = "bytes saved for the backward", True
 
     def __init__(self, model: nn.Module, synchronize: Callable[[], None] = lambda: None) -> None:
         """Take the model, whose parameters and buffers are there anyway and not counted; and how to wait for it."""
@@ -92,7 +123,7 @@ class Allocator:
         memory: `torch.cuda`, or what answers like it.
     """
 
-    source = "peaks of the allocator"
+    source, careful = "peaks of the allocator", False
 
     def __init__(self, memory: Any, device: torch.device | None = None) -> None:
         """Take the module that knows the allocator, and which of its devices is meant."""
@@ -146,6 +177,9 @@ class Memory:
         bytes: What a step of each size needed.
         ran: The sizes of which whole steps have run.
         failed: The smallest size that ran out of memory; None if none did.
+        base: Bytes that the process held at first.
+        grown: How many more a step of a size made it hold, where that was more than ever: on a CPU it tells what the
+            line leaves out, what is needed for a moment only.
     """
 
     source: str
@@ -153,12 +187,14 @@ class Memory:
     bytes: dict[int, int] = field(default_factory=dict[int, int])
     ran: set[int] = field(default_factory=set[int])
     failed: int | None = None
+    base: int = field(default_factory=lambda: psutil.Process().memory_info().rss)
+    grown: dict[int, int] = field(default_factory=dict[int, int])
 
     @property
     def line(self) -> tuple[float, float]:
         """Bytes whatever the size, and bytes a sample."""
         sizes = np.array(sorted(self.bytes), float)
-        needed = np.array([self.bytes[int(size)] for size in sizes], float)
+        needed = np.array([max(self.bytes[int(size)], 1) for size in sizes], float)
         if len(sizes) < 2:
             return 0.0, float(needed[0] / sizes[0])
         design = np.stack([1 / needed, sizes / needed], 1)
@@ -169,13 +205,16 @@ class Memory:
     def error(self) -> float:
         """The largest |line/measured − 1|."""
         fixed, per_sample = self.line
-        return max(abs((fixed + size * per_sample) / needed - 1) for size, needed in self.bytes.items())
+        return max(abs((fixed + size * per_sample) / max(needed, 1) - 1) for size, needed in self.bytes.items())
 
     @property
     def projected(self) -> float:
-        """The size at which the line reaches what is available, a tenth of it spared."""
+        """The size at which the line, or the growth of the process, reaches what is available, a tenth of it spared."""
+        usable = (1 - SPARED) * self.available
         fixed, per_sample = self.line
-        return max(((1 - SPARED) * self.available - fixed) / per_sample, 0.0) if per_sample > 0 else float("inf")
+        ends = [max((usable - fixed) / per_sample, 0.0) if per_sample > 0 else math.inf]
+        ends += [usable / grown * size for size, grown in self.grown.items() if grown > NOTICED]
+        return min(ends)
 
     @property
     def largest(self) -> int:
@@ -188,14 +227,19 @@ class Memory:
 
     def attempt(self, size: int, step: Callable[[], None]) -> bool:
         """Run a step of a size and note whether it fits; any other error is raised."""
+        before = highest()
         try:
             step()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self.failed = size if self.failed is None else min(size, self.failed)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             return False
         self.ran.add(size)
+        if highest() > before:
+            self.grown[size] = highest() - self.base
         return True
 
 
@@ -219,7 +263,9 @@ def friendly(size: float) -> int:
     return power + power // 2 if power >= 16 and power + power // 2 <= size else power
 
 
-def verify(memory: Memory, step: Callable[[int], None], *, most: int, enough: Callable[[int], bool]) -> None:
+def verify(
+    memory: Memory, step: Callable[[int], None], *, most: int, enough: Callable[[int], bool], careful: bool = False
+) -> None:
     """Look for the largest size that runs, from the line: try what it names, and halve the distance after a failure.
 
     Args:
@@ -227,9 +273,13 @@ def verify(memory: Memory, step: Callable[[int], None], *, most: int, enough: Ca
         step: `(size)`: one whole step.
         most: No larger size makes sense: the rows there are.
         enough: `(size)`: whether there is no time for a step of that size.
+        careful: Whether to double the size at most, and to look at what that took: where memory runs out without an
+            error that could be caught.
     """
     while True:
         ceiling = min(most, memory.projected, (memory.failed or most + 1) - 1)
+        if careful:
+            ceiling = min(ceiling, 2 * max(memory.largest, 1))
         if memory.failed is not None:
             ceiling = min(ceiling, (memory.largest + memory.failed) / 2)
         size = friendly(ceiling)

@@ -10,9 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnorm.batch_size.advice import Advice, Limit
+from batchnorm.batch_size.decision import COMPUTE_SHARE, fastest
 from batchnorm.batch_size.remarks import HONEST, number
 
 WIDTH = 100
+AGREES = 0.05  # relative: as far as B* on a grid may lie from the formula
+INSIDE = "  "  # begins a line that belongs to the one above
 TITLES = {
     "memory": "memory",
     "throughput": "throughput (Bhalf)",
@@ -21,8 +24,8 @@ TITLES = {
 }
 DECIDES = {
     "memory": "memory: the time to the target would fall further with a larger batch, which does not fit",
-    "throughput": "throughput: above Bhalf the machine is busy and a larger batch costs in proportion",
-    "gradient_noise": "gradient noise: above Bcrit a larger batch saves hardly any steps",
+    "throughput": "throughput: a larger batch would save steps still, but costs in proportion, the machine being busy",
+    "gradient_noise": "gradient noise: a larger batch would cost little more a step still, but saves hardly any steps",
     "statistics_noise": "statistics noise: smaller batches would do, but fewer than m_min, or 16, are too few to "
     "normalise by",
     "data": "the data: a larger batch would be faster, but these are all the rows, or all there was time to try",
@@ -55,36 +58,64 @@ def page(advice: Advice) -> Any:
         table.add_row(*_row(name, limit, name == advice.binding))
     told = Table.grid(padding=(0, 1, 0, 0))
     for line in (*_answer(advice), *advice.remedies, *advice.notes):
-        told.add_row("•", Text(line))
+        told.add_row("" if line.startswith(INSIDE) else "•", Text(line))
     for line in HONEST:
         told.add_row("", Text(line), style="dim")
     return Group(head, Text(), table, Text(), told)
 
 
 def _answer(advice: Advice) -> list[str]:
-    low, high = advice.plateau
-    lines = [
+    return [
         f"decided by {DECIDES[advice.binding]}",
-        f"predicted time is least at B* = √(Bcrit·Bhalf) ≈ {number(advice.best)}, and within 5 % of that from "
-        f"{number(low)} to {number(high)}",
+        *_time(advice),
         advice.because,
+        *_to_do(advice),
+        *_measured(advice),
     ]
+
+
+def _time(advice: Advice) -> list[str]:
+    low, high = map(number, advice.plateau)
     if advice.objective == "compute":
-        lines[1] = f"for little compute B ≤ 0.2·Bcrit; the time would be least at {number(advice.best)}"
-    if advice.batch_size != advice.current:
-        lines.append(
-            f"going from batches of {advice.current} to {advice.batch_size}: learning rate × "
-            f"{advice.learning_rate_factor:.3g}"
-            + "".join(f", momentum of the running statistics {a:g} → {b:.2g}" for a, b in advice.momentum.items())
+        share = COMPUTE_SHARE * (advice.limits["gradient_noise"].value or math.nan)
+        told = f"for little compute B ≤ {COMPUTE_SHARE:g}·Bcrit = {number(share)}"
+        return [told + (", which is smaller than any size that will do" if advice.batch_size > share else "")]
+    critical, half = (advice.limits[name].value for name in ("gradient_noise", "throughput"))
+    formula = fastest(critical, half) if critical and half else math.nan
+    exact = "√(Bcrit·Bhalf) = " if abs(formula / advice.best - 1.0) < AGREES else ""
+    return [f"predicted time is least at {exact}{number(advice.best)}, and within 5 % of that from {low} to {high}"]
+
+
+def _to_do(advice: Advice) -> list[str]:
+    """Return what changes with the batch size."""
+    told: list[str] = []
+    if advice.learning_rate is not None:
+        told.append(f"learning rate for plain SGD: about {advice.learning_rate:.2g}, by a short search")
+    changed = advice.batch_size != advice.current
+    if changed and advice.learning_rate_factor is not None:
+        told.append(
+            f"if yours was good for batches of {advice.current}: learning rate × {advice.learning_rate_factor:.3g} for "
+            f"{advice.batch_size}"
         )
-    if advice.measured:
-        lines.append("measured time to the target ÷ least, beside the predicted:")
-        lines += [
-            f"  B = {size}: {'–' if ratio == float('inf') else f'{ratio:.2f}'}"
+    for old, new in advice.momentum.items():
+        own = advice.batch_size // advice.processes
+        since = f"B/α = {own / new:,.0f} samples" if new else "all samples"
+        was = f" instead of {old:g}, so that they forget as many samples ago," if changed else ""
+        told.append(f"momentum of the running statistics α = {new:.2g}{was} looks back over {since}")
+    return told
+
+
+def _measured(advice: Advice) -> list[str]:
+    if not advice.measured:
+        return []
+    return [
+        "measured time to the target ÷ least, beside the predicted:",
+        *(
+            f"{INSIDE}B = {size}: {'never arrived' if math.isinf(ratio) else f'{ratio:.2f}'}"
             + (f" (predicted {advice.predicted[size]:.2f})" if size in advice.predicted else "")
             for size, ratio in advice.measured.items()
-        ]
-    return lines
+        ),
+    ]
 
 
 def text(advice: Advice) -> str:

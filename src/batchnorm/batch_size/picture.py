@@ -38,7 +38,7 @@ def draw(advice: Advice) -> Any:
     for axes in (time, limits):
         axes.axvspan(low, high, color=pictures.NORMALISED, alpha=0.15, linewidth=0)
         axes.axvline(advice.batch_size, color=pictures.INK, linewidth=1.4)
-        axes.set(xscale="log", xlim=(sizes[0] / 1.15, sizes[-1] * 1.15))
+        axes.set(xscale="log", xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
         axes.set_xticks(marks, [f"{m:,}" for m in marks])
         axes.minorticks_off()
     limits.set(xlabel="batch size B, in samples")
@@ -66,8 +66,10 @@ def _draw_limits(axes: Any, advice: Advice, sizes: Sequence[int]) -> None:
     """Draw each limit in a row of its own: its value, its interval, an arrow where it is a bound."""
     from batchnorm.study import pictures
 
+    colours = dict(zip(NAMES, pictures.COLOURS, strict=True))
     rows = [(name, limit) for name, limit in advice.limits.items() if limit.value is not None][::-1]
-    for height, ((_, limit), colour) in enumerate(zip(rows, pictures.COLOURS, strict=False)):
+    for height, (name, limit) in enumerate(rows):
+        colour = colours[name]
         value = limit.value or 0.0
         at, low, high = (
             min(max(end, sizes[0]), sizes[-1]) for end in (value, limit.low or value, limit.high or math.inf)

@@ -23,6 +23,12 @@ def _insides(value: Any, seen: set[int], *, deep: bool = True) -> list[Callable[
     if id(value) in seen or isinstance(value, nn.Parameter):
         return []
     seen.add(id(value))
+    if isinstance(value, torch.Generator):
+        state = value.get_state()
+        return [lambda: value.set_state(state)]
+    if isinstance(value, np.random.Generator):
+        drawn = value.bit_generator.state
+        return [lambda: setattr(value.bit_generator, "state", drawn)]
     if isinstance(value, np.ndarray):
         array = value.copy()
         return [lambda: np.copyto(value, array)]
@@ -179,9 +185,12 @@ def held_generators(loader: Any) -> Generator[None]:
     """Let a look at a DataLoader leave no trace in the generators of its own that it shuffles by."""
     owned = [getattr(owner, "generator", None) for owner in (loader, loader.sampler)]
     states = [(generator, generator.get_state()) for generator in owned if isinstance(generator, torch.Generator)]
+    workers = getattr(loader, "_iterator", None)  # persistent ones
     try:
         yield
     finally:
+        if getattr(loader, "_iterator", None) is not workers:
+            loader._iterator = workers
         for generator, state in states:
             generator.set_state(state)
 
@@ -193,11 +202,14 @@ def preserved(model: nn.Module, optimizer: Optimizer | None = None, loss: Any = 
     away = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in away), "cuda")
     with torch.random.fork_rng([device.index or 0 for device in away], device_type=kind):
-        snapshot = Snapshot(model, optimizer, loss)
+        snapshot: Snapshot | None = None
         try:
+            with _uninterrupted():
+                snapshot = Snapshot(model, optimizer, loss)
             yield snapshot
         finally:
             with _uninterrupted():
-                snapshot.restore()
+                if snapshot is not None:
+                    snapshot.restore()
                 random.setstate(python)
                 np.random.set_state(numpy)

@@ -2,6 +2,7 @@
 
 import math
 
+from batchnorm.batch_size.experiment import FEWEST_SIZES
 from batchnorm.batch_size.found import Found
 from batchnorm.batch_size.throughput import Throughput, quantile
 
@@ -57,35 +58,54 @@ def duration(seconds: float) -> str:
     return f"{seconds / 1e-6:.2g} µs" if seconds > 0 else "0 s"
 
 
-def remedies(fewest: int, per_process: int, processes: int) -> tuple[str, ...]:
-    """Return what helps where fewer samples than m_min are normalised together, first things first."""
-    if per_process >= fewest:
+def remedies(fewest: int, group: int, processes: int) -> tuple[str, ...]:
+    """Return what helps where fewer samples than m_min are normalised together, first things first.
+
+    >>> remedies(16, 64, 1), len(remedies(16, 4, 2))
+    ((), 4)
+    """
+    if group >= fewest:
         return ()
-    told = [f"each process normalises {per_process} samples, and m_min is {fewest}:"]
-    if processes > 1:
-        told.append("normalise over all processes (SyncBatchNorm)")
-    return (
-        *told,
-        "a larger batch a process, its activations recomputed in the backward (torch.utils.checkpoint)",
-        "batch renormalization: BatchNorm(…, renorm=Renorm(…))",
+    ways = [
+        *(["normalise over all processes (SyncBatchNorm)"] if processes > 1 else []),
+        "a larger batch, its activations recomputed in the backward (torch.utils.checkpoint)",
+        "batch renormalization: batchnorm.torch.BatchNorm(…, renorm=Renorm(…))",
         "group normalization, which knows no batch",
+    ]
+    first = (
+        f"m = {group} is below m_min = {fewest}, the statistics are noisy. What helps, first things first: {ways[0]}"
     )
+    return (first, *(f"then: {way}" for way in ways[1:]))
 
 
-def notes(found: Found, speed: Throughput, size: int, group: int, processes: int) -> tuple[str, ...]:
+def doubts(found: Found) -> list[str]:
+    """Return why the answer cannot be trusted, whatever the numbers say."""
+    told: list[str] = []
+    if found.pilot and found.pilot.failed:
+        rate = "that of the optimizer" if found.own else f"{found.pilot.rate:g}"
+        told.append(f"training diverged, or learned nothing, at the learning rate tried last ({rate})")
+    if found.pilot and found.pilot.dropped:
+        told.append(f"{found.pilot.dropped} blocks of gradients were not finite: look for NaN in the data")
+    if len(found.seconds) == 1:
+        told.append("a single size was timed, which says nothing of others")
+    return told
+
+
+def notes(found: Found, speed: Throughput, size: int, *, group: int, processes: int) -> tuple[str, ...]:
     """Return what a reader should not miss."""
     return (
-        *_of_the_group(found, size, group, processes),
+        *_of_the_group(found, size, group=group, processes=processes),
         *_of_the_rows(found, size),
         *_of_the_input(found, speed, size // processes),
         *_of_the_pilot(found),
         *(f"no time for {text}" for text in found.skipped),
         *_of_the_experiment(found),
-        *_of_the_timing(found),
+        *of_the_timing(found),
     )
 
 
-def _of_the_timing(found: Found) -> list[str]:
+def of_the_timing(found: Found) -> list[str]:
+    """Return why the seconds may be off."""
     if min(len(times) for times in found.seconds.values()) < FEW_RUNS:
         return ["few rounds of timing: a larger budget gives steadier seconds"]
     scatter = max(quantile(times, 0.75) / quantile(times, 0.25) for times in found.seconds.values())
@@ -94,22 +114,22 @@ def _of_the_timing(found: Found) -> list[str]:
     return []
 
 
-def _of_the_group(found: Found, size: int, group: int, processes: int) -> list[str]:
+def _of_the_group(found: Found, size: int, *, group: int, processes: int) -> list[str]:
     if not found.normalizes:
         return []
     told: list[str] = []
-    if group < size // processes:
+    if not found.layers:
+        told.append("no layer of batch normalization was heard: ask with the model as it is before torch.compile")
+    elif group < size // processes:
         told.append(
-            f"normalise in groups of {group}, not {size // processes}: BatchNorm(…, virtual_batch_size={group}) keeps "
-            "the regularising noise that large groups lose"
+            f"normalise in groups of {group}, not {size // processes}, to keep the regularising noise that large "
+            f"groups lose: batchnorm.torch.BatchNorm(…, virtual_batch_size={group})"
         )
     if processes > 1:
         told.append(
             f"more processes and accumulation raise B, never m: each of {processes} normalises its own "
             f"{size // processes}, unless it is synchronised"
         )
-    windows = {layer.momentum for layer in found.layers if layer.momentum}
-    told += [f"running statistics with momentum {m:g} look back over B/α = {size / m:,.0f} samples" for m in windows]
     return told
 
 
@@ -131,28 +151,28 @@ def _of_the_input(found: Found, speed: Throughput, per_process: int) -> list[str
     given, used = 1 / found.loader_seconds, 1 / step
     if found.loader_seconds > INPUT_BOUND * step:
         return [
-            f"input-bound: the DataLoader gives {given:,.0f} samples a second, a step could use {used:,.0f}: "
-            "more workers first, then ask again"
+            f"input-bound: the data come at {given:,.0f} samples a second, a step could use {used:,.0f}: make them "
+            "come faster first (more workers, say), for no batch size helps; then ask again"
         ]
-    return [f"the DataLoader keeps up: it gives {given:,.0f} samples a second, a step uses {used:,.0f}"]
+    return [f"the data keep up: they come at {given:,.0f} samples a second, a step uses {used:,.0f}"]
 
 
 def _of_the_experiment(found: Found) -> list[str]:
-    if found.experiment is None or found.experiment.complete:
+    if found.experiment is None:
         return []
-    return [f"time to train to the target at {len(found.experiment.steps)} sizes only: a larger budget measures more"]
+    count = len(found.experiment.steps)
+    if not found.experiment.complete:
+        return [f"time to train to the target at {count} sizes only: a larger budget measures more"]
+    return [f"{count} sizes were trained at: name five or more to see the curve"] if count < FEWEST_SIZES else []
 
 
 def _of_the_pilot(found: Found) -> list[str]:
     if found.pilot is None:
         return []
-    told: list[str] = []
     known = [n.value for n, _ in found.pilot.weighed]
-    if len(known) > 1 and known[-1] > GROWS * known[0]:
-        told.append(
-            f"the noise scale grew from {number(known[0])} to {number(known[-1])} while the pilot learned: later in "
-            "training larger batches pay"
-        )
-    if found.pilot.dropped:
-        told.append(f"{found.pilot.dropped} blocks of gradients were not finite and left out")
-    return told
+    if len(known) < 2 or known[-1] <= GROWS * known[0]:
+        return []
+    return [
+        f"the noise scale grew from {number(known[0])} to {number(known[-1])} while the pilot learned: later in "
+        "training larger batches pay"
+    ]

@@ -9,6 +9,7 @@ in standard deviations, κ the kurtosis, averaged over the channels of a layer. 
 """
 
 import math
+from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -85,11 +86,14 @@ class Listener:
         """Take the model, and how many rows its batches are drawn from."""
         self._model, self._rows = model, rows
         self._seen: dict[str, _Seen] = {}
+        self._calls: Counter[str] = Counter()  # of each layer since the model was called
+        self._rooted = False
 
     @contextmanager
     def listening(self) -> Generator[None]:
         """Listen for as long as the block lasts."""
-        handles = [
+        handles = [self._model.register_forward_pre_hook(self._begin)]
+        handles += [
             layer.register_forward_pre_hook(self._hear(name), with_kwargs=True)
             for name, layer in self._model.named_modules()
             if isinstance(layer, _BatchNorm)
@@ -100,12 +104,22 @@ class Listener:
             for handle in handles:
                 handle.remove()
 
+    def _begin(self, *_: Any) -> None:
+        self._rooted = True
+        self._calls.clear()
+
+    def _site(self, name: str) -> str:
+        """Return the layer's name, with which of its calls it is: one that stands in two places sees two inputs."""
+        self._calls[name] += 1
+        call = self._calls[name]
+        return f"{name}, call {call}" if call > 1 and self._rooted else name
+
     def _hear(self, name: str) -> Any:
         def hear(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if layer.training and not getattr(layer, "frozen", False):
                 x = args[0] if args else kwargs["input"]
                 weights = kwargs.get("weights", args[2] if len(args) > 2 else None)
-                seen = self._seen.setdefault(name, _Seen(getattr(layer, "momentum", None)))
+                seen = self._seen.setdefault(self._site(name), _Seen(getattr(layer, "momentum", None)))
                 self._note(seen, layer, x.detach(), weights)
 
         return hear

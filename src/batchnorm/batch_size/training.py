@@ -100,10 +100,12 @@ class Pilot:
     Attributes:
         rate: Its learning rate, or by what that of the user's optimizer was multiplied.
         stages: Where the noise was measured.
+        failed: Whether the training diverged, or jumped about, at this learning rate.
     """
 
     rate: float
     stages: list[Stage]
+    failed: bool = False
 
     @property
     def dropped(self) -> int:
@@ -189,7 +191,8 @@ def pilot(
         found = Pilot(rate, [first])
         keep(found)
         training.begin(rate)
-        if _run(training, found, look, group=group, enough=enough, says=says) or training.own or rate <= RATES[0]:
+        found.failed = not _run(training, found, look, group=group, enough=enough, says=says)
+        if not found.failed or training.own or rate <= RATES[0]:
             return
         rate /= HALF_DECADE  # it has diverged, or jumps about
 

@@ -194,6 +194,10 @@ class Work:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def spare(self, rows: int) -> None:
+        """Look at no more than so many of the held-out rows from here on, where time is short."""
+        self.held_out = self.held_out[: max(rows, min(FEWEST_ROWS, len(self.held_out)))]
+
     @torch.no_grad()
     def held_out_loss(self) -> float:
         """Return the mean loss of the held-out rows in inference; modes stay as they were."""
@@ -209,8 +213,9 @@ class Work:
 
 
 def _of_pairs(loss: Any) -> Callable[[nn.Module, Any], Tensor]:
-    if not callable(loss):
-        raise ArgumentError(f"`loss` must be a function (output, target) or a Loop, got {type(loss).__name__}")
+    if not callable(loss) or isinstance(loss, type):
+        got = f"the class {loss.__name__}: write {loss.__name__}()" if isinstance(loss, type) else type(loss).__name__
+        raise ArgumentError(f"`loss` must be a function (output, target) or a Loop, got {got}")
 
     def of_pair(model: nn.Module, batch: Any) -> Any:
         if not isinstance(batch, list | tuple) or len(batch) != 2:

@@ -20,5 +20,5 @@ def chosen_data(path: Path | None, target: str | None, task: str | None, factory
 
         return table(path, target, cast(Task | None, task))
     if target is not None or task is not None:
-        raise DataError("--target and --task belong to a table: batchnorm study TABLE.csv --target COLUMN")
+        raise DataError("--target and --task belong to a table: name its file too, TABLE.csv --target COLUMN")
     return None if factory is None else from_arrays(factory, call_factory("--data", factory))
