@@ -80,6 +80,9 @@ def _time(advice: Advice) -> list[str]:
         share = COMPUTE_SHARE * (advice.limits["gradient_noise"].value or math.nan)
         told = f"for little compute B ≤ {COMPUTE_SHARE:g}·Bcrit = {number(share)}"
         return [told + (", which is smaller than any size that will do" if advice.batch_size > share else "")]
+    tried = max(advice.predicted, default=math.inf)
+    if advice.best > tried:
+        return [f"the predicted time still falls at the largest size that was tried, {tried:,}"]
     critical, half = (advice.limits[name].value for name in ("gradient_noise", "throughput"))
     formula = fastest(critical, half) if critical and half else math.nan
     exact = "√(Bcrit·Bhalf) = " if abs(formula / advice.best - 1.0) < AGREES else ""

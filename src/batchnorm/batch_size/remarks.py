@@ -120,7 +120,7 @@ def _of_the_group(found: Found, size: int, *, group: int, processes: int) -> lis
     told: list[str] = []
     if not found.layers:
         told.append("no layer of batch normalization was heard: ask with the model as it is before torch.compile")
-    elif group < size // processes:
+    elif found.layers[0].fewest() <= group < size // processes:
         told.append(
             f"normalise in groups of {group}, not {size // processes}, to keep the regularising noise that large "
             f"groups lose: batchnorm.torch.BatchNorm(…, virtual_batch_size={group})"
