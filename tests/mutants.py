@@ -303,21 +303,6 @@ MUTANTS = [
     ),
     Mutant("virtual batches reach no layer", "study/training.py", "=spec.virtual_batch_size,", "=None,"),
     Mutant(
-        "the batch size by the inverse law",
-        "study/claims/batch_size.py",
-        "left = measured - np.log1p(searched[:, None] / size)",
-        "left = measured + np.log1p(searched[:, None] / size)",
-    ),
-    Mutant(
-        "batch sizes that never arrive decide",
-        "study/claims/batch_size.py",
-        "if not (late or at_least or law.end):",
-        "if not (at_least or law.end):",
-    ),
-    Mutant(
-        "gradient noise of a batch for that of a row", "study/noise_probe.py", "per_group = group * ", "per_group = "
-    ),
-    Mutant(
         "no setting without it is considered",
         "study/answer.py",
         "    if speed is not None:\n        curves",

@@ -30,15 +30,16 @@ def draw(advice: Advice) -> Any:
 
     made, (time, limits) = pictures.figure(2, height=2.6)
     sizes = sorted(advice.predicted)
+    most = max(sizes[-1], int(advice.limits["memory"].value or 0))
     _draw_time(time, advice, sizes)
-    _draw_limits(limits, advice, sizes)
+    _draw_limits(limits, advice, [*sizes, most])
     marks = [1 << i for i in range(17) if sizes[0] <= 1 << i <= sizes[-1]]
     marks = marks[:: 1 + len(marks) // 9]
     low, high = (min(max(edge, sizes[0]), sizes[-1]) for edge in advice.plateau)
     for axes in (time, limits):
         axes.axvspan(low, high, color=pictures.NORMALISED, alpha=0.15, linewidth=0)
         axes.axvline(advice.batch_size, color=pictures.INK, linewidth=1.4)
-        axes.set(xscale="log", xlim=(sizes[0] / 1.3, sizes[-1] * 1.3))
+        axes.set(xscale="log", xlim=(sizes[0] / 1.3, most * 1.3))
         axes.set_xticks(marks, [f"{m:,}" for m in marks])
         axes.minorticks_off()
     limits.set(xlabel="batch size B, in samples")
