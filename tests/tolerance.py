@@ -60,6 +60,7 @@ def assert_same_to_project_bound(actual: Any, expected: Any) -> None:
     assert got.shape == want.shape
     assert largest_error(got, want) <= PROJECT_BOUND * max(1.0, largest_error(want, 0.0))
 
+
 # What tests/test_batch_size_*.py measure rather than compute: of counts that the tests fix, with seeds.
 NOISE_OF_MANY_BLOCKS = 0.05  # 1,000 blocks of 4 groups: about three standard errors of the noise scale
 NOISE_OF_DIGITS = 0.15  # what the specification asks of 100 blocks against exact per-example gradients

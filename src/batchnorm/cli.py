@@ -45,6 +45,15 @@ class Task(StrEnum):
     regression = "regression"
 
 
+# What several commands take.
+TableFile = Annotated[
+    Path | None, typer.Argument(help="A CSV or Parquet file. Without one: scikit-learn's handwritten digits.")
+]
+Target = Annotated[str | None, typer.Option(help="The column of the table to predict.")]
+TaskName = Annotated[Task | None, typer.Option(help="What the target is; inferred if not given.")]
+Model = Annotated[str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")]
+
+
 def _fail(error: Exception) -> NoReturn:
     Console(stderr=True).print(
         f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True
@@ -67,17 +76,13 @@ def main(
 
 @app.command()
 def study(
-    table: Annotated[
-        Path | None, typer.Argument(help="A CSV or Parquet file. Without one: scikit-learn's handwritten digits.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="The column of the table to predict.")] = None,
-    task: Annotated[Task | None, typer.Option(help="What the target is; inferred if not given.")] = None,
+    table: TableFile = None,
+    target: Target = None,
+    task: TaskName = None,
     data: Annotated[
         str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns arrays (x, y).")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")
-    ] = None,
+    model: Model = None,
     claims: Annotated[
         str | None,
         typer.Option(help="Which claims to measure, with commas between: speed,learning-rate. Default: all."),
@@ -142,20 +147,16 @@ class Objective(StrEnum):
 
 @app.command("batch-size")
 def batch_size(
-    table: Annotated[
-        Path | None, typer.Argument(help="A CSV or Parquet file. Without one: scikit-learn's handwritten digits.")
-    ] = None,
-    target: Annotated[str | None, typer.Option(help="The column of the table to predict.")] = None,
-    task: Annotated[Task | None, typer.Option(help="What the target is; inferred if not given.")] = None,
+    table: TableFile = None,
+    target: Target = None,
+    task: TaskName = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="MODULE:FACTORY", help="A function that returns arrays (x, y), a Dataset or a DataLoader."
         ),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")
-    ] = None,
+    model: Model = None,
     loss: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FACTORY", help="A function that returns your loss (output, target) → mean."),
