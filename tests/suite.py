@@ -39,6 +39,7 @@ PARTS = {
         "batch_size_limits",
         "batch_size_inputs",
         "batch_size_unchanged",
+        "batch_size_training",
         "batch_size_advise",
     ],
     "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],

@@ -110,7 +110,7 @@ def _time(size: float, setting: _Setting) -> float:
 
 
 def _relative(times: Mapping[int, float]) -> dict[int, float]:
-    least = min((t for t in times.values() if math.isfinite(t)), default=math.nan)
+    least = min((t for t in times.values() if math.isfinite(t)), default=1.0)  # of none, none is made up
     return {size: t / least for size, t in sorted(times.items())}
 
 
