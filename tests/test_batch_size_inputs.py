@@ -88,6 +88,7 @@ def of_dicts() -> tuple[Any, ...]:
 
 FORMS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "numpy": lambda: (network(), cross_entropy, (arrays()[0].double().numpy(), arrays()[1].numpy())),
+    "numpy for float64": lambda: (network().double(), cross_entropy, tuple(part.numpy() for part in arrays())),
     "tensors": lambda: (network(), cross_entropy, arrays()),
     "TensorDataset": lambda: (network(), cross_entropy, TensorDataset(*arrays())),
     "list": lambda: (network(), cross_entropy, samples()),

@@ -93,7 +93,7 @@ def test_an_interrupt_leaves_what_is_known(at: int, phase: str, own: bool) -> No
     assert 1 <= advice.batch_size <= ROWS
     assert json.loads(advice.to_json())["interrupted"] == phase
     assert "interrupted" in str(advice)
-    assert (advice.limits["gradient_noise"].value is not None) == (at == max(PHASES))
+    assert (advice.limits["gradient_noise"].value is not None) == (phase == "gradient noise")
 
 
 def test_a_loss_that_learns_is_the_same_afterwards() -> None:

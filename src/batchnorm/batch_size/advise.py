@@ -88,7 +88,8 @@ def advise(
     )  # fmt: skip
     _check_optimizer(optimizer, model)
     model, optimizer, loss, where = _on_device(model, optimizer, loss, device)
-    samples = Samples(dataset, getattr(loss, "collate", None))
+    dtypes = (p.dtype for p in model.parameters() if p.is_floating_point())
+    samples = Samples(dataset, getattr(loss, "collate", None), next(dtypes, torch.float32))
     inner = getattr(model, "module", model) if ranks.processes() > 1 else model  # each process measures for itself
     sizes = sorted({int(c) for c in candidates}) if candidates is not None else None
     with (

@@ -182,6 +182,7 @@ def measure(
     groups: int = GROUPS,
     enough: Callable[[], bool] = lambda: False,
     settle: Callable[[int], None] = lambda _: None,
+    found: list[Block] | None = None,
 ) -> tuple[list[Block], int]:
     """Draw blocks of groups at the weights as they are.
 
@@ -194,12 +195,13 @@ def measure(
         groups: k, in each block.
         enough: Asked after each block; True ends the measurement early.
         settle: Told m after each block.
+        found: Takes the blocks as they come, so that an interrupt loses none.
 
     Returns:
         The blocks, and how many had to be left out because a gradient was not finite.
     """
     per_group = group * correction(rows, group)
-    found: list[Block] = []
+    found = [] if found is None else found
     dropped = 0
     for _ in range(blocks):
         for _ in range(groups):

@@ -1,7 +1,7 @@
 """Training for a while: to see how the gradient noise changes, and which batch size really is the fastest."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
@@ -83,7 +83,7 @@ class Stage:
 
     step: int
     loss: float
-    blocks: tuple[Block, ...]
+    blocks: Sequence[Block]
     dropped: int = 0
     trained: float = math.nan
 
@@ -183,9 +183,11 @@ def pilot(
     """
     training.begin(0.0)
     look = partial(_look, training.work, gradients, group=group, enough=enough, settle=settle)
-    first = look(0)
+    blocks: list[Block] = []
+    still = Pilot(0.0, [Stage(0, math.nan, blocks)])
+    keep(still)
+    still.stages[0] = first = look(0, blocks)
     says(f"step 0, held-out loss {first.loss:.3g}")
-    keep(Pilot(0.0, [first]))
     rate = tuned_rate(training, group, min(sweep, SWEEP_STEPS), enough) if math.isfinite(first.loss) else 0.0
     while rate and not enough():
         found = Pilot(rate, [first])
@@ -201,6 +203,7 @@ def _look(
     work: Work,
     gradients: GroupGradients,
     step: int,
+    blocks: list[Block] | None = None,
     *,
     group: int,
     enough: Callable[[], bool],
@@ -210,7 +213,7 @@ def _look(
     work.seen.clear()
     with held_buffers(work.model):
         blocks, dropped = gradient_noise.measure(
-            work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle
+            work.backward, gradients, rows=work.rows, group=group, enough=enough, settle=settle, found=blocks
         )
     return Stage(step, work.held_out_loss(), tuple(blocks), dropped, fmean(work.seen))
 

@@ -46,12 +46,12 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
-def _tensor(part: Any) -> Tensor:
-    """Return an array as a tensor; NumPy's float64 in torch's default dtype, which models have."""
+def _tensor(part: Any, dtype: torch.dtype) -> Tensor:
+    """Return an array as a tensor; NumPy's floating-point numbers in the dtype of the model."""
     if isinstance(part, Tensor):
         return part
     made = torch.as_tensor(np.asarray(part))
-    return made.to(torch.get_default_dtype()) if made.is_floating_point() else made
+    return made.to(dtype) if made.is_floating_point() else made
 
 
 class Samples:
@@ -61,8 +61,16 @@ class Samples:
         loader: The DataLoader they came in, if they did.
     """
 
-    def __init__(self, dataset: Any, collate: Callable[[list[Any]], Any] | None = None) -> None:
-        """Take a Dataset with a length, a DataLoader, or a tuple of arrays or tensors of equal length."""
+    def __init__(
+        self,
+        dataset: Any,
+        collate: Callable[[list[Any]], Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Take a Dataset with a length, a DataLoader, or a tuple of arrays or tensors of equal length.
+
+        NumPy's floating-point arrays become tensors of `dtype`.
+        """
         self.loader: DataLoader[Any] | None = dataset if isinstance(dataset, DataLoader) else None
         self._tensors: tuple[Tensor, ...] | None = None
         self._dataset: Any = dataset
@@ -70,7 +78,7 @@ class Samples:
             collate, self._dataset = collate or self.loader.collate_fn, self.loader.dataset
             dataset = self._dataset
         if isinstance(dataset, tuple):
-            self._tensors = self._equal(dataset)
+            self._tensors = self._equal(dataset, dtype)
         elif isinstance(dataset, TensorDataset) and collate in (None, default_collate):
             self._tensors = dataset.tensors
         elif (
@@ -88,9 +96,9 @@ class Samples:
             raise ArgumentError(f"`dataset` must have at least {FEWEST_ROWS} rows, got {len(self)}")
 
     @staticmethod
-    def _equal(parts: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def _equal(parts: tuple[Any, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
         try:
-            tensors = tuple(_tensor(part) for part in parts)
+            tensors = tuple(_tensor(part, dtype) for part in parts)
             lengths = [len(t) for t in tensors]
         except (TypeError, ValueError, RuntimeError) as error:
             raise ArgumentError(f"`dataset`, a tuple, must hold arrays of one row a sample: {error}") from None
