@@ -10,7 +10,7 @@ PACKAGE = "batchnorm"
 # know each other; in the others they may not.
 ROWS = [
     "cli",
-    "study+batch_size+audit+surgery",
+    "study+batch_size+bench+audit+surgery",
     "torch keras jax",
     "steps",
     "kernels",

@@ -1,0 +1,116 @@
+"""What `batchnorm bench` is asked, and what it leaves behind."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.console import Console
+
+from batchnorm.bench import cases as of
+from batchnorm.bench.contenders import OURS, QUICK_CONTENDERS, available, parsed_contenders
+from batchnorm.bench.machine import busy, machine, usable_processors
+from batchnorm.bench.measure import Settings
+from batchnorm.bench.memory import MODES
+from batchnorm.bench.results import Results
+from batchnorm.bench.screen import WIDTH, page
+from batchnorm.errors import ArgumentError, MissingExtraError
+
+PICTURES = (".png", ".svg")
+ROUNDS, QUICK_ROUNDS = 15, 7
+DEFAULT_DTYPES = ("float32", "bfloat16")
+
+
+def chosen_cases(shapes: str | None, dtypes: str | None, ops: str | None, *, quick: bool) -> list[of.Case]:
+    """Return the cases that the command line names.
+
+    Raises:
+        ArgumentError: for a shape, a dtype or an operation that there is not.
+    """
+    usual = of.in_layouts(of.QUICK_SHAPES if quick else of.SHAPES)
+    return of.cases(
+        of.parsed_shapes(shapes) if shapes is not None else usual,
+        _named("--dtypes", dtypes, tuple(of.BYTES), DEFAULT_DTYPES[:1] if quick else DEFAULT_DTYPES),
+        _named("--ops", ops, tuple(of.OPS), of.QUICK_OPS if quick else of.DEFAULT_OPS),
+    )
+
+
+def _named(option: str, text: str | None, known: Sequence[str], otherwise: Sequence[str]) -> list[str]:
+    if text is None:
+        return list(otherwise)
+    named = [part.strip() for part in text.split(",")]
+    for name in named:
+        if name not in known:
+            raise ArgumentError(f"`{option}` must be of {', '.join(known)}, got {name!r}")
+    return list(dict.fromkeys(named))
+
+
+def settings(contenders: str | None, *, threads: int | None, rounds: int | None, memory: str, quick: bool) -> Settings:
+    """Return how to measure.
+
+    Raises:
+        ArgumentError: for a contender that there is not, or more threads than processors.
+    """
+    names = parsed_contenders(contenders, QUICK_CONTENDERS if quick else available())
+    most = usable_processors()
+    if threads is not None and threads > most:
+        raise ArgumentError(f"`--threads` must be at most the {most} processors there are, got {threads}")
+    modes = MODES if memory == "both" else (memory,)
+    return Settings(tuple(names), threads or most, rounds or (QUICK_ROUNDS if quick else ROUNDS), modes)
+
+
+def empty_results(chosen: Settings, command: Sequence[str]) -> Results:
+    """Return results that hold nothing yet, of this machine."""
+    told = {**asdict(chosen), "contenders": list(chosen.contenders), "modes": list(chosen.modes)}
+    remark = busy()
+    return Results(machine(), told, list(command), [] if remark is None else [remark])
+
+
+def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] | None = None) -> None:
+    """Refuse files that cannot be written, and a chart that would be empty, before anything is measured.
+
+    Raises:
+        ArgumentError: if a folder is not there, or a chart's ending is no picture's, or none of the cases is one it shows.
+        MissingExtraError: if there is nothing to draw a chart with.
+    """
+    if chart is not None and chart.suffix.lower() not in PICTURES:
+        raise ArgumentError(f"`--chart` must end in {' or '.join(PICTURES)}, got {chart}")
+    if chart is not None and find_spec("matplotlib") is None:
+        raise MissingExtraError("batchnorm bench --chart", "matplotlib", "study")
+    for option, path in (("--out", out), ("--chart", chart)):
+        if path is not None and not path.parent.is_dir():
+            raise ArgumentError(f"`{option}` must lie in a folder that exists, got {path}")
+    if chart is not None and cases is not None:
+        from batchnorm.bench.chart import check
+
+        check(cases)
+
+
+def write(results: Results, out: Path) -> tuple[Path, Path]:
+    """Write the table to OUT.txt and the numbers to OUT.json; return both."""
+    text, numbers = out.with_suffix(".txt"), out.with_suffix(".json")
+    with text.open("w", encoding="utf-8") as file:
+        Console(file=file, width=WIDTH, color_system=None).print(page(results), highlight=False)
+    lines = [line.rstrip() for line in text.read_text(encoding="utf-8").splitlines()]
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    numbers.write_text(results.to_json(), encoding="utf-8")
+    return text, numbers
+
+
+def show(results: Results) -> None:
+    """Print the table, the goals and what they were measured on."""
+    console = Console()
+    console.width = max(console.width, WIDTH)
+    console.print(page(results), highlight=False)
+
+
+def draw(results: Results, chart: Path) -> None:
+    """Write the chart."""
+    from batchnorm.bench.chart import save
+
+    save(results, chart)
+
+
+def wrong(results: Results) -> bool:
+    """Return whether a case of ours was refused: it computed something else than float64 does, or failed."""
+    return any(row.contender == OURS and row.failure is not None for row in results.rows)

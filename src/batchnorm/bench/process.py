@@ -1,0 +1,79 @@
+"""A worker seen from the process that tells it what to do."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Any
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker ended before it answered."""
+
+
+class Process:
+    """A worker process; it computes only between a request and its answer."""
+
+    def __init__(self, framework: str, *, threads: int, mode: str) -> None:
+        """Start it, and wait until its framework is imported.
+
+        Raises:
+            WorkerDiedError: if it cannot be.
+        """
+        self.framework = framework
+        number = str(threads)
+        settings = {
+            "OMP_NUM_THREADS": number,
+            "MKL_NUM_THREADS": number,
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # no idle processes beside
+            "KERAS_BACKEND": "tensorflow",
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "JAX_PLATFORMS": "cpu",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "batchnorm.bench.worker", framework, number, mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if sys.stderr is None else None,
+            env={**os.environ, **settings},
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the one that prints what is finished
+        )
+        try:
+            greeting = self._answer()
+        except BaseException:
+            self.close()
+            raise
+        self.versions: dict[str, str] = greeting["versions"]
+        self.keeps: bool = greeting["kept"]
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise WorkerDiedError(f"the process of {self.framework} ended with status {self._process.wait()}")
+        return json.loads(line)
+
+    def ask(self, do: str, **request: Any) -> Any:
+        """Send a request and return its answer.
+
+        Raises:
+            WorkerDiedError: if there is none.
+        """
+        try:
+            assert_open = self._process.stdin
+            if assert_open is not None:
+                assert_open.write(json.dumps({"do": do, **request}) + "\n")
+                assert_open.flush()
+        except BrokenPipeError:
+            pass  # what has become of it shows when it is listened to
+        return self._answer()
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):
+                    pipe.close()

@@ -1,0 +1,127 @@
+"""What a run has found, as JSON keeps it."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from batchnorm.bench.cases import Case
+from batchnorm.bench.contenders import BASELINE
+from batchnorm.errors import ArgumentError
+
+SCHEMA = 1
+SIGNIFICANT = 5  # digits that are written
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one case.
+
+    Attributes:
+        memory: "kept" or "default".
+        case: What was timed.
+        contender: Who.
+        failure: Why there are no times; None if there are.
+        error: Largest error against float64 over the largest value, before it was timed.
+        allowed: The error that would have been too large.
+        kernel: Which kernel of ours ran.
+        calls: Calls a sample.
+        samples: Samples, each the mean of its calls.
+        min_s: Seconds of a call, the least of the samples.
+        median_s: Their median.
+        ratio: Median of torch eager ÷ this median: how many times as fast as torch.
+        bandwidth: Bytes a second of the fastest copy of an array of this size, median, in the same rounds.
+        share: Least bytes of the operation ÷ bandwidth ÷ median.
+    """
+
+    memory: str
+    case: Case
+    contender: str
+    failure: str | None = None
+    error: float | None = None
+    allowed: float | None = None
+    kernel: str | None = None
+    calls: int | None = None
+    samples: int | None = None
+    min_s: float | None = None
+    median_s: float | None = None
+    ratio: float | None = None
+    bandwidth: float | None = None
+    share: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON, numbers with as many digits as mean something."""
+        flat = {**asdict(self), **self.case.as_dict()}
+        del flat["case"]
+        return {k: float(f"{v:.{SIGNIFICANT}g}") if isinstance(v, float) else v for k, v in flat.items()}
+
+
+def _row(found: dict[str, Any]) -> Row:
+    own = {name: value for name, value in found.items() if name in Row.__dataclass_fields__}
+    for name, value in own.items():
+        kinds = get_args(Row.__dataclass_fields__[name].type) or (str,)
+        if float in kinds and isinstance(value, int):
+            own[name] = float(value)
+        elif not isinstance(value, kinds):
+            raise TypeError(f"{name} is {value!r}")
+    return Row(case=Case.from_dict(found), **own)
+
+
+@dataclass
+class Results:
+    """A run: on what, how, and what it has found so far."""
+
+    machine: dict[str, Any]
+    settings: dict[str, Any]
+    command: list[str]
+    notes: list[str] = field(default_factory=list[str])
+    rows: list[Row] = field(default_factory=list[Row])
+    finished: bool = False
+
+    def to_json(self) -> str:
+        """Return it as JSON, a row a line, with the goals it makes or misses."""
+        from batchnorm.bench.goals import judge
+
+        head = {
+            "schema": SCHEMA,
+            "command": self.command,
+            "finished": self.finished,
+            "machine": self.machine,
+            "settings": self.settings,
+            "ratio": f"median of `{BASELINE}` ÷ median of the contender, in the same rounds",
+            "notes": self.notes,
+            "goals": [judged.as_dict() for judged in judge(self.rows)],
+        }
+        rows = ",\n".join(f"  {json.dumps(row.as_dict(), ensure_ascii=False)}" for row in self.rows)
+        return json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "rows": [\n{rows}\n ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> "Results":
+        """Return the run that `to_json` has written; the goals are judged anew.
+
+        Raises:
+            ArgumentError: if it is none, or of another version.
+        """
+        try:
+            found = json.loads(text)
+            if found["schema"] != SCHEMA:
+                raise ArgumentError(
+                    f"the results must have schema {SCHEMA}, got {found['schema']!r}: measure them anew"
+                )
+            rows = [_row(row) for row in found["rows"]]
+            names = ("machine", "settings", "command", "notes")
+            return cls(**{name: found[name] for name in names}, rows=rows, finished=found["finished"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ArgumentError(f"these are no results of `batchnorm bench --out`: {error!r}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> "Results":
+        """Read a file.
+
+        Raises:
+            ArgumentError: if it cannot be read, or holds no results.
+        """
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"{path} cannot be read: {error}") from None
