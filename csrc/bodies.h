@@ -1,0 +1,194 @@
+// What happens to one vector of x: the five sums and maps, without knowing where the features lie.
+//
+// `planar` bodies serve one channel at a time, whose numbers fill a vector; the others serve as many channels as a
+// vector has lanes. `at(i, w, v, lanes)` takes the vector at element i, weight w and mask v of its arrays; `lanes`
+// counts where it is not `whole`.
+#pragma once
+
+#include "activations.h"
+#include "sweeps.h"
+
+namespace batchnorm::BN_ISA {
+
+template <bool whole, class T> BN_INLINE auto get(const T *p, int lanes) {
+    if constexpr (whole) return load(p);
+    else return load(p, lanes);
+}
+
+template <bool whole, class T, class V> BN_INLINE void put(T *p, V v, int lanes, bool streaming) {
+    if constexpr (whole) {
+        if (streaming && streamable(p)) stream(p, v);
+        else store(p, v);
+    } else {
+        store(p, v, lanes);
+    }
+}
+
+// The numbers of the features from `f` on; `missing` where there are none.
+template <class A, bool planar> BN_INLINE auto feature(const void *numbers, int64_t f, int lanes, A missing) {
+    const A *p = static_cast<const A *>(numbers);
+    if (!p) return broadcast<A>(missing);
+    if constexpr (planar) return broadcast<A>(p[f]);
+    else return lanes == Lanes<A>::count ? load(p + f) : load(p + f, lanes);
+}
+
+template <class A, bool planar, bool whole> BN_INLINE auto weight(const A *weights, int64_t w, int lanes) {
+    if constexpr (planar) return get<whole>(weights + w, lanes);
+    else return broadcast<A>(weights[w]);
+}
+
+// Σw(x−k) and Σw(x−k)², k the shift.
+template <class T, bool weighted, bool planar_> struct Moments {
+    using A = typename Working<T>::type;
+    using V = typename Lanes<A>::Vector;
+    static constexpr bool planar = planar_;
+    const T *x;
+    const A *weights;
+    V shift{}, first{}, second{}, count{};
+
+    BN_INLINE explicit Moments(const bn_call &c)
+        : x(static_cast<const T *>(c.x)), weights(static_cast<const A *>(c.weights)) {}
+
+    BN_INLINE void aim(const bn_call &, int64_t, int) {}
+
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t, int lanes) {
+        V d = get<whole>(x + i, lanes) - shift;
+        if constexpr (weighted) {
+            const V share = weight<A, planar, whole>(weights, w, lanes);
+            d = select<V>(share > A(0), d, V{});  // 0 · inf is no 0
+            const V part = share * d;
+            first += part;
+            second += part * d;
+            if constexpr (planar) count += share;
+        } else {
+            if constexpr (planar && !whole) d = select<V>(numbered<A>() < lanes, d, V{});
+            first += d;
+            second += d * d;
+        }
+    }
+};
+
+// y = act(((x − mean) − mean_low)·scale + shift + residual), and whether it is before the activation > 0.
+template <class T, Kind kind, bool planar_> struct Affine {
+    using A = typename Working<T>::type;
+    using V = typename Lanes<A>::Vector;
+    static constexpr bool planar = planar_;
+    const T *x, *residual;
+    T *y;
+    uint16_t *bits;
+    int64_t which;
+    bool streaming;
+    V mean, low, scale, shift;
+
+    BN_INLINE Affine(const bn_call &c, bool streaming_)
+        : x(static_cast<const T *>(c.x)), residual(static_cast<const T *>(c.residual)), y(static_cast<T *>(c.y)),
+          bits(c.bits), which(c.activation), streaming(streaming_) {}
+
+    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
+        mean = feature<A, planar>(c.mean, f, lanes, A(0));
+        low = feature<A, planar>(c.mean_low, f, lanes, A(0));
+        scale = feature<A, planar>(c.scale, f, lanes, A(1));
+        shift = feature<A, planar>(c.shift, f, lanes, A(0));
+    }
+
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes) {
+        V z = ((get<whole>(x + i, lanes) - mean) - low) * scale + shift;
+        if (residual) z += get<whole>(residual + i, lanes);
+        if (bits) bits[v] = positive_bits(z);
+        put<whole>(y + i, activated<A, kind>(z, which), lanes, streaming);
+    }
+};
+
+// dz = dy·act'(z), with z found as the forward has found it, or its sign in the bits.
+template <class T, Kind kind, bool planar> struct Gradient {
+    using A = typename Working<T>::type;
+    using V = typename Lanes<A>::Vector;
+    const T *x, *dy, *residual;
+    const uint16_t *bits;
+    int64_t which;
+    V mean, low, scale, shift;
+
+    BN_INLINE explicit Gradient(const bn_call &c)
+        : x(static_cast<const T *>(c.x)), dy(static_cast<const T *>(c.dy)), residual(static_cast<const T *>(c.residual)),
+          bits(c.bits), which(c.activation) {}
+
+    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
+        mean = feature<A, planar>(c.mean, f, lanes, A(0));
+        low = feature<A, planar>(c.mean_low, f, lanes, A(0));
+        scale = feature<A, planar>(c.scale, f, lanes, A(1));
+        shift = feature<A, planar>(c.shift, f, lanes, A(0));
+    }
+
+    template <bool whole> BN_INLINE V centred(int64_t i, int lanes) const {
+        return (get<whole>(x + i, lanes) - mean) - low;
+    }
+
+    template <bool whole> BN_INLINE V at(V centred, int64_t i, int64_t v, int lanes) const {
+        const V grad = get<whole>(dy + i, lanes);
+        if constexpr (kind == Kind::identity) return grad;
+        if constexpr (kind == Kind::relu || kind == Kind::leaky_relu) {
+            if (bits) return by_sign<A, kind, V>(grad, lanes_of<A>(bits[v]));
+        }
+        V z = centred * scale + shift;
+        if (residual) z += get<whole>(residual + i, lanes);
+        if constexpr (kind == Kind::smooth) return grad * smooth_derivative<A>(z, which);
+        else return by_sign<A, kind, V>(grad, z > A(0));
+    }
+};
+
+// Σdz and Σdz·(x−μ).
+template <class T, Kind kind, bool planar_> struct Reduce {
+    using A = typename Working<T>::type;
+    using V = typename Lanes<A>::Vector;
+    static constexpr bool planar = planar_;
+    Gradient<T, kind, planar> gradient;
+    V first{}, second{}, count{}, shift{};
+
+    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c) {}
+    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) { gradient.aim(c, f, lanes); }
+
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes) {
+        const V centred = gradient.template centred<whole>(i, lanes);
+        const V dz = gradient.template at<whole>(centred, i, v, lanes);
+        first += dz;
+        second += dz * centred;
+    }
+};
+
+// dx = dz·scale + w·((x−μ)·of_centred + constant), and dz; each where it is wanted.
+template <class T, Kind kind, bool planar_> struct Elementwise {
+    using A = typename Working<T>::type;
+    using V = typename Lanes<A>::Vector;
+    static constexpr bool planar = planar_;
+    Gradient<T, kind, planar> gradient;
+    T *dx, *dz;
+    const A *weights;
+    bool fixed, streaming;
+    V of_centred, constant;
+
+    BN_INLINE Elementwise(const bn_call &c, bool streaming_)
+        : gradient(c), dx(static_cast<T *>(c.dx)), dz(static_cast<T *>(c.dz)), weights(static_cast<const A *>(c.weights)),
+          fixed(!c.of_centred), streaming(streaming_) {}
+
+    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
+        gradient.aim(c, f, lanes);
+        of_centred = feature<A, planar>(c.of_centred, f, lanes, A(0));
+        constant = feature<A, planar>(c.constant, f, lanes, A(0));
+    }
+
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes) {
+        const V centred = gradient.template centred<whole>(i, lanes);
+        const V grad = gradient.template at<whole>(centred, i, v, lanes);
+        if (dz) put<whole>(dz + i, grad, lanes, streaming);
+        if (!dx) return;
+        V result = grad * gradient.scale;
+        if (!fixed) {
+            V moments = centred * of_centred + constant;
+            if (weights) moments *= weight<A, planar, whole>(weights, w, lanes);
+            result += moments;
+        }
+        put<whole>(dx + i, result, lanes, streaming);
+    }
+};
+
+}  // namespace batchnorm::BN_ISA

@@ -1,0 +1,88 @@
+// How a call is cut into tiles, by its shape alone, and how they are shared among threads.
+#pragma once
+
+#include <atomic>
+
+#include "parallel.h"
+#include "sweeps.h"
+
+namespace batchnorm {
+
+inline constexpr int64_t INLINE_BYTES = 64 << 10;  // less than this does not pay for waking a thread
+inline constexpr int64_t BLOCK_BYTES = 256 << 10;  // of one array, that stay in a cache between two sweeps
+inline constexpr int64_t TILES = 16;               // at least, for every thread to have some
+inline constexpr int64_t VECTOR = 16;              // sums have room for one more
+
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline constexpr int64_t SIZES[] = {4, 8, 2, 2};  // bytes, by bn_dtype
+
+// Channels into blocks, and where these are few, rows or inner positions into parts.
+struct Cut {
+    int64_t rows, features, bytes;
+    int64_t block, blocks, part, parts;
+    bool by_inner;
+
+    explicit Cut(const bn_call &c) {
+        const int64_t size = SIZES[c.dtype];
+        rows = c.outer * c.rows;
+        features = c.groups * c.channels;
+        groups_ = c.groups;
+        const int64_t slab = rows * c.inner * size;  // of one channel
+        bytes = slab * features;
+        if (c.inner > 1) {
+            block = most(1, least(least(BLOCK_BYTES / most(slab, 1), over(c.channels, TILES)), WIDEST));
+        } else {
+            const int64_t narrow = 256 / size;  // four cache lines of a row
+            const bool fits = slab * narrow <= 2 * BLOCK_BYTES && over(c.channels, narrow) * c.groups >= TILES / 2;
+            block = most(1, fits ? narrow : c.channels);
+        }
+        by_inner = rows * c.groups < TILES && c.inner >= 2 * PIECE;
+        const int64_t length = most(1, by_inner ? c.inner : rows);
+        const int64_t tiles = over(c.channels, block) * c.groups;
+        const int64_t wanted = tiles >= TILES / 2 ? 1 : least(over(4 * TILES, most(1, tiles)), slab * block / BLOCK_BYTES);
+        part = over(length, least(length, most(1, wanted)));
+        if (by_inner) part = over(part, PIECE) * PIECE;
+        parts = over(length, part);
+        if (parts == 1) block = least(block, WIDEST);
+        blocks = over(c.channels, block);
+    }
+
+    int64_t tiles() const { return blocks * groups_; }
+
+    Tile tile(const bn_call &c, int64_t which, int64_t of_part) const {
+        const int64_t channel = which % blocks * block;
+        Tile t{which / blocks, 0, rows, channel, least(c.channels, channel + block), 0, c.inner};
+        int64_t &first = by_inner ? t.first_inner : t.first_row, &last = by_inner ? t.last_inner : t.last_row;
+        first = part * of_part;
+        last = least(last, first + part);
+        return t;
+    }
+
+    int64_t room() const { return block + VECTOR; }  // for the sums of a tile
+
+private:
+    int64_t groups_ = 0;
+};
+
+// Run `each(i)` for 0 ≤ i < n. Threads fetch the next i as they are done with one: cores are seldom equally free.
+template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n, const Each &each) {
+    if (bytes <= INLINE_BYTES || n < 2) {
+        for (int64_t i = 0; i < n; ++i) each(i);
+        return 0;
+    }
+    struct Job {
+        const Each *each;
+        int64_t n;
+        std::atomic<int64_t> next;
+    } job{&each, n, {0}};
+    const auto work = [](int64_t, int64_t, void *context) {
+        Job &own = *static_cast<Job *>(context);
+        for (int64_t i; (i = own.next.fetch_add(1, std::memory_order_relaxed)) < own.n;) (*own.each)(i);
+    };
+    return (c.parallel_for ? c.parallel_for : pool_parallel_for)(0, n, 1, work, &job);
+}
+
+}  // namespace batchnorm

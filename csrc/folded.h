@@ -1,0 +1,54 @@
+// Few channels side by side, as in (N, H, W, 3): several rows are taken as one, so that vectors are full.
+#pragma once
+
+#include "cut.h"
+
+namespace batchnorm {
+
+// The call on rows of `times` channels as long, and on the rows that are left over; features are repeated.
+template <class A> struct Folded {
+    static constexpr int64_t LANES = 64 / sizeof(A);
+    bn_call main, rest;
+    int64_t times = 1, left = 0;
+
+    explicit Folded(const bn_call &c) : main(c), rest(c) {
+        const int64_t rows = c.outer * c.rows, channels = c.channels;
+        if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LANES) return;
+        int64_t period = channels;
+        while (period % LANES) period += channels;
+        if (rows < 2 * (period / channels)) return;
+        times = period / channels;
+        left = rows % times;
+        main.outer = rest.outer = rest.rows = 1;
+        main.rows = rows / times;
+        main.channels = period;
+        rest.channels = left * channels;
+        const int64_t done = main.rows * period;
+        rest.x = past(c.x, c, done), rest.residual = past(c.residual, c, done), rest.dy = past(c.dy, c, done);
+        rest.y = past(c.y, c, done), rest.dx = past(c.dx, c, done), rest.dz = past(c.dz, c, done);
+        rest.bits = c.bits ? c.bits + done / LANES : nullptr;
+        const void *bn_call::*constants[] = {&bn_call::scale, &bn_call::shift};
+        void *bn_call::*others[] = {&bn_call::mean, &bn_call::mean_low, &bn_call::of_centred, &bn_call::constant};
+        int which = 0;
+        for (auto field : constants) main.*field = rest.*field = repeated(which++, c.*field, period, channels);
+        for (auto field : others) main.*field = rest.*field = repeated(which++, c.*field, period, channels);
+    }
+    Folded(const Folded &) = delete;
+
+private:
+    A copies_[6][(LANES - 1) * LANES];
+
+    template <class P> static P *past(P *p, const bn_call &c, int64_t elements) {
+        if (!p) return nullptr;
+        using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
+        return static_cast<Byte *>(p) + elements * SIZES[c.dtype];
+    }
+
+    A *repeated(int which, const void *features, int64_t period, int64_t channels) {
+        if (!features) return nullptr;
+        for (int64_t i = 0; i < period; ++i) copies_[which][i] = static_cast<const A *>(features)[i % channels];
+        return copies_[which];
+    }
+};
+
+}  // namespace batchnorm

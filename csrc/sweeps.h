@@ -1,0 +1,43 @@
+// What is built once for each instruction set: a sweep over a part of the data.
+#pragma once
+
+#include <cstdint>
+
+#include "batchnorm.h"
+
+namespace batchnorm {
+
+// A part of one group: some of its rows, channels and inner positions. Where a part has less than all inner
+// positions, it starts at a multiple of PIECE.
+struct Tile {
+    int64_t group;
+    int64_t first_row, last_row;  // of outer × rows
+    int64_t first_channel, last_channel;
+    int64_t first_inner, last_inner;
+};
+
+inline constexpr int64_t WIDEST = 128;  // channels of a tile that has all of their data
+inline constexpr int64_t PIECE = 1024;  // values of a channel that are added in the working type, then in double
+
+// Sums of a tile in double, one of each a channel: mean and m2, or Σdz and Σdz·(x−μ).
+struct Sums {
+    double *first, *second;
+    double count;
+};
+
+// One storage type on one instruction set. `sums` begin at the tile's first channel, and have room for a whole vector
+// more; the arrays of features in `call` begin at the first channel of the first group.
+struct Sweeps {
+    void (*moments)(const bn_call &call, const Tile &tile, Sums &sums);
+    void (*reduce)(const bn_call &call, const Tile &tile, Sums &sums);
+    void (*affine)(const bn_call &call, const Tile &tile, bool stream);
+    void (*elementwise)(const bn_call &call, const Tile &tile, bool stream);
+};
+
+using Table = Sweeps[4];  // by bn_dtype
+
+namespace portable { extern const Table table; }
+namespace avx2 { extern const Table table; }
+namespace avx512 { extern const Table table; }
+
+}  // namespace batchnorm

@@ -1,0 +1,207 @@
+// Vectors of 64 bytes, the same lanes on every instruction set: what a machine has no instruction for, the compiler
+// makes of several. Everything lies in a namespace of the instruction set, so that no linker can mix them up.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#pragma GCC diagnostic ignored "-Wpsabi"  // no vector crosses the border of a file
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC's own intrinsics
+
+#define BN_INLINE inline __attribute__((always_inline))
+#define BN_CALLED static __attribute__((noinline))  // long, and not worth a copy wherever it is used
+
+namespace batchnorm::BN_ISA {
+
+struct bfloat16 { uint16_t bits; };
+struct float16 { uint16_t bits; };
+
+typedef float Float16 __attribute__((vector_size(64)));
+typedef int32_t Int16 __attribute__((vector_size(64)));
+typedef uint32_t Unsigned16 __attribute__((vector_size(64)));
+typedef uint16_t Short16 __attribute__((vector_size(32)));
+typedef double Double8 __attribute__((vector_size(64)));
+typedef int64_t Long8 __attribute__((vector_size(64)));
+
+template <class A> struct Lanes;
+template <> struct Lanes<float> { using Vector = Float16; using Integer = Int16; static constexpr int count = 16; };
+template <> struct Lanes<double> { using Vector = Double8; using Integer = Long8; static constexpr int count = 8; };
+
+// The working type of a storage type.
+template <class T> struct Working { using type = float; };
+template <> struct Working<double> { using type = double; };
+
+template <class To, class From> BN_INLINE To bit_cast(const From &from) {
+    static_assert(sizeof(To) == sizeof(From));
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) {
+    return value - typename Lanes<A>::Vector{};  // minus: 0 + −0 would be +0
+}
+
+template <class V> BN_INLINE V select(decltype(V{} > V{}) mask, V yes, V no) { return mask ? yes : no; }
+
+template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
+    typename Lanes<A>::Integer lanes{};
+    for (int i = 0; i < Lanes<A>::count; ++i) lanes[i] = i;
+    return lanes;
+}
+
+// ---- between 16 bits and float ----
+
+BN_INLINE Float16 widen(Short16 raw, bfloat16) {
+    return bit_cast<Float16>(__builtin_convertvector(raw, Unsigned16) << 16);
+}
+
+BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; NaN stays one
+    Unsigned16 raw = bit_cast<Unsigned16>(v);
+    Unsigned16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
+    Unsigned16 nan = (raw >> 16) | 0x40u;
+    return __builtin_convertvector(bit_cast<Unsigned16>(v != v ? bit_cast<Int16>(nan) : bit_cast<Int16>(rounded)), Short16);
+}
+
+#if defined(__AVX512F__)
+BN_INLINE Float16 widen(Short16 raw, float16) { return bit_cast<Float16>(_mm512_cvtph_ps(bit_cast<__m256i>(raw))); }
+BN_INLINE Short16 narrow(Float16 v, float16) {
+    return bit_cast<Short16>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif defined(__F16C__)
+struct Halves { __m256 low, high; };
+struct Quarters { __m128i low, high; };
+BN_INLINE Float16 widen(Short16 raw, float16) {
+    const Quarters q = bit_cast<Quarters>(raw);
+    return bit_cast<Float16>(Halves{_mm256_cvtph_ps(q.low), _mm256_cvtph_ps(q.high)});
+}
+BN_INLINE Short16 narrow(Float16 v, float16) {
+    const Halves h = bit_cast<Halves>(v);
+    return bit_cast<Short16>(Quarters{_mm256_cvtps_ph(h.low, 0), _mm256_cvtps_ph(h.high, 0)});
+}
+#else
+BN_CALLED Float16 widen(Short16 raw, float16) {  // shift the exponent into place; 2^112 rebuilds it, subnormals too
+    const Unsigned16 wide = __builtin_convertvector(raw, Unsigned16);
+    const Unsigned16 sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
+    const Float16 value = bit_cast<Float16>(rest) * 0x1p112f;
+    const Unsigned16 special = rest | 0x7f800000u;  // inf or NaN
+    const Unsigned16 bits = bit_cast<Unsigned16>(rest >= 0x0f800000u ? bit_cast<Int16>(special) : bit_cast<Int16>(value));
+    const Unsigned16 quiet = bits | 0x400000u;
+    const Float16 number = bit_cast<Float16>(bits);
+    return bit_cast<Float16>(sign | bit_cast<Unsigned16>(number != number ? bit_cast<Int16>(quiet) : bit_cast<Int16>(bits)));
+}
+BN_CALLED Short16 narrow(Float16 v, float16) {
+    const Unsigned16 raw = bit_cast<Unsigned16>(v), sign = (raw >> 16) & 0x8000u, size = raw & 0x7fffffffu;
+    // Normal: round the 13 bits away. Subnormal: let an addition round to multiples of 2^-24.
+    const Unsigned16 normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
+    const Unsigned16 small = bit_cast<Unsigned16>(bit_cast<Float16>(size) + 0.5f) - 0x3f000000u;
+    Int16 half = size < 0x38800000u ? bit_cast<Int16>(small) : bit_cast<Int16>(normal);
+    half = size >= 0x477ff000u ? Int16{} + 0x7c00 : half;
+    half = size > 0x7f800000u ? (bit_cast<Int16>(size >> 13) & 0x3ff) | 0x7e00 : half;
+    return __builtin_convertvector(bit_cast<Unsigned16>(half) | sign, Short16);
+}
+#endif
+
+// ---- memory ----
+
+BN_INLINE Float16 load(const float *p) { Float16 v; std::memcpy(&v, p, sizeof v); return v; }
+BN_INLINE Double8 load(const double *p) { Double8 v; std::memcpy(&v, p, sizeof v); return v; }
+template <class T> BN_INLINE Float16 load(const T *p) { Short16 raw; std::memcpy(&raw, p, sizeof raw); return widen(raw, T{}); }
+
+BN_INLINE void store(float *p, Float16 v) { std::memcpy(p, &v, sizeof v); }
+BN_INLINE void store(double *p, Double8 v) { std::memcpy(p, &v, sizeof v); }
+template <class T> BN_INLINE void store(T *p, Float16 v) { const Short16 raw = narrow(v, T{}); std::memcpy(p, &raw, sizeof raw); }
+
+// The first `lanes` only; the others read as 0 and are not written.
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+BN_INLINE Float16 load(const float *p, int lanes) { return bit_cast<Float16>(_mm512_maskz_loadu_ps((1u << lanes) - 1, p)); }
+BN_INLINE Double8 load(const double *p, int lanes) { return bit_cast<Double8>(_mm512_maskz_loadu_pd((1u << lanes) - 1, p)); }
+template <class T> BN_INLINE Float16 load(const T *p, int lanes) {
+    return widen(bit_cast<Short16>(_mm256_maskz_loadu_epi16((1u << lanes) - 1, p)), T{});
+}
+BN_INLINE void store(float *p, Float16 v, int lanes) { _mm512_mask_storeu_ps(p, (1u << lanes) - 1, bit_cast<__m512>(v)); }
+BN_INLINE void store(double *p, Double8 v, int lanes) { _mm512_mask_storeu_pd(p, (1u << lanes) - 1, bit_cast<__m512d>(v)); }
+template <class T> BN_INLINE void store(T *p, Float16 v, int lanes) {
+    _mm256_mask_storeu_epi16(p, (1u << lanes) - 1, bit_cast<__m256i>(narrow(v, T{})));
+}
+#else
+template <class T> BN_INLINE auto load(const T *p, int lanes) {
+    T some[Lanes<typename Working<T>::type>::count] = {};
+    std::memcpy(some, p, lanes * sizeof(T));
+    return load(some);
+}
+template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
+    T some[Lanes<typename Working<T>::type>::count];
+    store(some, v);
+    std::memcpy(p, some, lanes * sizeof(T));
+}
+#endif
+
+// Past the cache, where `p` is aligned to a whole vector: pays for outputs that no cache would hold.
+template <class T> BN_INLINE bool streamable(const T *p) {
+    return reinterpret_cast<uintptr_t>(p) % (Lanes<typename Working<T>::type>::count * sizeof(T)) == 0;
+}
+#if defined(__AVX512F__)
+BN_INLINE void stream(float *p, Float16 v) { _mm512_stream_ps(p, bit_cast<__m512>(v)); }
+BN_INLINE void stream(double *p, Double8 v) { _mm512_stream_pd(p, bit_cast<__m512d>(v)); }
+template <class T> BN_INLINE void stream(T *p, Float16 v) {
+    _mm256_stream_si256(reinterpret_cast<__m256i *>(p), bit_cast<__m256i>(narrow(v, T{})));
+}
+#elif defined(__SSE2__)
+struct Pieces { __m128i piece[4]; };
+struct HalfPieces { __m128i piece[2]; };
+template <class P, class T, class R> BN_INLINE void stream_pieces(T *p, R raw) {
+    const P pieces = bit_cast<P>(raw);
+    for (unsigned i = 0; i < sizeof(P) / 16; ++i) _mm_stream_si128(reinterpret_cast<__m128i *>(p) + i, pieces.piece[i]);
+}
+BN_INLINE void stream(float *p, Float16 v) { stream_pieces<Pieces>(p, v); }
+BN_INLINE void stream(double *p, Double8 v) { stream_pieces<Pieces>(p, v); }
+template <class T> BN_INLINE void stream(T *p, Float16 v) { stream_pieces<HalfPieces>(p, narrow(v, T{})); }
+#else
+template <class T, class V> BN_INLINE void stream(T *p, V v) { store(p, v); }
+#endif
+
+BN_INLINE void finish_streams() {
+#ifdef __SSE2__
+    _mm_sfence();
+#endif
+}
+
+// ---- one bit a lane ----
+
+BN_INLINE uint16_t positive_bits(Float16 z) {
+#if defined(__AVX512F__)
+    return _mm512_cmp_ps_mask(bit_cast<__m512>(z), _mm512_setzero_ps(), _CMP_GT_OQ);
+#else
+    uint16_t bits = 0;
+    for (int i = 0; i < 16; ++i) bits |= uint16_t(z[i] > 0) << i;
+    return bits;
+#endif
+}
+
+BN_CALLED uint16_t positive_bits(Double8 z) {
+    uint16_t bits = 0;
+    for (int i = 0; i < 8; ++i) bits |= uint16_t(z[i] > 0) << i;
+    return bits;
+}
+
+template <class A> BN_INLINE typename Lanes<A>::Integer lanes_of(uint16_t bits) {
+    using Integer = typename Lanes<A>::Integer;
+    return ((Integer{} + bits) & ((Integer{} + 1) << numbered<A>())) != 0;
+}
+
+// ---- sums ----
+
+BN_INLINE double total(Double8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+BN_INLINE double total(Float16 v) {
+    struct Two { float low[8], high[8]; } half = bit_cast<Two>(v);
+    typedef float Float8 __attribute__((vector_size(32)));
+    return total(__builtin_convertvector(bit_cast<Float8>(half.low), Double8) +
+                 __builtin_convertvector(bit_cast<Float8>(half.high), Double8));
+}
+
+}  // namespace batchnorm::BN_ISA
