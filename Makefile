@@ -37,8 +37,10 @@ mutants: $(READY)  ## Show that the tests reject deliberate faults
 study: $(READY)  ## Measure the claims about batch normalization; writes report/index.html
 	$(BIN)/batchnorm study
 
-bench: $(READY)  ## Time the layer beside torch's and Keras' own, and its options; ask batch size finders, ours beside others
-	$(BIN)/python benchmarks/layers.py
+bench: $(READY)  ## Time the layer beside torch's, Keras' and Flax' own, its options, a ResNet-50; ask batch size finders
+	$(BIN)/batchnorm bench
+	$(BIN)/python benchmarks/resnet50.py
+	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/options.py
 	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/keras_layers.py; done
 	$(BIN)/python benchmarks/batch_size_finders.py

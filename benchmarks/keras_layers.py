@@ -14,15 +14,16 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from layers import ROUNDS, seconds
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from batchnorm import reference
+from batchnorm.bench.timing import interleaved
 from batchnorm.keras import BatchNormalization
 
 SHAPES = [(64, 3), (256, 512), (4096, 1024), (32, 56, 56, 64), (32, 14, 14, 256), (32, 7, 7, 512)]
+ROUNDS = 15
 BACKEND = keras.backend.backend()
 CONTENDERS: dict[str, Callable[[], Any]] = {
     "keras": keras.layers.BatchNormalization,
@@ -90,7 +91,7 @@ def main() -> None:
         layers = {name: contender() for name, contender in CONTENDERS.items()}
         errors = [", ".join(f"{_error(layer, x, mean):.0e}" for mean in (1.0, 1e6)) for layer in layers.values()]
         steps = {n: make(layer, ops.convert_to_tensor(x), ops.convert_to_tensor(dy)) for n, layer in layers.items()}
-        taken = seconds(steps, ROUNDS)
+        taken = interleaved(steps, ROUNDS)
         median = {name: statistics.median(t) for name, t in taken.items()}
         times = [f"{1e3 * min(t):.3g}, {1e3 * median[name]:.3g}" for name, t in taken.items()]
         cells = [cell for pair in zip(times, errors, strict=True) for cell in pair]

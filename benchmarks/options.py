@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from layers import seconds
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from batchnorm.bench.timing import interleaved
 from batchnorm.layout import plan
 from batchnorm.statistics import Running
 from batchnorm.steps import Inputs, Recipe
@@ -77,7 +77,7 @@ def main() -> None:
     for shape in track(SHAPES, description="timing", console=Console(stderr=True)):
         x = (torch.randn(shape) * 2 + 3).requires_grad_()
         dy = torch.randn(shape)
-        taken = seconds(contenders(x, dy), rounds=200 if x.numel() < 1e5 else 21)
+        taken = interleaved(contenders(x, dy), rounds=200 if x.numel() < 1e5 else 21)
         base = taken["plain path"]
         for name, t in taken.items():
             ratio = statistics.median(t) / statistics.median(base)

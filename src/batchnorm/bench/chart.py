@@ -41,10 +41,10 @@ LOOKS = {
     OURS: Look("#2e86ab", "o", 7),  # drawn last, on top
 }
 PANELS = (
-    ("train", "float32", "training step, float32"),
-    ("train+add+relu", "float32", "… with add and ReLU, float32"),
-    ("train", "bfloat16", "training step, bfloat16"),
-    ("inference", "float32", "inference, float32"),
+    ("train", "float32", "training step"),
+    ("train+add+relu", "float32", "… with add and ReLU"),
+    ("train", "bfloat16", "training step"),
+    ("inference", "float32", "inference"),
 )
 SHOWN = ", ".join(f"{op} in {dtype}" for op, dtype, _ in PANELS)
 
@@ -76,7 +76,7 @@ def figure(results: Results) -> Figure:
     made = Figure(figsize=(WIDTH, AROUND + ROW_HEIGHT * len(places)), layout="constrained")
     axes: Sequence[Axes] = made.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, panel in zip(axes, panels, strict=True):
-        _panel(ax, [row for row in rows if _in_panel(row, panel)], places, panel[2])
+        _panel(ax, [row for row in rows if _in_panel(row, panel)], places, panel)
     _shapes(axes[0], places)
     _explain(made, results, mode)
     for text in made.findobj(Text):
@@ -107,8 +107,9 @@ def _places(rows: Sequence[Row]) -> dict[tuple[Any, str], int]:
     return {key: place for place, key in enumerate(ordered)}
 
 
-def _panel(ax: Axes, rows: Sequence[Row], places: dict[tuple[Any, str], int], title: str) -> None:
-    ax.set_title(title, fontweight="bold", pad=8)
+def _panel(ax: Axes, rows: Sequence[Row], places: dict[tuple[Any, str], int], panel: tuple[str, str, str]) -> None:
+    ax.set_title(panel[2], fontweight="bold", pad=8)
+    ax.text(1.0, 1.012, panel[1], transform=ax.transAxes, ha="right", va="bottom", fontsize=9, color=MUTED)
     ax.axvline(1.0, color=PAPER[INK], linewidth=1.0, zorder=1.5)
     for row in rows:
         if row.contender == OURS and row.ratio is not None:

@@ -70,7 +70,7 @@ def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] |
     """Refuse files that cannot be written, and a chart that would be empty, before anything is measured.
 
     Raises:
-        ArgumentError: if a folder is not there, or a chart's ending is no picture's, or none of the cases is one it shows.
+        ArgumentError: if a folder is not there, a chart's ending is no picture's, or it would show none of the cases.
         MissingExtraError: if there is nothing to draw a chart with.
     """
     if chart is not None and chart.suffix.lower() not in PICTURES:
