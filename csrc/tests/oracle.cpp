@@ -1,0 +1,133 @@
+#include "oracle.h"
+
+#include <cmath>
+
+namespace bn_tests {
+namespace {
+
+// volatile: no compiler may fuse the product and the sums into one rounding.
+template <typename T> T affine(T x, T mean, T mean_low, const T *scale, const T *shift, const T *residual) {
+    volatile T z = x - mean;
+    z = z - mean_low;
+    if (scale) z = z * *scale;
+    if (shift) z = z + *shift;
+    if (residual) z = z + *residual;
+    return z;
+}
+
+template <typename T> double affine_of(const Affine &affine_map, int64_t element, int64_t feature) {
+    const Problem &problem = affine_map.problem;
+    const auto in_working_type = [](const Buffer &buffer, int64_t i) { return static_cast<T>(buffer.get(i)); };
+    T scale{}, shift{}, residual{};
+    if (affine_map.scale) scale = in_working_type(*affine_map.scale, feature);
+    if (affine_map.shift) shift = in_working_type(*affine_map.shift, feature);
+    if (problem.residual.data()) residual = in_working_type(problem.residual, element);
+    return affine<T>(in_working_type(problem.x, element), in_working_type(problem.mean, feature),
+                     in_working_type(problem.mean_low, feature), affine_map.scale ? &scale : nullptr,
+                     affine_map.shift ? &shift : nullptr, problem.residual.data() ? &residual : nullptr);
+}
+
+long double logistic(long double z) { return 1 / (1 + std::exp(-z)); }
+long double normal_density(long double z) { return 0.398942280401432677939946059934L * std::exp(-z * z / 2); }
+long double normal_distribution(long double z) { return std::erfc(-z * 0.707106781186547524400844362105L) / 2; }
+
+// 0 where the second factor is, however large the first: what the limit of each activation is.
+long double times(long double large, long double vanishing) { return vanishing == 0 ? 0 : large * vanishing; }
+
+} // namespace
+
+long double Moments::deviation() const { return total > 0 ? std::sqrt(m2 / total) : 0; }
+
+Moments exact_moments(const Problem &problem, int64_t feature) {
+    Moments moments;
+    long double first = NAN, sum = 0; // of distances from the first: a constant's mean is exact
+    const Shape &shape = problem.setting.shape;
+    for_each_element(shape, feature, [&](int64_t element, int64_t sample) {
+        const long double weight = problem.weight(sample);
+        if (weight == 0) return;
+        if (std::isnan(first)) first = problem.x.get(element);
+        moments.total += weight;
+        sum += weight * (problem.x.get(element) - first);
+    });
+    if (moments.total == 0) return moments;
+    moments.mean = first + sum / moments.total;
+    for_each_element(shape, feature, [&](int64_t element, int64_t sample) {
+        const long double weight = problem.weight(sample);
+        if (weight == 0) return;
+        const long double distance = problem.x.get(element) - moments.mean;
+        moments.m2 += weight * distance * distance;
+    });
+    return moments;
+}
+
+long double exact_inv_std(const Moments &moments) {
+    const long double variance = moments.total > 0 ? moments.m2 / moments.total : 0;
+    return 1 / std::sqrt(variance + epsilon);
+}
+
+long double activate(bn_activation activation, long double z) {
+    if (std::isnan(z)) return z;
+    switch (activation) {
+    case BN_RELU: return z > 0 ? z : 0;
+    case BN_LEAKY_RELU: return z > 0 ? z : 0.01 * z;
+    case BN_SILU: return times(z, logistic(z));
+    case BN_GELU: return times(z, normal_distribution(z));
+    case BN_TANH: return std::tanh(z);
+    case BN_SIGMOID: return logistic(z);
+    default: return z;
+    }
+}
+
+long double derivative(bn_activation activation, long double z) {
+    if (std::isnan(z)) return z;
+    const long double s = logistic(z), opposite = logistic(-z);
+    switch (activation) {
+    case BN_RELU: return z > 0;
+    case BN_LEAKY_RELU: return z > 0 ? 1 : 0.01;
+    case BN_SILU: return s + times(z, s * opposite);
+    case BN_GELU: return normal_distribution(z) + times(z, normal_density(z));
+    case BN_TANH: return 1 / (std::cosh(z) * std::cosh(z));
+    case BN_SIGMOID: return s * opposite;
+    default: return 1;
+    }
+}
+
+double Affine::z(int64_t element, int64_t feature) const {
+    return problem.working == BN_FLOAT64 ? affine_of<double>(*this, element, feature)
+                                         : affine_of<float>(*this, element, feature);
+}
+
+double activated_in_working_type(const Problem &problem, double z) {
+    if (problem.setting.activation == BN_IDENTITY || z > 0 || std::isnan(z)) return z;
+    if (problem.setting.activation == BN_RELU) return 0;
+    if (problem.working == BN_FLOAT64) return z * 0.01;
+    return static_cast<float>(static_cast<float>(z) * 0.01F);
+}
+
+long double centred(const Problem &problem, int64_t element, int64_t feature) {
+    return static_cast<long double>(problem.x.get(element)) - problem.mean.get(feature) -
+           problem.mean_low.get(feature);
+}
+
+long double exact_dz(const Problem &problem, int64_t element, int64_t feature) {
+    const bool plain = problem.setting.plain;
+    const Affine affine_map{problem, plain ? nullptr : &problem.scale, plain ? nullptr : &problem.beta};
+    const bn_activation activation = problem.setting.activation;
+    const double dy = problem.dy.get(element);
+    return activation == BN_IDENTITY ? dy : dy * derivative(activation, affine_map.z(element, feature));
+}
+
+Gradient exact_gradient(const Problem &problem, int64_t feature) {
+    Gradient gradient;
+    for_each_element(problem.setting.shape, feature, [&](int64_t element, int64_t) {
+        const long double dz = exact_dz(problem, element, feature);
+        const long double dz_centred = dz * centred(problem, element, feature);
+        gradient.sum_dz += dz;
+        gradient.sum_dz_centred += dz_centred;
+        gradient.size_dz += std::fabs(dz);
+        gradient.size_dz_centred += std::fabs(dz_centred);
+    });
+    return gradient;
+}
+
+} // namespace bn_tests
