@@ -1,23 +1,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
+CMAKE := $(BIN)/cmake
+CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test mutants study bench clean
+.PHONY: help setup native check format test mutants sanitize study bench clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
 
 # tf_keras asks for TensorFlow by another name than that of its build for CPUs, which would install it twice.
-$(READY): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps tf_keras
-	touch $(READY)
+	$(PIP) torch==2.13.0
+	CMAKE_ARGS=-DBATCHNORM_NATIVE=OFF $(PIP) --editable '.[dev]'
+	$(PIP) --no-deps tf_keras
+	touch $(INSTALLED)
+
+define build_native
+$(CONFIGURE) -B build/native
+$(CMAKE) --build build/native
+$(CMAKE) --install build/native
+touch $(READY)
+endef
+
+$(READY): $(INSTALLED) CMakeLists.txt $(wildcard csrc/*.*)
+	$(build_native)
 
 setup: $(READY)  ## Create .venv with everything, pinned by constraints.txt
+
+native: $(INSTALLED)  ## Build the native kernels anew, into src; the other targets do so when csrc has changed
+	$(build_native)
 
 check: $(READY)  ## Lint, format check and types: what pre-commit and CI run
 	$(BIN)/ruff check .
@@ -34,6 +51,11 @@ test: $(READY)  ## Run every test, the examples in the documentation and the mut
 mutants: $(READY)  ## Show that the tests reject deliberate faults
 	$(BIN)/pytest -n 2 tests/test_mutants.py
 
+sanitize: $(INSTALLED)  ## Test the native kernels in C++, watched by the address and undefined behavior sanitizers
+	$(CONFIGURE) -B build/sanitize -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DBATCHNORM_SANITIZE=address,undefined
+	$(CMAKE) --build build/sanitize --target test_kernels
+	build/sanitize/csrc/test_kernels
+
 study: $(READY)  ## Measure the claims about batch normalization; writes report/index.html
 	$(BIN)/batchnorm study
 
@@ -46,4 +68,4 @@ bench: $(READY)  ## Time the layer beside torch's, Keras' and Flax' own, its opt
 	$(BIN)/python benchmarks/batch_size_finders.py
 
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis src/batchnorm/kernels/*.so
