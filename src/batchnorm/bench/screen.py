@@ -74,6 +74,10 @@ class Screen:
     def done(self, case: Case, rows: Sequence[Row]) -> None:
         """Advance the bar; say at once who has failed."""
         self._progress.advance(self._bar, _work(case))
+        if not self._console.is_terminal:
+            ours = next((row for row in rows if row.contender == OURS), None)
+            told = "not timed" if ours is None else f"{milliseconds(ours.median_s)} ms, {times(ours.ratio)}"
+            self._console.print(f"{case.name}: {told}", highlight=False, soft_wrap=True)
         for row in rows:
             if row.failure is not None:
                 self._console.print(
