@@ -1,0 +1,81 @@
+"""Bring what benchmarks/README.md shows in line with the committed results, and draw docs/bench.png.
+
+batchnorm bench --memory both --out benchmarks/results/layers
+python benchmarks/resnet50.py
+python benchmarks/update.py
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from batchnorm.bench.chart import save
+from batchnorm.bench.goals import Judged, judge
+from batchnorm.bench.results import Results
+from batchnorm.bench.screen import heading, times
+
+HERE = Path(__file__).parent
+README, CHART = HERE / "README.md", HERE.parent / "docs" / "bench.png"
+LAYERS, RESNET50 = HERE / "results" / "layers.json", HERE / "results" / "resnet50.json"
+BETWEEN = re.compile(r"(?<=<!-- goals -->\n).*?(?=<!-- end -->)", re.DOTALL)
+VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
+NOTHING = "\nNot measured yet.\n\n"
+
+
+def results() -> Results | None:
+    """Return the committed run; None where there is none yet."""
+    return Results.read(LAYERS) if LAYERS.exists() else None
+
+
+def resnet50() -> dict[str, Any] | None:
+    """Return the committed run of ResNet-50; None where there is none yet."""
+    return json.loads(RESNET50.read_text(encoding="utf-8")) if RESNET50.exists() else None
+
+
+def goals(run: Results | None, steps: dict[str, Any] | None) -> str:
+    """Return the goals beside what was measured, as a table; a row a goal, and one a layout of ResNet-50."""
+    if run is None:
+        return NOTHING
+    judged = {(one.id, one.memory): one for one in judge(run.rows)}
+    lines = [
+        "",
+        "| goal | needed: mean, worst | geometric mean | worst | verdict | memory default: mean, worst |",
+        "|---|---|---|---|---|---|",
+        *(_line(one, judged.get((id_, "default"))) for (id_, mode), one in judged.items() if mode == "kept"),
+        *_steps(steps),
+    ]
+    return "\n".join([*lines, "", *(f"    {line}" for line in heading(run).splitlines()), "", ""])
+
+
+def _line(one: Judged, by_default: Judged | None) -> str:
+    beside = "–" if by_default is None else f"{times(by_default.mean, one.unit)}, {times(by_default.worst, one.unit)}"
+    cells = (
+        one.says,
+        f"≥ {times(one.mean_goal, one.unit)}, ≥ {times(one.worst_goal, one.unit)}",
+        f"{times(one.mean, one.unit)} of {one.cases}",
+        times(one.worst, one.unit) + (f" ({one.where})" if one.where else ""),
+        VERDICTS[one.met],
+        beside,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _steps(steps: dict[str, Any] | None) -> list[str]:
+    if steps is None:
+        return []
+    rows = [row for row in steps["rows"] if row["network"].startswith("batchnorm")]
+    goal = steps["goal"]
+    return [
+        f"| training step of ResNet-50, {row['layout']}, {row['network']} | ≥ {times(goal)} | {times(row['ratio'])} | "
+        f"– | {VERDICTS[row['ratio'] >= goal]} | – |"
+        for row in rows
+    ]
+
+
+if __name__ == "__main__":
+    found = results()
+    shown = goals(found, resnet50())
+    README.write_text(BETWEEN.sub(lambda _: shown, README.read_text(encoding="utf-8")), encoding="utf-8")
+    if found is not None:
+        save(found, CHART)
