@@ -16,9 +16,8 @@ struct Moments {
 Moments exact_moments(const Problem &problem, int64_t feature);
 long double exact_inv_std(const Moments &moments);
 
-// act and its derivative of any z; NaN for NaN.
-long double activate(bn_activation activation, long double z);
-long double derivative(bn_activation activation, long double z);
+// act of any z; NaN for NaN.
+long double activate(const Problem &problem, long double z);
 
 // z in the working type's own arithmetic, which the interface promises to the bit, with these factors and shifts (NULL:
 // none).
@@ -31,15 +30,22 @@ struct Affine {
 // act(z) in the working type, for the activations of which every operation is exactly defined: identity and by sign.
 double activated_in_working_type(const Problem &problem, double z);
 
+// (x - mu) with the mean that the problem holds.
+long double centred(const Problem &problem, int64_t element, int64_t feature);
+
 struct Gradient {
     long double sum_dz = 0, sum_dz_centred = 0;
-    long double size_dz = 0, size_dz_centred = 0; // of the same sums over absolute values: what their rounding goes by
+    // The same sums over absolute values, of dz and of dy: what their rounding, and that of act', goes by.
+    long double size_dz = 0, size_dz_centred = 0, size_dy = 0, size_dy_centred = 0;
 };
 
-// (x - mu) with the mean that the problem holds; dz = dy * act'(z), z in the working type.
-long double centred(const Problem &problem, int64_t element, int64_t feature);
-long double exact_dz(const Problem &problem, int64_t element, int64_t feature);
-Gradient exact_gradient(const Problem &problem, int64_t feature);
+// dz = dy * act'(z), z in the working type, of every element, and the sums of every feature.
+struct ExactGradients {
+    explicit ExactGradients(const Problem &problem);
+
+    std::vector<long double> dz;
+    std::vector<Gradient> features;
+};
 
 } // namespace bn_tests
 #endif

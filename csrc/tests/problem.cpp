@@ -61,8 +61,8 @@ Problem::Problem(const Setting &given) : setting(given), working(working_type(gi
     const auto array = [&](int bit) { return Buffer(setting.dtype, elements, setting.offsets >> bit & 1); };
     x = array(0), y = array(1), dy = array(2), dx = array(3), dz = array(5);
     if (setting.residual) residual = array(4);
-    for (Buffer *feature : {&gamma, &beta, &per_count, &mean, &mean_low, &m2, &inv_std, &sum_dz, &sum_dz_centred, &scale,
-                            &of_centred, &constant})
+    for (Buffer *feature : {&gamma, &beta, &per_count, &mean, &mean_low, &m2, &inv_std, &sum_dz, &sum_dz_centred,
+                            &scale, &of_centred, &constant})
         *feature = Buffer(working, features);
     const bn_call sized = call();
     bits = Buffer(BN_FLOAT16, bn_bits_size(&sized)); // two bytes each, as uint16_t

@@ -11,8 +11,8 @@ using Levels = std::vector<int64_t>;
 using Factors = std::vector<Levels>;
 
 Factors factors(Levels outer, Levels rows, Levels channels, Levels inner) {
-    return {std::move(outer), {1, 3}, std::move(rows), std::move(channels), std::move(inner),
-            {0, 1, 2, 3}, {0, 1, 2, 3, 4, 5, 6}, {0, 1}, {0, 1, 2, 3}, {0, 1, 2, 3, 4, 5, 6}, {0, 0, 1}, {0, 1, 22, 63}};
+    return {std::move(outer), {1, 3},       std::move(rows),       std::move(channels), std::move(inner), {0, 1, 2, 3},
+            {0, 1, 2, 3, 4, 5, 6}, {0, 1}, {0, 1, 2, 3}, {0, 1, 2, 3, 4, 5, 6}, {0, 0, 1}, {0, 1, 22, 63}};
 }
 
 Setting setting_of(const Levels &chosen, uint64_t seed) {
@@ -113,10 +113,10 @@ std::vector<Setting> large_settings() {
     std::vector<Setting> settings = {
         large({16, 1, 1, 96, 3136}, BN_FLOAT32, BN_RELU, true, Weights::none),          // planar, 18 MiB
         large({1, 1, 75264, 64, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),          // interleaved, 18 MiB
-        large({1, 2, 25088, 130, 1}, BN_FLOAT32, BN_LEAKY_RELU, false, Weights::mask),  // no multiple of a vector
-        large({40, 1, 1, 3, 40401}, BN_FLOAT32, BN_IDENTITY, false, Weights::none),     // 3 channels, odd planes
+        large({1, 2, 16500, 130, 1}, BN_FLOAT32, BN_LEAKY_RELU, false, Weights::mask),  // no multiple of a vector
+        large({15, 1, 1, 3, 40401}, BN_FLOAT32, BN_IDENTITY, false, Weights::none),     // 3 channels, odd planes
         large({2, 1, 1, 1, 1100003}, BN_FLOAT64, BN_RELU, false, Weights::fractional),  // one channel
-        large({1, 1, 2900000, 3, 1}, BN_BFLOAT16, BN_RELU, false, Weights::none),       // few channels, interleaved
+        large({1, 1, 2900000, 3, 1}, BN_BFLOAT16, BN_RELU, false, Weights::none),       // few channels, 16 MiB
         large({100003, 1, 1, 2, 7}, BN_FLOAT32, BN_SILU, false, Weights::none),         // short planes, many of them
         large({4, 1, 32, 8, 1023}, BN_FLOAT16, BN_GELU, true, Weights::none),           // rows and planes at once
     };

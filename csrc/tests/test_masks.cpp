@@ -62,8 +62,8 @@ void check_masks(const Setting &setting) {
             problem.dz.fill(0xFF);
             check(function(&call) == BN_OK, "backward refuses " + setting.text());
             const int64_t wrong = wrong_masks(problem);
-            check(wrong == 0, std::to_string(wrong) + " masks are wrong, " + (with_bits ? "by bits: " : "recomputed: ") +
-                                  setting.text());
+            const std::string how = with_bits ? "by bits: " : "recomputed: ";
+            check(wrong == 0, std::to_string(wrong) + " masks are wrong, " + how + setting.text());
         }
     }
     check_guards(problem, "masks");

@@ -33,7 +33,8 @@ BN_TEST(large_arrays) {
     for (const Setting &setting : large_settings()) {
         Problem problem(setting);
         check_forward(problem);
-        check_backward(problem, true);
+        // The longest is there for the stores of 16 bits alone, which forward and backward share.
+        if (setting.shape.elements() < 8000000) check_backward(problem, true);
     }
 }
 

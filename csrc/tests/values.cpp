@@ -82,7 +82,7 @@ void compare_forward(const Problem &problem) {
             const long double normalised = (problem.x.get(element) - exact.mean) * scale;
             const long double added = problem.residual.data() ? problem.residual.get(element) : 0;
             const long double z = normalised + problem.beta.get(feature) + added;
-            const long double expected = activate(setting.activation, z);
+            const long double expected = activate(problem, z);
             const long double size = std::fabs(normalised) + std::fabs(problem.beta.get(feature)) + std::fabs(added);
             const long double allowed = of_forward(problem.working, exact, scale, size);
             const double y = problem.y.get(element);
@@ -104,7 +104,7 @@ void compare_affine(const Problem &problem, const Buffer *scale, const Buffer *s
                 const double expected = rounded(setting.dtype, activated_in_working_type(problem, z));
                 ys(y == expected, element, y, expected, 0);
             } else {
-                const long double expected = activate(setting.activation, z), allowed = of_activation(problem.working, z);
+                const long double expected = activate(problem, z), allowed = of_activation(problem.working, z);
                 ys(close(setting.dtype, y, expected, allowed), element, y, expected, allowed);
             }
         });
@@ -114,30 +114,18 @@ long double inexact_of(const Problem &problem, long double size) {
     return problem.setting.activation == BN_IDENTITY || problem.setting.activation == BN_RELU ? 0 : size;
 }
 
-// Sizes over dy rather than dz, for the error of a small derivative goes by the former.
-Gradient sizes_over_dy(const Problem &problem, int64_t feature) {
-    Gradient sizes;
-    for_each_element(problem.setting.shape, feature, [&](int64_t element, int64_t) {
-        const long double dy = std::fabs(static_cast<long double>(problem.dy.get(element)));
-        sizes.size_dz += dy;
-        sizes.size_dz_centred += dy * std::fabs(centred(problem, element, feature));
-    });
-    return sizes;
-}
-
-void compare_sums(const Problem &problem) {
+void compare_sums(const Problem &problem, const ExactGradients &exact) {
     Comparison sums(problem, "sum_dz"), centred_sums(problem, "sum_dz_centred");
     for (int64_t feature = 0; feature < problem.setting.shape.features(); ++feature) {
-        const Gradient exact = exact_gradient(problem, feature), over_dy = sizes_over_dy(problem, feature);
+        const Gradient &one = exact.features[static_cast<size_t>(feature)];
         const auto compare = [&](Comparison &comparison, const Buffer &buffer, long double expected, long double size,
                                  long double size_over_dy) {
             const long double allowed = of_sum(problem.working, size, inexact_of(problem, size_over_dy));
             const double found = buffer.get(feature);
             comparison(std::fabs(found - expected) <= allowed, feature, found, expected, allowed);
         };
-        compare(sums, problem.sum_dz, exact.sum_dz, exact.size_dz, over_dy.size_dz);
-        compare(centred_sums, problem.sum_dz_centred, exact.sum_dz_centred, exact.size_dz_centred,
-                over_dy.size_dz_centred);
+        compare(sums, problem.sum_dz, one.sum_dz, one.size_dz, one.size_dy);
+        compare(centred_sums, problem.sum_dz_centred, one.sum_dz_centred, one.size_dz_centred, one.size_dy_centred);
     }
 }
 
@@ -147,13 +135,14 @@ struct Coefficients {
     long double size_of_centred = 0, size_constant = 0; // what their errors go by
 };
 
-void compare_gradients(const Problem &problem, int64_t feature, const Coefficients &by, Comparison &dxs,
-                       Comparison &dzs) {
+void compare_gradients(const Problem &problem, const ExactGradients &exact, int64_t feature, const Coefficients &by,
+                       Comparison &dxs, Comparison &dzs) {
     const Setting &setting = problem.setting;
     const long double scale = setting.plain ? 1 : problem.scale.get(feature);
     for_each_element(setting.shape, feature, [&](int64_t element, int64_t sample) {
-        const long double dz = exact_dz(problem, element, feature), from_mean = centred(problem, element, feature);
-        const long double weight = problem.weight(sample), dy = std::fabs((long double)problem.dy.get(element));
+        const long double dz = exact.dz[static_cast<size_t>(element)], from_mean = centred(problem, element, feature);
+        const long double weight = problem.weight(sample);
+        const long double dy = std::fabs(static_cast<long double>(problem.dy.get(element)));
         const long double expected = dz * scale + weight * (from_mean * by.of_centred + by.constant);
         const long double of_dz = inexact_of(problem, of_derivative(problem.working) * dy);
         const long double size =
@@ -166,22 +155,23 @@ void compare_gradients(const Problem &problem, int64_t feature, const Coefficien
     });
 }
 
-template <typename Make> void compare_all_gradients(const Problem &problem, Make coefficients) {
+template <typename Make>
+void compare_all_gradients(const Problem &problem, const ExactGradients &exact, Make coefficients) {
     Comparison dxs(problem, "dx"), dzs(problem, "dz");
     for (int64_t feature = 0; feature < problem.setting.shape.features(); ++feature)
-        compare_gradients(problem, feature, coefficients(feature), dxs, dzs);
+        compare_gradients(problem, exact, feature, coefficients(feature), dxs, dzs);
 }
 
-Coefficients of_formula(const Problem &problem, int64_t feature) {
-    const Gradient gradient = exact_gradient(problem, feature), over_dy = sizes_over_dy(problem, feature);
+Coefficients of_formula(const Problem &problem, const ExactGradients &exact, int64_t feature) {
+    const Gradient &gradient = exact.features[static_cast<size_t>(feature)];
     const Setting &setting = problem.setting;
     const long double reduced = setting.shape.reduced();
     const long double per_count = setting.weights == Weights::none ? 1 / reduced : problem.per_count.get(feature);
     const long double scale = (setting.plain ? 1 : problem.scale.get(feature)) * per_count;
     const long double inv_std = problem.inv_std.get(feature), of_centred = -scale * inv_std * inv_std;
     return {of_centred * gradient.sum_dz_centred, -scale * gradient.sum_dz,
-            std::fabs(of_centred) * (gradient.size_dz_centred + inexact_of(problem, over_dy.size_dz_centred)),
-            std::fabs(scale) * (gradient.size_dz + inexact_of(problem, over_dy.size_dz))};
+            std::fabs(of_centred) * (gradient.size_dz_centred + inexact_of(problem, gradient.size_dy_centred)),
+            std::fabs(scale) * (gradient.size_dz + inexact_of(problem, gradient.size_dy))};
 }
 
 // The forward of these very numbers, for its bits.
@@ -223,38 +213,41 @@ void check_forward(Problem &problem) {
 void check_backward_reduce(Problem &problem, bool with_bits) {
     problem.clear_outputs();
     make_bits(problem);
+    const ExactGradients exact(problem);
     run(problem, "backward_reduce", bn_backward_reduce, problem.backward_call(with_bits));
-    compare_sums(problem);
+    compare_sums(problem, exact);
 }
 
 void check_backward_elementwise(Problem &problem, bool with_bits) {
     problem.clear_outputs();
     make_bits(problem);
+    const ExactGradients exact(problem);
     bn_call call = problem.backward_call(with_bits);
     run(problem, "backward_elementwise", bn_backward_elementwise, call);
-    compare_all_gradients(problem, [&](int64_t feature) {
+    compare_all_gradients(problem, exact, [&](int64_t feature) {
         const long double of_centred = problem.of_centred.get(feature), constant = problem.constant.get(feature);
         return Coefficients{of_centred, constant, std::fabs(of_centred), std::fabs(constant)};
     });
     call.of_centred = call.constant = nullptr;
     run(problem, "backward_elementwise of constants", bn_backward_elementwise, call);
-    compare_all_gradients(problem, [](int64_t) { return Coefficients{}; });
+    compare_all_gradients(problem, exact, [](int64_t) { return Coefficients{}; });
 }
 
 void check_backward(Problem &problem, bool with_bits) {
     problem.clear_outputs();
     make_bits(problem);
+    const ExactGradients exact(problem);
     bn_call call = problem.backward_call(with_bits);
     run(problem, "backward", bn_backward, call);
-    compare_sums(problem);
-    compare_all_gradients(problem, [&](int64_t feature) { return of_formula(problem, feature); });
+    compare_sums(problem, exact);
+    compare_all_gradients(problem, exact, [&](int64_t feature) { return of_formula(problem, exact, feature); });
     call.fixed = 1;
     run(problem, "backward, fixed", bn_backward, call);
-    compare_sums(problem);
+    compare_sums(problem, exact);
     call.sum_dz = call.sum_dz_centred = nullptr;
     problem.dx.fill(0xFF);
     run(problem, "backward, fixed without sums", bn_backward, call);
-    compare_all_gradients(problem, [](int64_t) { return Coefficients{}; });
+    compare_all_gradients(problem, exact, [](int64_t) { return Coefficients{}; });
 }
 
 } // namespace bn_tests
