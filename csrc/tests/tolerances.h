@@ -26,8 +26,8 @@ inline long double storing(bn_dtype dtype, long double value) {
     return 1.001L * unit_of(dtype) * std::fmax(std::fabs(value), smallest);
 }
 
-// mean + mean_low: what y's 1e-5 leaves to it, some roundings of a deviation from the mean. In float the low part holds the rest of the mean; in
-// double, in which all sums are, there is no better number to take it from.
+// mean + mean_low: what y's 1e-5 leaves to it, some roundings of a deviation from the mean. In float the low part holds
+// the rest of the mean; in double, in which all sums are, there is no better number to take it from.
 inline long double of_mean(bn_dtype working, const Moments &exact) {
     const long double u = unit_of(working), size = std::fabs(exact.mean);
     return 64 * u * exact.deviation() + 8 * (working == BN_FLOAT64 ? u : u * u) * size;
