@@ -8,7 +8,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
-import numpy
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -304,8 +303,7 @@ def _facts() -> dict[str, Any]:
     found: dict[str, Any] = {"batchnorm": __version__, "python": sys.version.split()[0]}
     for name in ("numpy", "torch", "keras", "tensorflow", "jax", "flax"):
         found[name] = _installed(name) or (_installed("tensorflow-cpu") if name == "tensorflow" else None)
-    kernel = kernels.select(None, numpy)
-    found["kernels"] = [{"name": kernel.name, "reason": kernel.reason}]
+    found["kernels"] = [{"name": name, "reason": reason} for name, reason in kernels.available().items()]
     return found
 
 

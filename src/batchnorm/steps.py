@@ -88,6 +88,11 @@ def running_statistics(inputs: Inputs, recipe: Recipe, xp: Namespace) -> Statist
     return statistics.of_running(mean, var, recipe.eps, xp)
 
 
+def normalises_by_itself(inputs: Inputs) -> bool:
+    """Return whether the batch is normalised by its own moments and nothing else."""
+    return inputs.renorm_mean is None and (inputs.weights is None or inputs.mean is None)
+
+
 def batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant: Moments, xp: Namespace) -> Statistics:
     """Return what to normalise with in training; `constant` are the same moments, without a gradient."""
     x, plan = inputs.x, recipe.plan
@@ -104,11 +109,14 @@ def batch_statistics(inputs: Inputs, recipe: Recipe, moments: Moments, constant:
     return using
 
 
-def affine(inputs: Inputs, recipe: Recipe, using: Statistics, xp: Namespace) -> Array:
-    """Return the output, in one pass."""
+def affine(
+    inputs: Inputs, recipe: Recipe, using: Statistics, xp: Namespace, *, kernel: kernels.Kernel | None = None
+) -> Array:
+    """Return the output, in one pass; by the fastest kernel if none is named."""
     x, plan = inputs.x, recipe.plan
+    kernel = kernel or kernels.select(x, plan, xp, inputs.residual)
     gamma, beta = kept(inputs.weight, x, plan, xp), kept(inputs.bias, x, plan, xp)
-    return kernels.select(x, xp).affine(
+    return kernel.affine(
         x,
         using,
         statistics.forward_scale(using, gamma),

@@ -60,7 +60,8 @@ def sum_in_blocks(values: Array, plan: Plan, xp: Namespace) -> Array:
     return values
 
 
-def _count(x: Array, xp: Namespace, plan: Plan, weights: Array | None) -> Array:
+def counted(x: Array, xp: Namespace, plan: Plan, weights: Array | None) -> Array:
+    """Return N, or Σw in the kept shape of groups."""
     shape = sizes(x, xp)
     if weights is None:
         count = plan.count(shape)
@@ -81,7 +82,7 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None, *
         values = values if weights is None else values * weights
         return xp.sum(values, axis=plan.reduced, keepdims=True) if cascade else sum_in_blocks(values, plan, xp)
 
-    count = _count(x, xp, plan, weights)
+    count = counted(x, xp, plan, weights)
     n, values = divisor(count, xp), _where_weighted(weights, working(x, xp), xp)
     mean = total(values) / n
     centred = values - mean

@@ -2,8 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from batchnorm.statistics import Array, Moments
+
+
+class Forward(NamedTuple):
+    """What a forward in one call gives.
+
+    Attributes:
+        y: Output.
+        moments: Of x.
+        inv_std: 1/√(σ²+ε), in the kept shape.
+        bits: The signs of z where the backward cannot find them from x; else None.
+    """
+
+    y: Array
+    moments: Moments
+    inv_std: Array
+    bits: Array | None
+
+
+class Wanted(NamedTuple):
+    """What a backward is asked for; sums are always given where dx needs them."""
+
+    dx: bool
+    dz: bool
+    sums: bool
+
+
+class Backward(NamedTuple):
+    """What a backward in one call gives; None for what was not asked for."""
+
+    dz: Array | None
+    sum_dz: Array | None
+    sum_dz_centred: Array | None
+    dx: Array | None
 
 
 @dataclass(frozen=True)
@@ -22,6 +56,10 @@ class Kernel:
             there is an activation.
         backward_reduce: `(dz, x, plan, statistics) -> (Σdz, Σdz·(x−μ))`, one pass.
         backward_elementwise: `(dz, x, statistics, coefficients, w=None) -> dx` in the dtype of x, one pass.
+        forward: `(x, plan, gamma, beta, *, eps, activation=None, residual=None, weights=None) -> Forward`, the moments
+            and the affine map in one call, where the statistics are those of the batch; None where there is none.
+        backward: `(dy, x, statistics, scale, shift, *, activation, residual, bits, weights, wants) -> Backward`, all
+            four of the backward in one call, likewise.
     """
 
     name: str
@@ -31,3 +69,5 @@ class Kernel:
     backward_activation: Callable[..., Array]
     backward_reduce: Callable[..., tuple[Array, Array]]
     backward_elementwise: Callable[..., Array]
+    forward: Callable[..., Forward] | None = None
+    backward: Callable[..., Backward] | None = None

@@ -1,9 +1,9 @@
 """The layer as one differentiable function with a hand-derived backward."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat.torch as xp
 import torch
@@ -12,43 +12,65 @@ from torch.autograd import forward_ad
 
 from batchnorm import kernels, statistics
 from batchnorm.activations import ACTIVATIONS
+from batchnorm.kernels import Backward, Kernel, Wanted
 from batchnorm.statistics import Moments, Statistics
-from batchnorm.steps import Inputs, Recipe, affine, batch_statistics, kept, running_statistics
+from batchnorm.steps import (
+    Inputs,
+    Recipe,
+    affine,
+    batch_statistics,
+    kept,
+    normalises_by_itself,
+    running_statistics,
+)
+from batchnorm.torch import native
 from batchnorm.torch.snapshot import snapshot, tracing
 
-kernels.register(xp, cascade=True)
+kernels.register(xp, cascade=True, faster=native.serve)
+
+
+class Signs(NamedTuple):
+    """Where the sign of z is kept, if anywhere: in the output, or in the bits of the native kernel."""
+
+    y: Any
+    bits: Any
 
 
 def _differentiate(
-    dy: Tensor, inputs: Inputs, recipe: Recipe, using: Statistics, *, y: Tensor | None, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Any, Any, Tensor]:
-    """Return (dx, dγ, dβ, dz), γ's and β's in the kept shape: reduce, arithmetic on (C,), one elementwise pass."""
+    kernel: Kernel, dy: Tensor, inputs: Inputs, recipe: Recipe, using: Statistics, *, signs: Signs, wants: Wanted
+) -> Backward:
+    """Return dz, Σdz, Σdz·(x−μ) and dx: in one call, or reduce, arithmetic on (C,), and one elementwise pass."""
     x, plan = inputs.x, recipe.plan
-    kernel, gamma, dz = kernels.select(x, xp), kept(inputs.weight, x, plan, xp), dy
+    gamma, dz = kept(inputs.weight, x, plan, xp), dy
+    coefficients = statistics.forward_scale(using, gamma), None
+    if recipe.activation is not None:
+        beta = kept(inputs.bias, x, plan, xp)
+        coefficients = coefficients[0], statistics.forward_shift(using, gamma, beta, xp)
+    if kernel.backward is not None:
+        return kernel.backward(
+            dy, x, using, *coefficients, activation=recipe.activation, residual=inputs.residual,
+            bits=signs.bits, weights=inputs.weights, wants=wants,
+        )  # fmt: skip
     if recipe.activation is not None:
         dz = kernel.backward_activation(
-            dy,
-            x,
-            using,
-            statistics.forward_scale(using, gamma),
-            statistics.forward_shift(using, gamma, kept(inputs.bias, x, plan, xp), xp),
-            activation=recipe.activation,
-            residual=inputs.residual,
-            y=y,
-        )
-    wants_dx, *learned = wanted
-    if recipe.inference and not any(learned):
-        sum_dz = sum_dz_centred = dgamma = dbeta = None
-    else:
-        sum_dz, sum_dz_centred = kernel.backward_reduce(dz, x, plan, using)
-        dgamma, dbeta = statistics.gamma_gradient(using, sum_dz, sum_dz_centred), sum_dz
+            dy, x, using, *coefficients, activation=recipe.activation, residual=inputs.residual, y=signs.y
+        )  # fmt: skip
+    sums = kernel.backward_reduce(dz, x, plan, using) if wants.sums else (None, None)
     dx = None
-    if wants_dx:
-        coefficients = statistics.backward_coefficients(using, gamma, sum_dz, sum_dz_centred)
-        dx = kernel.backward_elementwise(dz, x, using, coefficients, inputs.weights)
-    if plan.group_axis is not None:  # γ and β are shared by all groups
-        dgamma, dbeta = (d if d is None else d.sum(plan.group_axis, keepdim=True) for d in (dgamma, dbeta))
-    return dx, dgamma, dbeta, dz
+    if wants.dx:
+        through = statistics.backward_coefficients(using, gamma, *sums)
+        dx = kernel.backward_elementwise(dz, x, using, through, inputs.weights)
+    return Backward(dz, *sums, dx)
+
+
+def _signs_again(inputs: Inputs, recipe: Recipe, using: Statistics, bits: Tensor | None) -> Tensor:
+    """Return numbers of the sign of z from what the native kernel has kept: from act'(z), as it finds that."""
+    kernel = kernels.select(inputs.x, recipe.plan, xp)
+    found: Any = _differentiate(
+        kernel, torch.ones_like(inputs.x), inputs, recipe, using, signs=Signs(None, bits),
+        wants=Wanted(dx=False, dz=True, sums=False),
+    )  # fmt: skip
+    return found.dz - 0.5  # 1 where z > 0; 0, or a small slope, elsewhere
 
 
 def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,9 +88,9 @@ def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
 class Normalize(torch.autograd.Function):
     """y = act(γ·(x̂·r + d) + β + residual); in training also returns the moments, which carry no gradient.
 
-    Kept for the backward: the inputs and the moments. For the derivative of an activation also the output, which the
-    next layer keeps too, where its sign is enough, and else the residual. Under `create_graph` the moments are taken
-    again, differentiably.
+    Kept for the backward: the inputs and the moments. For the derivative of an activation after a residual also one bit
+    an element where its sign is enough, and else the residual; the eager kernel keeps the output for any sign, which
+    the next layer keeps too. Under `create_graph` the moments are taken again, differentiably.
     """
 
     generate_vmap_rule = True
@@ -76,14 +98,28 @@ class Normalize(torch.autograd.Function):
     @staticmethod
     @_signed
     def forward(recipe: Recipe, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return y, and in training the mean, m2, the low part of the mean, and with weights the count."""
-        inputs = Inputs(*tensors)
+        """Return y, and in training the mean, m2, the low part of the mean, and with weights the count.
+
+        Where one call has done it all, 1/√(σ²+ε) follows, and the signs of z that it has kept.
+        """
+        inputs, plan = Inputs(*tensors), recipe.plan
         if recipe.inference:
             return (affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp),)
-        moments = kernels.select(inputs.x, xp).moments(inputs.x, recipe.plan, inputs.weights)
-        y = affine(inputs, recipe, batch_statistics(inputs, recipe, moments, moments, xp), xp)
+        kernel = kernels.select(inputs.x, plan, xp, inputs.residual)
+        more: tuple[Tensor, ...] = ()
+        if kernel.forward is None or not normalises_by_itself(inputs):
+            moments = kernel.moments(inputs.x, plan, inputs.weights)
+            using = batch_statistics(inputs, recipe, moments, moments, xp)
+            y = affine(inputs, recipe, using, xp, kernel=kernel)
+        else:
+            gamma, beta = (kept(p, inputs.x, plan, xp) for p in (inputs.weight, inputs.bias))
+            y, moments, *found = kernel.forward(
+                inputs.x, plan, gamma, beta, eps=recipe.eps, activation=recipe.activation,
+                residual=inputs.residual, weights=inputs.weights,
+            )  # fmt: skip
+            more = tuple(t for t in found if t is not None)
         counted = () if inputs.weights is None else (moments.count,)
-        return y, moments.mean, moments.m2, moments.mean_low, *counted
+        return y, moments.mean, moments.m2, moments.mean_low, *counted, *more
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -92,12 +128,16 @@ class Normalize(torch.autograd.Function):
         given, activation = Inputs(*tensors), ctx.recipe.activation
         ctx.bias_dtype = None if given.bias is None else given.bias.dtype
         ctx.residual_dtype = None if given.residual is None else given.residual.dtype
-        by_output = activation is not None and ACTIVATIONS[activation].by_sign
-        if by_output or activation is None:
-            given = given._replace(residual=None)
         y, *moments = output
         ctx.mark_non_differentiable(*moments)
-        ctx.save_for_backward(*given, y if by_output else None, *moments)
+        by_sign = activation is not None and ACTIVATIONS[activation].by_sign
+        # The native kernel finds z again from x; with a residual it has kept the signs.
+        native_kernel = kernels.select(given.x, ctx.recipe.plan, xp, given.residual).backward is not None
+        kept_bits = len(moments) > 4 + (given.weights is not None)
+        ctx.signs = Signs(by_sign and not native_kernel, kept_bits)
+        if activation is None or ctx.signs.y or kept_bits:
+            given = given._replace(residual=None)
+        ctx.save_for_backward(*given, y if ctx.signs.y else None, *moments)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,32 +147,49 @@ class Normalize(torch.autograd.Function):
         inputs = Inputs(*saved[: len(Inputs._fields)])
         y, *seen = saved[len(Inputs._fields) :]
         x, weight = inputs.x, inputs.weight
-        if recipe.inference:
-            using = running_statistics(inputs, recipe, xp)
-        else:
-            mean, m2, mean_low, *counted = seen
-            constant = moments = Moments(counted[0] if counted else plan.count(x.shape), mean, m2, mean_low)
-            if torch.is_grad_enabled():
-                moments = kernels.select(x, xp).moments(x, plan, inputs.weights)
-            using = batch_statistics(inputs, recipe, moments, constant, xp)
-        dx, dgamma, dbeta, dz = _differentiate(
-            grad_outputs[0], inputs, recipe, using, y=y, wanted=ctx.needs_input_grad[1:4]
-        )
+        again = torch.is_grad_enabled()  # the gradients will be differentiated: by the framework's own operations
+        kernel = kernels.plain(xp) if again else kernels.select(x, plan, xp, inputs.residual)
+        using, signs = _seen(inputs, recipe, seen, again=again), Signs(y, seen[-1] if ctx.signs.bits else None)
+        if again and signs.y is None and recipe.activation is not None and ACTIVATIONS[recipe.activation].by_sign:
+            with torch.no_grad():
+                signs = Signs(_signs_again(inputs, recipe, _seen(inputs, recipe, seen, again=False), signs.bits), None)
+        wants_dx, *learned = ctx.needs_input_grad[1:4]
+        wants = Wanted(wants_dx, ctx.residual_dtype is not None, any(learned) or (wants_dx and not recipe.inference))
+        found = _differentiate(kernel, grad_outputs[0], inputs, recipe, using, signs=signs, wants=wants)
+        dgamma = dbeta = None
+        if found.sum_dz is not None:
+            dgamma, dbeta = statistics.gamma_gradient(using, found.sum_dz, found.sum_dz_centred), found.sum_dz
+            if plan.group_axis is not None:  # γ and β are shared by all groups
+                dgamma, dbeta = (d.sum(plan.group_axis, keepdim=True) for d in (dgamma, dbeta))
         shape = plan.parameter_shape(x.shape)
         return (
             None,
-            dx,
+            found.dx,
             None if weight is None or dgamma is None else dgamma.reshape(shape).to(weight.dtype),
             None if ctx.bias_dtype is None or dbeta is None else dbeta.reshape(shape).to(ctx.bias_dtype),
-            None if ctx.residual_dtype is None else dz.to(ctx.residual_dtype),
+            None if ctx.residual_dtype is None or found.dz is None else found.dz.to(ctx.residual_dtype),
             *[None] * (len(Inputs._fields) - 4),
         )
 
 
+def _seen(inputs: Inputs, recipe: Recipe, seen: Sequence[Tensor], *, again: bool) -> Statistics:
+    """Return what the forward has normalised with; `again`: as a function of x that can be differentiated."""
+    x, plan, weighted = inputs.x, recipe.plan, inputs.weights is not None
+    if recipe.inference:
+        return running_statistics(inputs, recipe, xp)
+    mean, m2, mean_low, *more = seen
+    constant = moments = Moments(more[0] if weighted else plan.count(x.shape), mean, m2, mean_low)
+    if again:
+        moments = kernels.plain(xp).moments(x, plan, inputs.weights)
+    elif len(more) > weighted:
+        return Statistics(mean, mean_low, more[weighted], 1.0 / statistics.divisor(constant.count, xp))
+    return batch_statistics(inputs, recipe, moments, constant, xp)
+
+
 def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Tensor, Moments]:
     """Normalise x by its own statistics; return the output, and the moments in the kept shape."""
-    y, mean, m2, mean_low, *counted = Normalize.apply(recipe, *inputs)  # pyright: ignore
-    count = counted[0] if counted else recipe.plan.count(inputs.x.shape)
+    y, mean, m2, mean_low, *more = Normalize.apply(recipe, *inputs)  # pyright: ignore
+    count = recipe.plan.count(inputs.x.shape) if inputs.weights is None else more[0]
     return y, Moments(count, mean, m2, mean_low)
 
 
@@ -152,4 +209,6 @@ def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
         if not torch.compiler.is_compiling():  # a compiler chooses itself what to keep
             (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
             return y
-    return affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp)
+    # A compiler fuses an affine map with what is around it.
+    kernel = kernels.plain(xp) if torch.compiler.is_compiling() else None
+    return affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp, kernel=kernel)
