@@ -1,5 +1,6 @@
 """`batchnorm bench`: its arithmetic on made-up times, what it writes, what it refuses, and that it finds faults."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -196,6 +197,23 @@ def test_arrays_are_exact_in_their_dtype_and_without_zeros() -> None:
     for values in (given.x, given.dy, given.residual):
         np.testing.assert_array_equal(rounded(values, "bfloat16"), values)
         assert np.abs(values).min() > 1e-30
+
+
+def test_the_goals_shown_are_those_of_the_committed_run() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "update.py"
+    spec = importlib.util.spec_from_file_location("update_benchmarks", path)
+    assert spec is not None
+    assert spec.loader is not None
+    update = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(update)
+    shown = update.BETWEEN.search(update.README.read_text(encoding="utf-8"))
+    assert shown is not None
+    assert shown.group() == update.goals(update.results(), update.resnet50())
+    rows = [row(), row(memory="default"), row(replace(LARGE, op="inference"), ratio=1.0)]
+    steps = {"goal": 1.15, "rows": [{"layout": "NHWC", "network": "batchnorm, swapped", "ratio": 1.2}]}
+    table = update.goals(results(*rows), steps)
+    assert "| 2.00× of 1 | 2.00× (32×64×112×112 NCHW float32 train) | **missed** | 2.00×, 2.00× |" in table
+    assert "ResNet-50, NHWC, batchnorm, swapped | ≥ 1.15× | 1.20× | – | met |" in table
 
 
 def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:

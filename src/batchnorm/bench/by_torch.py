@@ -15,7 +15,9 @@ from batchnorm.bench.cases import PERMUTED, Case
 from batchnorm.bench.contenders import OURS
 from batchnorm.bench.prepared import Prepared
 from batchnorm.bench.truth import Outputs, checked_features
+from batchnorm.layout import plan
 from batchnorm.torch import BatchNorm
+from batchnorm.torch.normalize import xp
 
 LAYERS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -81,7 +83,8 @@ def prepare(name: str, case: Case, given: Arrays) -> Prepared:
     call = torch.compile(module, fullgraph=True, dynamic=False) if name == "torch.compile" else module
     x, dy = tensor(given.x, case), tensor(given.dy, case)
     residual = tensor(given.residual, case) if case.operation.add else None
-    kernel = kernels.select(x, torch).name if name == OURS else None
+    axis = plan(x.dim(), -1 if case.layout == "NLC" else 1)
+    kernel = kernels.select(x, axis, xp, residual).name if name == OURS else None
     return Prepared(*_step(case, module.norm, call, (x, dy, residual)), kernel)
 
 

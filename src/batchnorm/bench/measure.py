@@ -105,9 +105,10 @@ class Run:
         likely = told.get(BASELINE, {}).get("call_s") or min(
             (told[name]["call_s"] for name in ready if name in CONTENDERS), default=1.0
         )
-        taken = self._timed(ready, calls_a_sample(likely), told) if set(ready) & set(names) else {}
+        calls = calls_a_sample(likely, case.array_bytes)
+        taken = self._timed(ready, calls, told) if set(ready) & set(names) else {}
         facts = {name: {key: told[name].get(key) for key in FACTS} for name in names}
-        return [_row(Row(self.mode, case, name, **facts[name]), taken, calls_a_sample(likely)) for name in names]
+        return [_row(Row(self.mode, case, name, **facts[name]), taken, calls) for name in names]
 
     def _prepared(self, framework: str, case: Case, names: list[str]) -> dict[str, dict[str, Any]]:
         copies = framework == ROOFLINE and case.array_bytes >= SMALLEST

@@ -17,6 +17,7 @@ from typing import Any
 from batchnorm.bench import memory
 
 CALIBRATION, SAMPLE_S, MOST_CALLS = 3, 0.01, 500
+TINY, TINY_CALLS = 64 * 2**10, 200  # bytes of an array; single calls would tell how long threads take to wake
 
 
 class Worker:
@@ -82,13 +83,13 @@ class Worker:
             gc.enable()
 
 
-def calls_a_sample(call_s: float) -> int:
+def calls_a_sample(call_s: float, array_bytes: int) -> int:
     """Return how many calls to time together, for a sample long enough to be measured.
 
-    >>> calls_a_sample(50e-6), calls_a_sample(0.5)
-    (200, 1)
+    >>> calls_a_sample(1e-3, 2**20), calls_a_sample(0.5, 2**30), calls_a_sample(0.5, 2**10)
+    (10, 1, 200)
     """
-    return max(1, min(MOST_CALLS, round(SAMPLE_S / call_s)))
+    return max(TINY_CALLS if array_bytes <= TINY else 1, min(MOST_CALLS, round(SAMPLE_S / call_s)))
 
 
 def _pin(threads: int) -> None:
