@@ -4,7 +4,7 @@ import ctypes
 import os
 
 MODES = ("kept", "default")
-# What users set to have it so, before the process starts; glibc only.
+# What users set to have it so, before the process starts; glibc only. Processes that are timed do not inherit it.
 ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 

@@ -4,8 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from typing import Any
+
+from batchnorm.bench.memory import ENVIRONMENT
 
 
 class WorkerDiedError(RuntimeError):
@@ -22,6 +25,7 @@ class Process:
             WorkerDiedError: if it cannot be.
         """
         self.framework = framework
+        self._log = tempfile.TemporaryFile(mode="w+b")  # noqa: SIM115, closed with the process
         number = str(threads)
         settings = {
             "OMP_NUM_THREADS": number,
@@ -35,8 +39,8 @@ class Process:
             [sys.executable, "-m", "batchnorm.bench.worker", framework, number, mode],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if sys.stderr is None else None,
-            env={**os.environ, **settings},
+            stderr=self._log,
+            env={name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | settings,
             text=True,
             start_new_session=True,  # Ctrl-C is for the one that prints what is finished
         )
@@ -51,8 +55,14 @@ class Process:
     def _answer(self) -> Any:
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
-            raise WorkerDiedError(f"the process of {self.framework} ended with status {self._process.wait()}")
+            status = self._process.wait()
+            raise WorkerDiedError(f"the process of {self.framework} ended with status {status}{self._last_words()}")
         return json.loads(line)
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1][:300]}" if lines else ""
 
     def ask(self, do: str, **request: Any) -> Any:
         """Send a request and return its answer.
@@ -61,10 +71,10 @@ class Process:
             WorkerDiedError: if there is none.
         """
         try:
-            assert_open = self._process.stdin
-            if assert_open is not None:
-                assert_open.write(json.dumps({"do": do, **request}) + "\n")
-                assert_open.flush()
+            pipe = self._process.stdin
+            if pipe is not None:
+                pipe.write(json.dumps({"do": do, **request}) + "\n")
+                pipe.flush()
         except BrokenPipeError:
             pass  # what has become of it shows when it is listened to
         return self._answer()
@@ -73,7 +83,7 @@ class Process:
         """End it, whatever it is doing."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._log):
             if pipe is not None:
                 with suppress(BrokenPipeError):
                     pipe.close()

@@ -1,6 +1,7 @@
 """What a run has found, as JSON keeps it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -53,7 +54,13 @@ class Row:
         """Return it for JSON, numbers with as many digits as mean something."""
         flat = {**asdict(self), **self.case.as_dict()}
         del flat["case"]
-        return {k: float(f"{v:.{SIGNIFICANT}g}") if isinstance(v, float) else v for k, v in flat.items()}
+        return {name: _written(value) for name, value in flat.items()}
+
+
+def _written(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None  # JSON knows no infinity
 
 
 def _row(found: dict[str, Any]) -> Row:
