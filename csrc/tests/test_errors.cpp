@@ -89,8 +89,8 @@ BN_TEST(refuses_null_pointers) {
         {"inv_std", [](bn_call &call) { call.inv_std = nullptr; }, {bn_forward, bn_backward}},
         {"y", [](bn_call &call) { call.y = nullptr; }, {bn_affine, bn_forward}},
         {"dy", [](bn_call &call) { call.dy = nullptr; }, {bn_backward_reduce, bn_backward_elementwise, bn_backward}},
-        {"sum_dz", [](bn_call &call) { call.sum_dz = nullptr; }, {bn_backward_reduce, bn_backward}},
-        {"sum_dz_centred", [](bn_call &call) { call.sum_dz_centred = nullptr; }, {bn_backward_reduce, bn_backward}},
+        {"sum_dz", [](bn_call &call) { call.sum_dz = nullptr; }, {bn_backward_reduce}},
+        {"sum_dz_centred", [](bn_call &call) { call.sum_dz_centred = nullptr; }, {bn_backward_reduce}},
     };
     Problem problem = small_problem();
     for (const Needed &one : needed)
