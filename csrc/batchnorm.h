@@ -52,9 +52,11 @@ typedef struct {
     void *mean, *mean_low; /* mu is their sum; mean_low may be NULL where it is read */
     void *m2;              /* sum of w * (x - mu)^2 */
     void *inv_std;         /* 1 / sqrt(m2 / N + eps) */
+    void *factor;          /* gamma * inv_std: written by bn_forward unless NULL */
     const void *scale;     /* gamma in bn_forward, else the factor of (x - mu); NULL: 1 */
     const void *shift;     /* beta in bn_forward, else what is added; NULL: 0 */
     void *sum_dz, *sum_dz_centred;
+    void *gamma_gradient;        /* inv_std * sum_dz_centred: written by bn_backward unless NULL */
     void *of_centred, *constant; /* NULL in bn_backward_elementwise: the statistics are constants */
     const void *per_count;       /* 1/N of each feature in bn_backward; NULL: 1 / (outer * rows * inner) */
 
@@ -87,9 +89,23 @@ int bn_backward_elementwise(const bn_call *call);
 
 /* Both in one, each block of channels while it is in the cache, with s = scale * per_count:
  *     of_centred = -s * inv_std^2 * sum_dz_centred,   constant = -s * sum_dz
- * x, dy, mean, mean_low, inv_std, scale, per_count, weights, fixed ... -> sum_dz, sum_dz_centred, dx, dz. With `fixed`,
- * the sums may be NULL. */
+ * x, dy, mean, mean_low, inv_std, scale, per_count, weights, fixed ... -> sum_dz, sum_dz_centred, gamma_gradient, dx,
+ * dz; each unless NULL. */
 int bn_backward(const bn_call *call);
+
+/* How the running statistics move: s += momentum * (observed - s), by mean and m2 / N, or m2 / (N - 1). */
+typedef struct {
+    int64_t features;
+    int64_t dtype;                     /* BN_FLOAT32 or BN_FLOAT64: of all arrays */
+    const void *mean, *mean_low, *m2;  /* of a batch */
+    void *running_mean, *running_var;
+    int64_t *batches;                  /* counts one more where they move; NULL: none */
+    double count, momentum;
+    int64_t unbiased, skip;            /* skip: a batch whose m2 is not finite somewhere moves nothing */
+} bn_memory;
+
+/* Return 1 where they have moved, 0 where the batch was skipped, and minus a bn_error. */
+int bn_remember(const bn_memory *memory);
 
 /* How many uint16_t `bits` must hold. */
 int64_t bn_bits_size(const bn_call *call);

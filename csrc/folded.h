@@ -16,7 +16,7 @@ template <class A> struct Folded {
         if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LANES) return;
         int64_t period = channels;
         while (period % LANES) period += channels;
-        if (rows < 2 * (period / channels)) return;
+        if (rows < 2 * (period / channels) || rows * channels < 2 * PIECE) return;  // not worth the trouble
         times = period / channels;
         left = rows % times;
         main.outer = rest.outer = rest.rows = 1;

@@ -142,12 +142,14 @@ template <class A> void remember_moments(const bn_call &c, int64_t f, double mea
     const A inv_std = A(1 / std::sqrt(m2 / (count > 0 ? count : 1) + c.eps));
     numbers<A>(c.inv_std)[f] = inv_std;
     scale[f] = gamma ? inv_std * gamma[f] : inv_std;
+    if (c.factor) numbers<A>(c.factor)[f] = scale[f];
 }
 
 template <class A> void remember_sums(const bn_call &c, int64_t f, double sum, double centred, double count, A *of_centred, A *constant) {
     const A first = A(sum), second = A(centred);
     if (c.sum_dz) numbers<A>(c.sum_dz)[f] = first;
     if (c.sum_dz_centred) numbers<A>(c.sum_dz_centred)[f] = second;
+    if (c.gamma_gradient) numbers<A>(c.gamma_gradient)[f] = numbers<A>(c.inv_std)[f] * second;
     if (!of_centred) return;
     const A scale = c.scale ? numbers<A>(c.scale)[f] : A(1), inv_std = numbers<A>(c.inv_std)[f];
     const A per_value = scale * (c.per_count ? numbers<A>(c.per_count)[f] : A(1 / count));
@@ -233,15 +235,36 @@ template <class A> int backward(const bn_call &c, bool writes) {
     const auto finish = [&](int64_t f, double sum, double centred, double) {
         remember_sums<A>(c, f, sum, centred, count, coefficients, numbers<A>(then.constant));
     };
-    if (c.fixed && !c.sum_dz) {
+    if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) {
         map<A>(then, sweeps(c).elementwise);
         return BN_OK;
     }
     return sum_then_map<A>(c, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, writes && (c.dx || c.dz));
 }
 
+template <class A> int remember(const bn_memory &m) {
+    const A *mean = numbers<A>(m.mean), *low = numbers<A>(m.mean_low), *m2 = numbers<A>(m.m2);
+    A *running_mean = numbers<A>(m.running_mean), *running_var = numbers<A>(m.running_var);
+    if (m.skip) {
+        for (int64_t f = 0; f < m.features; ++f) {
+            if (!std::isfinite(m2[f])) return 0;
+        }
+    }
+    const A alpha = A(m.momentum), n = A(m.count > 0 ? m.count : 1), divisor = m.unbiased && m.count > 1 ? A(m.count - 1) : n;
+    for (int64_t f = 0; f < m.features; ++f) {
+        running_mean[f] += alpha * (mean[f] + (low ? low[f] : A(0)) - running_mean[f]);
+        running_var[f] += alpha * (m2[f] / divisor - running_var[f]);
+    }
+    if (m.batches) ++*m.batches;
+    return 1;
+}
+
 // The same call with axes merged where they lie side by side.
 bn_call merged(bn_call c) {
+    if (c.outer == 0 || c.rows == 0 || c.inner == 0) {  // features of nothing
+        c.outer = 0;
+        c.rows = c.inner = 1;
+    }
     if (c.rows == 1 && !c.weights) {
         c.channels *= c.groups;
         c.groups = 1;
@@ -315,9 +338,17 @@ BN_EXPORT int bn_backward_elementwise(const bn_call *c) {
 
 BN_EXPORT int bn_backward(const bn_call *c) {
     if (const int error = checked(c)) return error;
-    const void *sums = c->fixed ? c->mean : c->sum_dz, *inv_std = c->fixed ? c->mean : c->inv_std;
-    return run(c, {c->x, c->dy}, {c->mean, sums, inv_std}, [](const bn_call &d) { return backward<float>(d, true); },
+    const bool reads_inv_std = !c->fixed || c->gamma_gradient;
+    return run(c, {c->x, c->dy}, {c->mean, reads_inv_std ? c->inv_std : c->mean}, [](const bn_call &d) { return backward<float>(d, true); },
                [](const bn_call &d) { return backward<double>(d, true); });
+}
+
+BN_EXPORT int bn_remember(const bn_memory *m) {
+    if (!m) return -BN_NULL_POINTER;
+    if (m->features < 0) return -BN_BAD_SHAPE;
+    if (m->dtype != BN_FLOAT32 && m->dtype != BN_FLOAT64) return -BN_BAD_DTYPE;
+    if (m->features > 0 && (!m->mean || !m->m2 || !m->running_mean || !m->running_var)) return -BN_NULL_POINTER;
+    return m->dtype == BN_FLOAT64 ? remember<double>(*m) : remember<float>(*m);
 }
 
 BN_EXPORT int64_t bn_bits_size(const bn_call *c) {

@@ -20,8 +20,9 @@ INTERFACE = 1  # BN_INTERFACE of csrc/batchnorm.h, as this file knows it
 LIBRARY = Path(__file__).with_name("libbatchnorm_native.so")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "tanh": 5, "sigmoid": 6}
-FUNCTIONS = ("moments", "affine", "forward", "backward_reduce", "backward_elementwise", "backward")
-_CALL = struct.Struct("=8q19qdq")  # bn_call
+FUNCTIONS = ("moments", "affine", "forward", "backward_reduce", "backward_elementwise", "backward", "remember")
+CALL = struct.Struct("=8q21qdq")  # bn_call
+MEMORY = struct.Struct("=8q2d2q")  # bn_memory
 _REMEMBERED = 4096  # arrangements
 _CHANNELS, _OF_FEATURES = 3, (1, 3)  # places in an arrangement's sizes
 
@@ -155,10 +156,12 @@ def run(
     mean_low: int = 0,
     m2: int = 0,
     inv_std: int = 0,
+    factor: int = 0,
     scale: int = 0,
     shift: int = 0,
     sum_dz: int = 0,
     sum_dz_centred: int = 0,
+    gamma_gradient: int = 0,
     of_centred: int = 0,
     constant: int = 0,
     per_count: int = 0,
@@ -168,10 +171,10 @@ def run(
     if isinstance(library, str):
         raise ArgumentError(f"the native kernel cannot run: {library}")
     error = library.functions[function](
-        _CALL.pack(
+        CALL.pack(
             parallel_for, *sizes, DTYPES[dtype], ACTIVATIONS[activation], x, residual, weights, y, dy, dx, dz, bits,
-            mean, mean_low, m2, inv_std, scale, shift, sum_dz, sum_dz_centred, of_centred, constant, per_count,
-            eps, fixed,
+            mean, mean_low, m2, inv_std, factor, scale, shift, sum_dz, sum_dz_centred, gamma_gradient, of_centred,
+            constant, per_count, eps, fixed,
         )
     )  # fmt: skip
     if error:

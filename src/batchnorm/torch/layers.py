@@ -9,15 +9,16 @@ from torch import Tensor, distributed, nn
 from torch.fx import Proxy
 
 from batchnorm.activations import ActivationName
-from batchnorm.conventions import TORCH, Estimator, check_momentum
+from batchnorm.conventions import ESTIMATORS, TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
+from batchnorm.torch import direct
 from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot
 from batchnorm.torch.state import Remembering
-from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
+from batchnorm.torch.training import SMALL_BATCH, Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
 
 OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "axis": TORCH.axis,
@@ -213,7 +214,46 @@ class BatchNorm(Remembering):
             error.args = (f"{layer_name(self)}: {error}",)
             raise
 
+    def _directly(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Return the output of a plain training step, on the shortest way; None where that does not serve."""
+        estimator, momentum = self.running_variance, self.momentum
+        if (
+            not self.training or self.frozen or self.by_running or self.renorm is not None or self.sync
+            or self.virtual_batch_size is not None or self.adjustment is not None
+            or self.nonfinite not in ("skip", "propagate") or self.small_batch not in SMALL_BATCH
+            or momentum is None or not 0.0 <= momentum <= 1.0 or estimator not in ESTIMATORS
+            or (self.ranks is not None and x.ndim not in self.ranks) or not direct.serves(x, residual)
+        ):  # fmt: skip
+            return None
+        ready = direct.prepare(
+            x.shape, x.stride(), x.dtype, axis=self.axis, eps=self.eps, activation=self.activation
+        )  # fmt: skip
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+        if (
+            ready is None or not direct.plain(weight, ready) or not direct.plain(bias, ready)
+            or not direct.plain(mean, ready) or not direct.plain(var, ready)
+            or not direct.counts(self.num_batches_tracked)
+        ):  # fmt: skip
+            return None
+        seen: list[Tensor] = []
+        y = direct.apply(x, weight, bias, residual, ready, seen)
+        if mean is None or var is None or not self.track_running_stats or self.held or in_backward():
+            return y
+        if self.collected is not None:
+            self._remember(direct.step(seen[0], ready))
+        elif not direct.remember(
+            (mean, var, self.num_batches_tracked), seen[0], ready, momentum=momentum, estimator=estimator,
+            skip=self.nonfinite == "skip",
+        ):  # fmt: skip
+            self._count(torch.zeros((), dtype=torch.bool))
+        return y
+
     def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
+        if weights is None and isinstance(input, Tensor):
+            y = self._directly(input, residual)
+            if y is not None:
+                return y
         if isinstance(input, Tensor):
             self._check_input_dim(input)
         self._check()

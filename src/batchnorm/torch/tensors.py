@@ -34,6 +34,7 @@ def _copied(t: Tensor, into: Tensor) -> Tensor:
     return into.copy_(t)
 
 
+PARALLEL_FOR = _parallel_for()
 DENSE = dense.bound(
     dense.Arrays(
         xp,
@@ -44,6 +45,6 @@ DENSE = dense.bound(
         empty_like=torch.empty_like,
         copied=_copied,
         contiguous=Tensor.contiguous,
-        parallel_for=_parallel_for(),
+        parallel_for=PARALLEL_FOR,
     )
 )

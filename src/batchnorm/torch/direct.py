@@ -1,0 +1,238 @@
+"""The plain training step on the native kernel, with as little as possible in between: small batches feel every call.
+
+It computes what `Normalize` and `remember` compute. Whatever it does not serve, or finds wrong, it leaves to them.
+"""
+
+import math
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from batchnorm.activations import ACTIVATIONS, check_activation
+from batchnorm.conventions import Estimator, check_epsilon
+from batchnorm.kernels import native
+from batchnorm.layout import Axis, Plan, plan
+from batchnorm.statistics import Moments
+from batchnorm.steps import Inputs, Recipe
+from batchnorm.torch.normalize import Normalize, Signs
+from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
+from batchnorm.torch.training import Step
+from batchnorm.torch.transforms import transforming
+
+_LIBRARY = native.load()
+_FUNCTIONS = {} if isinstance(_LIBRARY, str) else _LIBRARY.functions
+_forward, _backward, _remember = (_FUNCTIONS.get(name) for name in ("forward", "backward", "remember"))
+_pack, _pack_memory = native.CALL.pack, native.MEMORY.pack
+
+
+class Prepared(NamedTuple):
+    """What a shape and the options of a layer settle once.
+
+    Attributes:
+        recipe: Of the general way.
+        features: (C,).
+        kept: The kept shape.
+        size: N.
+        working: The working dtype, with its size in bytes in `row` = C·size.
+        row: Bytes of the numbers of all features.
+        head: How a call of the library begins.
+        signs: How many masks hold the signs of z; 0 where the activation goes not by the sign.
+        smooth: Whether the activation needs z itself.
+    """
+
+    recipe: Recipe
+    features: tuple[int, ...]
+    kept: tuple[int, ...]
+    size: int
+    working: torch.dtype
+    row: int
+    head: tuple[int, ...]
+    signs: int
+    smooth: bool
+
+
+@lru_cache(maxsize=4096)
+def prepare(
+    shape: torch.Size, strides: tuple[int, ...], dtype: torch.dtype, *, axis: Axis, eps: float, activation: str | None
+) -> Prepared | None:
+    """Return what there is to settle, or None where the general way must serve."""
+    check_epsilon(eps)
+    check_activation(activation)
+    if _forward is None or dtype not in NAMES or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) >= 2:
+        return None
+    layout: Plan = plan(len(shape), axis)
+    kept, features = layout.kept_shape(shape), layout.parameter_shape(shape)
+    lies = native.arrangement(shape, strides, kept)
+    if isinstance(lies, str) or layout.count(shape) <= 1:
+        return None
+    working = torch.float64 if dtype == torch.float64 else torch.float32
+    name, by_sign = NAMES[dtype], activation is not None and ACTIVATIONS[activation].by_sign
+    head = (PARALLEL_FOR, *lies.sizes, native.DTYPES[name], native.ACTIVATIONS[activation])
+    return Prepared(
+        Recipe(layout, eps, activation), features, kept, layout.count(shape), working,
+        math.prod(features) * working.itemsize, head, native.bits_size(lies.sizes, name) if by_sign else 0,
+        activation is not None and not by_sign,
+    )  # fmt: skip
+
+
+def serves(x: Tensor, residual: Tensor | None) -> bool:
+    """Return whether these are plain tensors on a CPU, and nobody looks on at what is done to them."""
+    kind = type(x)
+    return (
+        (kind is Tensor or kind is torch.nn.Parameter)
+        and x.is_cpu
+        and (residual is None or _alike(residual, x))
+        and not _watched()
+    )
+
+
+def _alike(residual: Any, x: Tensor) -> bool:
+    return (
+        type(residual) is Tensor
+        and residual.dtype is x.dtype
+        and residual.is_cpu
+        and residual.shape == x.shape
+        and residual.stride() == x.stride()
+    )
+
+
+def _watched() -> bool:
+    """Return whether a compiler, a transform, a tracer or a dispatch mode wants to see every operation."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()  # pyright: ignore
+        or transforming()
+        or torch._C._get_tracing_state() is not None  # pyright: ignore
+        or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    )
+
+
+def plain(t: Any, prepared: Prepared) -> bool:
+    """Return whether this is None, or a tensor of numbers of features that the library can read as it lies."""
+    return t is None or (
+        (type(t) is torch.nn.Parameter or type(t) is Tensor)
+        and t.dtype is prepared.working
+        and t.shape == prepared.features
+        and t.is_cpu
+        and t.is_contiguous()
+    )
+
+
+class Direct(torch.autograd.Function):
+    """`Normalize` where the batch is normalised by its own moments: (x, γ, β, residual, prepared, seen) -> y.
+
+    A row each of `seen`, which it appends to the list given: mean, its low part, m2, 1/√(σ²+ε), and that times γ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, prepared: Prepared,
+        seen: list[Tensor],
+    ) -> Tensor:  # fmt: skip
+        """Return y."""
+        y, row = torch.empty_like(x), prepared.row
+        numbers = x.new_empty(5 * prepared.row // prepared.working.itemsize, dtype=prepared.working)
+        bits = None if residual is None or not prepared.signs else x.new_empty(prepared.signs, dtype=torch.int16)
+        at = numbers.data_ptr()
+        _forward(  # pyright: ignore[reportOptionalCall]
+            _pack(
+                *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0,
+                0 if bits is None else bits.data_ptr(), at, at + row, at + 2 * row, at + 3 * row, at + 4 * row,
+                0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+                0, 0, 0, 0, 0, 0, prepared.recipe.eps, 0,
+            )
+        )  # fmt: skip
+        ctx.prepared, ctx.residual_wanted = prepared, residual is not None
+        ctx.save_for_backward(x, weight, bias, residual if prepared.smooth else None, numbers, bits)
+        seen.append(numbers)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, γ, β and the residual."""
+        if torch.is_grad_enabled():  # they will be differentiated
+            return _differentiably(ctx, grad_outputs[0])
+        prepared: Prepared = ctx.prepared
+        x, weight, bias, residual, numbers, bits = ctx.saved_tensors
+        (dy,), (wants_dx, wants_dgamma, wants_dbeta, wants_dz, *_) = grad_outputs, ctx.needs_input_grad
+        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
+            dy = torch.empty_like(x).copy_(dy)
+        dx = torch.empty_like(x) if wants_dx else None
+        dz = torch.empty_like(x) if wants_dz and prepared.recipe.activation is not None else None
+        dgamma = torch.empty_like(weight) if wants_dgamma else None
+        dbeta = torch.empty_like(weight if bias is None else bias) if wants_dbeta else None
+        at, row = numbers.data_ptr(), prepared.row
+        _backward(  # pyright: ignore[reportOptionalCall]
+            _pack(
+                *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, 0, dy.data_ptr(),
+                0 if dx is None else dx.data_ptr(), 0 if dz is None else dz.data_ptr(),
+                0 if bits is None else bits.data_ptr(), at, at + row, 0, at + 3 * row, 0, at + 4 * row,
+                0 if bias is None else bias.data_ptr(), 0 if dbeta is None else dbeta.data_ptr(), 0,
+                0 if dgamma is None else dgamma.data_ptr(), 0, 0, 0, 0.0, 0,
+            )
+        )  # fmt: skip
+        return dx, dgamma, dbeta, (dy if prepared.recipe.activation is None else dz) if wants_dz else None, None, None
+
+
+def _differentiably(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients by the general way, which can be differentiated again."""
+    prepared: Prepared = ctx.prepared
+    x, weight, bias, residual, numbers, bits = ctx.saved_tensors
+    mean, mean_low, m2, inv_std, _ = (row.reshape(prepared.kept) for row in numbers.view(5, -1))
+    inputs = Inputs(x, weight, bias, residual)
+    known = SimpleNamespace(
+        recipe=prepared.recipe,
+        saved_tensors=(*inputs, None, mean, m2, mean_low, inv_std, *([] if bits is None else [bits])),
+        signs=Signs(False, bits is not None),
+        needs_input_grad=(False, *ctx.needs_input_grad[:4]),
+        bias_dtype=None if bias is None else bias.dtype,
+        residual_dtype=x.dtype if ctx.residual_wanted else None,
+    )
+    _, dx, dgamma, dbeta, dz, *_ = Normalize.backward(known, dy)
+    return dx, dgamma, dbeta, dz, None, None
+
+
+def step(seen: Tensor, prepared: Prepared) -> Step:
+    """Return what the batch leaves to be remembered, for those who put it aside."""
+    mean, mean_low, m2, *_ = seen.view(5, -1)
+    return Step(Moments(prepared.size, mean, m2, mean_low), grouped=False)
+
+
+# What torch's own `apply` does beyond this is for torch.func, which the general way serves.
+apply = super(torch.autograd.Function, Direct).apply  # pyright: ignore
+
+
+def counts(batches: Any) -> bool:
+    """Return whether this is None, or a count of batches that the library can move on."""
+    return batches is None or (batches.dtype is torch.long and batches.is_cpu and batches.ndim == 0)
+
+
+def remember(
+    running: tuple[Tensor, Tensor, Tensor | None],
+    seen: Tensor,
+    prepared: Prepared,
+    *,
+    momentum: float,
+    estimator: Estimator,
+    skip: bool,
+) -> bool:
+    """Move the running mean and variance and the count of batches, in place, unless the batch is not finite.
+
+    Returns:
+        Whether they have moved.
+    """
+    mean, var, batches = running
+    at, row, working = seen.data_ptr(), prepared.row, prepared.working
+    moved = _remember(  # pyright: ignore[reportOptionalCall]
+        _pack_memory(
+            row // working.itemsize, native.DTYPES[NAMES[working]], at, at + row, at + 2 * row,
+            mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
+            prepared.size, momentum, estimator == "unbiased", skip,
+        )
+    )  # fmt: skip
+    torch.autograd.graph.increment_version((mean, var))
+    return moved == 1
