@@ -1,8 +1,8 @@
 // What happens to one vector of x: the five sums and maps, without knowing where the features lie.
 //
 // `planar` bodies serve one channel at a time, whose numbers fill a vector; the others serve as many channels as a
-// vector has lanes. `at(i, w, v, lanes)` takes the vector at element i, weight w and mask v of its arrays; `lanes`
-// counts where it is not `whole`.
+// vector has lanes. `at(i, w, v, lanes, to)` takes the vector at element i, weight w and mask v of its arrays; `lanes`
+// counts where it is not `whole`. A sum adds it to `to`, which is apart so that compilers keep it in registers.
 #pragma once
 
 #include "activations.h"
@@ -37,6 +37,10 @@ template <class A, bool planar, bool whole> BN_INLINE auto weight(const A *weigh
     else return broadcast<A>(weights[w]);
 }
 
+template <class V> struct Added {
+    V first, second, weight;
+};
+
 // Σw(x−k) and Σw(x−k)², k the shift.
 template <class T, bool weighted, bool planar_> struct Moments {
     using A = typename Working<T>::type;
@@ -44,26 +48,26 @@ template <class T, bool weighted, bool planar_> struct Moments {
     static constexpr bool planar = planar_;
     const T *x;
     const A *weights;
-    V shift{}, first{}, second{}, count{};
+    V shift{};
 
     BN_INLINE explicit Moments(const bn_call &c)
         : x(static_cast<const T *>(c.x)), weights(static_cast<const A *>(c.weights)) {}
 
     BN_INLINE void aim(const bn_call &, int64_t, int) {}
 
-    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t, int lanes) {
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t, int lanes, Added<V> &to) const {
         V d = get<whole>(x + i, lanes) - shift;
         if constexpr (weighted) {
             const V share = weight<A, planar, whole>(weights, w, lanes);
             d = select<V>(share > A(0), d, V{});  // 0 · inf is no 0
             const V part = share * d;
-            first += part;
-            second += part * d;
-            if constexpr (planar) count += share;
+            to.first += part;
+            to.second += part * d;
+            if constexpr (planar) to.weight += share;
         } else {
             if constexpr (planar && !whole) d = select<V>(numbered<A>() < lanes, d, V{});
-            first += d;
-            second += d * d;
+            to.first += d;
+            to.second += d * d;
         }
     }
 };
@@ -91,7 +95,7 @@ template <class T, Kind kind, bool planar_> struct Affine {
         shift = feature<A, planar>(c.shift, f, lanes, A(0));
     }
 
-    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes) {
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &) const {
         V z = ((get<whole>(x + i, lanes) - mean) - low) * scale + shift;
         if (residual) z += get<whole>(residual + i, lanes);
         if (bits) bits[v] = positive_bits(z);
@@ -142,16 +146,15 @@ template <class T, Kind kind, bool planar_> struct Reduce {
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
     Gradient<T, kind, planar> gradient;
-    V first{}, second{}, count{}, shift{};
 
     BN_INLINE explicit Reduce(const bn_call &c) : gradient(c) {}
     BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) { gradient.aim(c, f, lanes); }
 
-    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes) {
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &to) const {
         const V centred = gradient.template centred<whole>(i, lanes);
         const V dz = gradient.template at<whole>(centred, i, v, lanes);
-        first += dz;
-        second += dz * centred;
+        to.first += dz;
+        to.second += dz * centred;
     }
 };
 
@@ -176,7 +179,7 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
         constant = feature<A, planar>(c.constant, f, lanes, A(0));
     }
 
-    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes) {
+    template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes, Added<V> &) const {
         const V centred = gradient.template centred<whole>(i, lanes);
         const V grad = gradient.template at<whole>(centred, i, v, lanes);
         if (dz) put<whole>(dz + i, grad, lanes, streaming);

@@ -17,91 +17,68 @@ struct Interleaved {
     }
 };
 
-template <class Body> BN_INLINE Body aimed(const bn_call &c, Body body, int64_t f, int lanes) {
-    body.aim(c, f, lanes);
-    return body;
-}
-
-// Run four bodies over a strip of rows, on vectors side by side.
-template <class Body>
-BN_INLINE void four(const Interleaved &place, int64_t row, int64_t end, int64_t channel, int64_t vectors, Body *bodies) {
+// Sweep a strip of rows, four vectors side by side at a time: `aim(body, channel, lanes)` before, `done(body, added,
+// channel)` after the rows.
+template <class Body, class Aim, class Done>
+BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t first, int64_t end, Aim aim, Done done) {
     constexpr int L = Lanes<typename Body::A>::count;
-    Body a(bodies[0]), b(bodies[1]), d(bodies[2]), e(bodies[3]);
-    for (; row < end; ++row) {
-        const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
-        a.template at<true>(i, line, v, L);
-        b.template at<true>(i + L, line, v + 1, L);
-        d.template at<true>(i + 2 * L, line, v + 2, L);
-        e.template at<true>(i + 3 * L, line, v + 3, L);
-    }
-    bodies[0] = a, bodies[1] = b, bodies[2] = d, bodies[3] = e;
-}
-
-template <class Body>
-BN_INLINE void one(const Interleaved &place, int64_t row, int64_t end, int64_t channel, int64_t vectors, Body &body, int lanes) {
-    constexpr int L = Lanes<typename Body::A>::count;
-    Body a(body);
-    for (; row < end; ++row) {
-        const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
-        if (lanes == L) a.template at<true>(i, line, v, L);
-        else a.template at<false>(i, line, v, lanes);
-    }
-    body = a;
-}
-
-// Call `before(body, channel, lanes)`, run, and call `after` likewise, for every strip of rows and vector of channels.
-template <class Body, class Before, class After>
-BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t row, int64_t end, Before before, After after) {
-    constexpr int L = Lanes<typename Body::A>::count;
+    using Sum = Added<typename Body::V>;
     const Interleaved place(c, t);
     const int64_t vectors = (c.channels + L - 1) / L;
     int64_t channel = t.first_channel;
     for (; channel + 4 * L <= t.last_channel; channel += 4 * L) {
-        Body bodies[4] = {model, model, model, model};
-        for (int u = 0; u < 4; ++u) before(bodies[u], channel + u * L, L);
-        four(place, row, end, channel, vectors, bodies);
-        for (int u = 0; u < 4; ++u) after(bodies[u], channel + u * L, L);
+        Body a(model), b(model), d(model), e(model);
+        aim(a, channel, L), aim(b, channel + L, L), aim(d, channel + 2 * L, L), aim(e, channel + 3 * L, L);
+        Sum to_a{}, to_b{}, to_d{}, to_e{};
+        for (int64_t row = first; row < end; ++row) {
+            const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
+            a.template at<true>(i, line, v, L, to_a);
+            b.template at<true>(i + L, line, v + 1, L, to_b);
+            d.template at<true>(i + 2 * L, line, v + 2, L, to_d);
+            e.template at<true>(i + 3 * L, line, v + 3, L, to_e);
+        }
+        done(a, to_a, channel), done(b, to_b, channel + L), done(d, to_d, channel + 2 * L), done(e, to_e, channel + 3 * L);
     }
     for (; channel < t.last_channel; channel += L) {
         const int lanes = t.last_channel - channel < L ? int(t.last_channel - channel) : L;
-        Body body(model);
-        before(body, channel, lanes);
-        one(place, row, end, channel, vectors, body, lanes);
-        after(body, channel, lanes);
+        Body a(model);
+        aim(a, channel, lanes);
+        Sum to{};
+        for (int64_t row = first; row < end; ++row) {
+            const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
+            if (lanes == L) a.template at<true>(i, line, v, L, to);
+            else a.template at<false>(i, line, v, lanes, to);
+        }
+        done(a, to, channel);
     }
 }
 
 template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
-    const auto before = [&](Body &body, int64_t channel, int lanes) {
-        body.aim(c, t.group * c.channels + channel, lanes);
-    };
+    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(c, t.group * c.channels + channel, lanes); };
     for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
         const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
-        sweep(c, t, model, row, end, before, [](Body &, int64_t, int) {});
+        sweep(c, t, model, row, end, aim, [](const auto &...) {});
     }
 }
 
 BN_INLINE Double8 part(Double8 v, int) { return v; }
 BN_INLINE Double8 part(Float16 v, int which) {
-    typedef float Float8 __attribute__((vector_size(32)));
-    struct Two { Float8 half[2]; };
-    return __builtin_convertvector(bit_cast<Two>(v).half[which], Double8);
+    const Halves h = bit_cast<Halves>(v);
+    return longer(which ? h.high : h.low);
 }
 
 BN_INLINE Float16 rounded(const double *p, Float16) {
-    typedef float Float8 __attribute__((vector_size(32)));
-    struct Two { Float8 half[2]; };
-    return bit_cast<Float16>(Two{{__builtin_convertvector(load(p), Float8), __builtin_convertvector(load(p + 8), Float8)}});
+    return bit_cast<Float16>(Halves{shorter(load(p)), shorter(load(p + 8))});
 }
 BN_INLINE Double8 rounded(const double *p, Double8) { return load(p); }
 
 // Merge the sums of n values into mean and m2 of `count` values: Chan, Golub and LeVeque 1979.
-template <class Body> BN_INLINE void merge(const Body &body, double n, double count, double *mean, double *m2) {
+template <class V> BN_INLINE void merge(const Added<V> &added, V shift, double n, double count, double *mean, double *m2) {
     const double share = n / (count + n), inverse = 1 / n;
-    for (int h = 0; h < Lanes<typename Body::A>::count / 8; ++h, mean += 8, m2 += 8) {
-        const Double8 sum = part(body.first, h), own = load(mean);
-        const Double8 rest = part(body.second, h) - sum * (sum * inverse);
-        const Double8 delta = (part(body.shift, h) - own) + sum * inverse;
+    for (int h = 0; h < int(sizeof(V) / sizeof(shift[0]) / 8); ++h, mean += 8, m2 += 8) {
+        const Double8 sum = part(added.first, h), own = load(mean);
+        const Double8 rest = part(added.second, h) - sum * (sum * inverse);
+        const Double8 delta = (part(shift, h) - own) + sum * inverse;
         store(mean, own + delta * share);
         store(m2, load(m2) + (rest < 0.0 ? Double8{} : rest) + delta * delta * (count * share));
     }
@@ -122,7 +99,7 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
             if (!(n > 0)) continue;
         }
         const int64_t some = weighted || end - row < 8 ? end : row + 8;
-        const auto before = [&](Body &body, int64_t channel, int lanes) {
+        const auto aim = [&](Body &body, int64_t channel, int lanes) {
             const int64_t k = channel - t.first_channel;
             if (sums.count > 0) {
                 body.shift = rounded(sums.first + k, V{});
@@ -137,11 +114,11 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
             }
             body.shift = weighted ? sum : sum / A(some - row);
         };
-        const auto after = [&](Body &body, int64_t channel, int) {
+        const auto done = [&](const Body &body, const Added<V> &added, int64_t channel) {
             const int64_t k = channel - t.first_channel;
-            merge(body, n, sums.count, sums.first + k, sums.second + k);
+            merge(added, body.shift, n, sums.count, sums.first + k, sums.second + k);
         };
-        sweep(c, t, model, row, end, before, after);
+        sweep(c, t, model, row, end, aim, done);
         sums.count += n;
     }
 }
@@ -149,19 +126,19 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
 template <class T, Kind kind> void reduce_interleaved(const bn_call &c, const Tile &t, Sums &sums) {
     using Body = Reduce<T, kind, false>;
     const Body model(c);
-    const auto before = [&](Body &body, int64_t channel, int lanes) {
+    const auto aim = [&](Body &body, int64_t channel, int lanes) {
         body.aim(c, t.group * c.channels + channel, lanes);
     };
-    const auto after = [&](Body &body, int64_t channel, int) {
+    const auto done = [&](const Body &, const auto &added, int64_t channel) {
         double *first = sums.first + (channel - t.first_channel), *second = sums.second + (channel - t.first_channel);
         for (int h = 0; h < Lanes<typename Body::A>::count / 8; ++h, first += 8, second += 8) {
-            store(first, load(first) + part(body.first, h));
-            store(second, load(second) + part(body.second, h));
+            store(first, load(first) + part(added.first, h));
+            store(second, load(second) + part(added.second, h));
         }
     };
     for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
         const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
-        sweep(c, t, model, row, end, before, after);
+        sweep(c, t, model, row, end, aim, done);
     }
 }
 

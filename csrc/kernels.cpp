@@ -16,7 +16,7 @@
 namespace batchnorm {
 namespace {
 
-constexpr int64_t STREAM_BYTES = 16 << 20;  // larger outputs go past the cache, which would not hold them
+constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
 
 struct InstructionSet {
     const char *name;
@@ -151,10 +151,10 @@ template <class A> void remember_sums(const bn_call &c, int64_t f, double sum, d
     if (c.sum_dz_centred) numbers<A>(c.sum_dz_centred)[f] = second;
     if (c.gamma_gradient) numbers<A>(c.gamma_gradient)[f] = numbers<A>(c.inv_std)[f] * second;
     if (!of_centred) return;
-    const A scale = c.scale ? numbers<A>(c.scale)[f] : A(1), inv_std = numbers<A>(c.inv_std)[f];
-    const A per_value = scale * (c.per_count ? numbers<A>(c.per_count)[f] : A(1 / count));
-    of_centred[f] = -per_value * inv_std * inv_std * second;
-    constant[f] = -per_value * first;
+    const double scale = c.scale ? numbers<A>(c.scale)[f] : 1, inv_std = numbers<A>(c.inv_std)[f];
+    const double per_value = scale * (c.per_count ? numbers<A>(c.per_count)[f] : 1 / count);
+    of_centred[f] = A(-per_value * inv_std * inv_std * centred);
+    constant[f] = A(-per_value * sum);
 }
 
 template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Sums *into) {
@@ -354,7 +354,7 @@ BN_EXPORT int bn_remember(const bn_memory *m) {
 BN_EXPORT int64_t bn_bits_size(const bn_call *c) {
     if (checked(c)) return 0;
     const int64_t lanes = c->dtype == BN_FLOAT64 ? 8 : 16, lines = c->outer * c->groups * c->rows;
-    return c->inner > 1 ? lines * c->channels * over(c->inner, lanes) : lines * over(c->channels, lanes);
+    return c->inner > 1 ? lines * c->channels * masks_of(c->inner, lanes) : lines * over(c->channels, lanes);
 }
 
 BN_EXPORT int64_t bn_interface(void) { return BN_INTERFACE; }

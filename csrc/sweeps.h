@@ -7,8 +7,7 @@
 
 namespace batchnorm {
 
-// A part of one group: some of its rows, channels and inner positions. Where a part has less than all inner
-// positions, it starts at a multiple of PIECE.
+// A part of one group: some of its rows, channels and inner positions.
 struct Tile {
     int64_t group;
     int64_t first_row, last_row;  // of outer × rows
@@ -17,13 +16,17 @@ struct Tile {
 };
 
 inline constexpr int64_t WIDEST = 128;  // channels of a tile that has all of their data
-inline constexpr int64_t PIECE = 1024;  // values of a channel that are added in the working type, then in double
+inline constexpr int64_t PIECE = 4096;  // inner positions that are added in one go, to four vectors of sums
+inline constexpr int64_t FLUSH = 2048;  // values of a channel that are added in the working type, then in double
 
 // Sums of a tile in double, one of each a channel: mean and m2, or Σdz and Σdz·(x−μ).
 struct Sums {
     double *first, *second;
     double count;
 };
+
+// How many masks the inner positions of a channel have: one more than they would fill, where they may begin amid a vector.
+inline int64_t masks_of(int64_t inner, int64_t lanes) { return inner / lanes + (inner % lanes ? 2 : 0); }
 
 // One storage type on one instruction set. `sums` begin at the tile's first channel, and have room for a whole vector
 // more; the arrays of features in `call` begin at the first channel of the first group.

@@ -54,17 +54,43 @@ template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
     return lanes;
 }
 
-// ---- between 16 bits and float ----
+// ---- between 16, 32 and 64 bits; __builtin_convertvector is several times slower where GCC 12 cuts it into pieces ----
 
-BN_INLINE Float16 widen(Short16 raw, bfloat16) {
-    return bit_cast<Float16>(__builtin_convertvector(raw, Unsigned16) << 16);
+typedef float Float8 __attribute__((vector_size(32)));
+struct Halves { Float8 low, high; };
+
+#if defined(__AVX512F__)
+BN_INLINE Unsigned16 longer(Short16 v) { return bit_cast<Unsigned16>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v))); }
+BN_INLINE Short16 shorter(Unsigned16 v) { return bit_cast<Short16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(v))); }
+BN_INLINE Double8 longer(Float8 v) { return bit_cast<Double8>(_mm512_cvtps_pd(bit_cast<__m256>(v))); }
+BN_INLINE Float8 shorter(Double8 v) { return bit_cast<Float8>(_mm512_cvtpd_ps(bit_cast<__m512d>(v))); }
+#elif defined(__AVX2__)
+struct ShortHalves { __m128i low, high; };
+struct IntHalves { __m256i low, high; };
+BN_INLINE Unsigned16 longer(Short16 v) {
+    const ShortHalves h = bit_cast<ShortHalves>(v);
+    return bit_cast<Unsigned16>(IntHalves{_mm256_cvtepu16_epi32(h.low), _mm256_cvtepu16_epi32(h.high)});
 }
+BN_INLINE Short16 shorter(Unsigned16 v) {  // each lane holds 16 bits
+    const IntHalves h = bit_cast<IntHalves>(v);
+    return bit_cast<Short16>(_mm256_permute4x64_epi64(_mm256_packus_epi32(h.low, h.high), 0xd8));
+}
+BN_INLINE Double8 longer(Float8 v) { return __builtin_convertvector(v, Double8); }
+BN_INLINE Float8 shorter(Double8 v) { return __builtin_convertvector(v, Float8); }
+#else
+BN_INLINE Unsigned16 longer(Short16 v) { return __builtin_convertvector(v, Unsigned16); }
+BN_INLINE Short16 shorter(Unsigned16 v) { return __builtin_convertvector(v, Short16); }
+BN_INLINE Double8 longer(Float8 v) { return __builtin_convertvector(v, Double8); }
+BN_INLINE Float8 shorter(Double8 v) { return __builtin_convertvector(v, Float8); }
+#endif
+
+BN_INLINE Float16 widen(Short16 raw, bfloat16) { return bit_cast<Float16>(longer(raw) << 16); }
 
 BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; NaN stays one
     Unsigned16 raw = bit_cast<Unsigned16>(v);
     Unsigned16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
     Unsigned16 nan = (raw >> 16) | 0x40u;
-    return __builtin_convertvector(bit_cast<Unsigned16>(v != v ? bit_cast<Int16>(nan) : bit_cast<Int16>(rounded)), Short16);
+    return shorter(bit_cast<Unsigned16>(v != v ? bit_cast<Int16>(nan) : bit_cast<Int16>(rounded)));
 }
 
 #if defined(__AVX512F__)
@@ -73,19 +99,18 @@ BN_INLINE Short16 narrow(Float16 v, float16) {
     return bit_cast<Short16>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif defined(__F16C__)
-struct Halves { __m256 low, high; };
-struct Quarters { __m128i low, high; };
+struct FloatHalves { __m256 low, high; };
 BN_INLINE Float16 widen(Short16 raw, float16) {
-    const Quarters q = bit_cast<Quarters>(raw);
-    return bit_cast<Float16>(Halves{_mm256_cvtph_ps(q.low), _mm256_cvtph_ps(q.high)});
+    const ShortHalves h = bit_cast<ShortHalves>(raw);
+    return bit_cast<Float16>(FloatHalves{_mm256_cvtph_ps(h.low), _mm256_cvtph_ps(h.high)});
 }
 BN_INLINE Short16 narrow(Float16 v, float16) {
-    const Halves h = bit_cast<Halves>(v);
-    return bit_cast<Short16>(Quarters{_mm256_cvtps_ph(h.low, 0), _mm256_cvtps_ph(h.high, 0)});
+    const FloatHalves h = bit_cast<FloatHalves>(v);
+    return bit_cast<Short16>(ShortHalves{_mm256_cvtps_ph(h.low, 0), _mm256_cvtps_ph(h.high, 0)});
 }
 #else
 BN_CALLED Float16 widen(Short16 raw, float16) {  // shift the exponent into place; 2^112 rebuilds it, subnormals too
-    const Unsigned16 wide = __builtin_convertvector(raw, Unsigned16);
+    const Unsigned16 wide = longer(raw);
     const Unsigned16 sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
     const Float16 value = bit_cast<Float16>(rest) * 0x1p112f;
     const Unsigned16 special = rest | 0x7f800000u;  // inf or NaN
@@ -102,7 +127,7 @@ BN_CALLED Short16 narrow(Float16 v, float16) {
     Int16 half = size < 0x38800000u ? bit_cast<Int16>(small) : bit_cast<Int16>(normal);
     half = size >= 0x477ff000u ? Int16{} + 0x7c00 : half;
     half = size > 0x7f800000u ? (bit_cast<Int16>(size >> 13) & 0x3ff) | 0x7e00 : half;
-    return __builtin_convertvector(bit_cast<Unsigned16>(half) | sign, Short16);
+    return shorter(bit_cast<Unsigned16>(half) | sign);
 }
 #endif
 
@@ -196,12 +221,14 @@ template <class A> BN_INLINE typename Lanes<A>::Integer lanes_of(uint16_t bits) 
 
 // ---- sums ----
 
-BN_INLINE double total(Double8 v) { return ((v[0] + v[4]) + (v[1] + v[5])) + ((v[2] + v[6]) + (v[3] + v[7])); }
+BN_INLINE double total(Double8 v) {
+    v += __builtin_shuffle(v, Long8{4, 5, 6, 7, 0, 1, 2, 3});
+    v += __builtin_shuffle(v, Long8{2, 3, 0, 1, 6, 7, 4, 5});
+    return v[0] + v[1];
+}
 BN_INLINE double total(Float16 v) {
-    struct Two { float low[8], high[8]; } half = bit_cast<Two>(v);
-    typedef float Float8 __attribute__((vector_size(32)));
-    return total(__builtin_convertvector(bit_cast<Float8>(half.low), Double8) +
-                 __builtin_convertvector(bit_cast<Float8>(half.high), Double8));
+    const Halves h = bit_cast<Halves>(v);
+    return total(longer(h.low) + longer(h.high));
 }
 
 }  // namespace batchnorm::BN_ISA

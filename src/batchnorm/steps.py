@@ -114,7 +114,7 @@ def affine(
 ) -> Array:
     """Return the output, in one pass; by the fastest kernel if none is named."""
     x, plan = inputs.x, recipe.plan
-    kernel = kernel or kernels.select(x, plan, xp, inputs.residual)
+    kernel = kernel or kernels.select(x, plan, xp, residual=inputs.residual, weights=inputs.weights)
     gamma, beta = kept(inputs.weight, x, plan, xp), kept(inputs.bias, x, plan, xp)
     return kernel.affine(
         x,

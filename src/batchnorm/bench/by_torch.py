@@ -84,7 +84,7 @@ def prepare(name: str, case: Case, given: Arrays) -> Prepared:
     x, dy = tensor(given.x, case), tensor(given.dy, case)
     residual = tensor(given.residual, case) if case.operation.add else None
     axis = plan(x.dim(), -1 if case.layout == "NLC" else 1)
-    kernel = kernels.select(x, axis, xp, residual).name if name == OURS else None
+    kernel = kernels.select(x, axis, xp, residual=residual).name if name == OURS else None
     return Prepared(*_step(case, module.norm, call, (x, dy, residual)), kernel)
 
 

@@ -45,7 +45,9 @@ def _by_batch(
 ) -> tuple[Array, Moments]:
     """Let the backend differentiate: x is cast once, so that the parts of its gradient are summed before rounding."""
     dtype, inputs = inputs.x.dtype, inputs._replace(x=working(inputs.x, xp))
-    moments = kernels.select(inputs.x, recipe.plan, xp).moments(inputs.x, recipe.plan, inputs.weights)
+    moments = kernels.select(inputs.x, recipe.plan, xp, weights=inputs.weights).moments(
+        inputs.x, recipe.plan, inputs.weights
+    )
     moments = moments if merge is None else merge(moments)
     constant = Moments(*(a if is_number(a) else ops.stop_gradient(a) for a in moments))
     y = affine(inputs, recipe, batch_statistics(inputs, recipe, moments, constant, xp), xp)

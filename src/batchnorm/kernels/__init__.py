@@ -15,7 +15,7 @@ from batchnorm.statistics import Array, Namespace
 
 __all__ = ["Backward", "Faster", "Forward", "Kernel", "Wanted", "available", "plain", "register", "select"]
 
-Faster = Callable[[Array, Plan, Array | None], Kernel | str]
+Faster = Callable[[Array, Plan, Array | None, Array | None], Kernel | str]
 
 _EAGER: dict[str, Kernel] = {}
 _FASTER: dict[str, Faster] = {"numpy": numpy.serve, "array_api_compat.numpy": numpy.serve}
@@ -27,7 +27,7 @@ def register(xp: Namespace, *, cascade: bool = False, faster: Faster | None = No
     Args:
         xp: The array namespace.
         cascade: Whether its sums add in a tree, not one after another.
-        faster: `(x, plan, residual) -> Kernel`, or why none of the faster ones serves these.
+        faster: `(x, plan, residual, weights) -> Kernel`, or why none of the faster ones serves these.
     """
     _EAGER[xp.__name__] = eager.kernel(xp, cascade=cascade)
     if faster is not None:
@@ -44,12 +44,14 @@ def _because(kernel: Kernel, reason: str) -> Kernel:
     return replace(kernel, reason=reason)
 
 
-def select(x: Array, plan: Plan, xp: Namespace, residual: Array | None = None) -> Kernel:
+def select(
+    x: Array, plan: Plan, xp: Namespace, *, residual: Array | None = None, weights: Array | None = None
+) -> Kernel:
     """Return the fastest kernel that serves `x`; `Kernel.reason` says why no faster one does."""
     faster = _FASTER.get(xp.__name__)
     if faster is None:
         return plain(xp)
-    found = faster(x, plan, residual)
+    found = faster(x, plan, residual, weights)
     return _because(plain(xp), found) if isinstance(found, str) else found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from batchnorm.activations import ACTIVATIONS
 from batchnorm.kernels.eager import counted
 from batchnorm.kernels.interface import Backward, Forward, Kernel, Wanted
-from batchnorm.kernels.native import Arrangement, arrangement, bits_size, run
+from batchnorm.kernels.native import Arrangement, apart, arrangement, bits_size, run
 from batchnorm.layout import Plan
 from batchnorm.statistics import Array, Coefficients, Moments, Namespace, Statistics
 
@@ -42,10 +42,7 @@ class Arrays:
 
     def arranged(self, x: Array, features: tuple[int, ...], weights: Array | None) -> Arrangement:
         """Return how x lies."""
-        apart = None
-        if weights is not None:
-            apart = next((i for i, n in enumerate(features) if n > 1 and weights.shape[i] > 1), None)
-        found = arrangement(tuple(x.shape), self.strides(x), features, apart)
+        found = arrangement(tuple(x.shape), self.strides(x), features, apart(features, weights))
         if isinstance(found, str):
             raise NotImplementedError(f"the native kernel does not serve this: {found}")
         return found

@@ -24,7 +24,7 @@ FUNCTIONS = ("moments", "affine", "forward", "backward_reduce", "backward_elemen
 CALL = struct.Struct("=8q21qdq")  # bn_call
 MEMORY = struct.Struct("=8q2d2q")  # bn_memory
 _REMEMBERED = 4096  # arrangements
-_CHANNELS, _OF_FEATURES = 3, (1, 3)  # places in an arrangement's sizes
+_GROUPS, _CHANNELS, _OF_FEATURES = 1, 3, (1, 3)  # places in an arrangement's sizes
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,9 @@ def arrangement(
     sizes, place, before, weighed = [1, 1, 1, 1, 1], 5, -1, set[int]()
     for i in reversed(axes):  # from the inside out, into the innermost place of its kind
         is_kept = features[i] > 1
-        if place > 4 or (place in _OF_FEATURES) != is_kept or apart in (i, before):
+        if i == apart:
+            place = _GROUPS if place > _GROUPS else -1
+        elif place > 4 or (place in _OF_FEATURES) != is_kept or before == apart:
             place = next((p for p in range(place - 1, -1, -1) if (p in _OF_FEATURES) == is_kept), -1)
         if place < 0:
             return "its axes of features lie in more than two places in memory"
@@ -133,6 +135,13 @@ def arrangement(
             weighed.add(i)
     outer, groups, rows, channels, inner = sizes
     return Arrangement((outer, groups, rows, channels, inner), tuple(order), frozenset(weighed))
+
+
+def apart(features: tuple[int, ...], weights: Any) -> int | None:
+    """Return the axis of features along which weights of samples differ: that of groups; None where there is none."""
+    if weights is None:
+        return None
+    return next((i for i, n in enumerate(features) if n > 1 and weights.shape[i] > 1), None)
 
 
 def run(
@@ -182,7 +191,7 @@ def run(
 
 
 def bits_size(sizes: Sizes, dtype: str) -> int:
-    """Return how many 16-bit masks hold the sign of each element: a vector each, the last of a row perhaps not full."""
+    """Return how many 16-bit masks hold the sign of each element: a vector each, some not full."""
     outer, groups, rows, channels, inner = sizes
     lanes, lines = 8 if dtype == "float64" else 16, outer * groups * rows
-    return lines * channels * -(-inner // lanes) if inner > 1 else lines * -(-channels // lanes)
+    return lines * channels * (inner // lanes + 2 * (inner % lanes > 0)) if inner > 1 else lines * -(-channels // lanes)

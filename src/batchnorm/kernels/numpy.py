@@ -35,7 +35,7 @@ KERNEL = kernel(
 )
 
 
-def serve(x: Array, plan: Plan, residual: Array | None = None) -> Kernel | str:
+def serve(x: Array, plan: Plan, residual: Array | None = None, weights: Array | None = None) -> Kernel | str:
     """Return the native kernel, or why it does not serve these arrays."""
     library = native.load()
     if isinstance(library, str):
@@ -44,5 +44,6 @@ def serve(x: Array, plan: Plan, residual: Array | None = None) -> Kernel | str:
         return f"the native kernel has no {x.dtype}"
     if residual is not None and residual.dtype != x.dtype:
         return f"the residual is {residual.dtype}, the input {x.dtype}"
-    lies = native.arrangement(x.shape, _strides(x), plan.kept_shape(x.shape))
+    features = plan.kept_shape(x.shape)
+    lies = native.arrangement(x.shape, _strides(x), features, native.apart(features, weights))
     return lies if isinstance(lies, str) else KERNEL

@@ -111,15 +111,28 @@ def _watched() -> bool:
     )
 
 
-def plain(t: Any, prepared: Prepared) -> bool:
-    """Return whether this is None, or a tensor of numbers of features that the library can read as it lies."""
+def plain(t: Any, prepared: Prepared, *, parameter: bool = False) -> bool:
+    """Return whether this is None, or numbers of features that the library can read; a parameter may have 16 bits."""
     return t is None or (
         (type(t) is torch.nn.Parameter or type(t) is Tensor)
-        and t.dtype is prepared.working
+        and (t.dtype is prepared.working or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
         and t.shape == prepared.features
         and t.is_cpu
         and t.is_contiguous()
     )
+
+
+def _precise(parameter: Tensor | None, prepared: Prepared) -> Tensor | None:
+    if parameter is None or parameter.dtype is prepared.working:
+        return parameter
+    return parameter.to(prepared.working)
+
+
+def _room(parameter: Tensor, prepared: Prepared) -> Tensor:
+    """Return room for a gradient in the working dtype."""
+    if parameter.dtype is prepared.working:
+        return torch.empty_like(parameter)
+    return parameter.new_empty(prepared.features, dtype=prepared.working)
 
 
 class Direct(torch.autograd.Function):
@@ -137,12 +150,12 @@ class Direct(torch.autograd.Function):
         y, row = torch.empty_like(x), prepared.row
         numbers = x.new_empty(5 * prepared.row // prepared.working.itemsize, dtype=prepared.working)
         bits = None if residual is None or not prepared.signs else x.new_empty(prepared.signs, dtype=torch.int16)
-        at = numbers.data_ptr()
+        at, gamma, beta = numbers.data_ptr(), _precise(weight, prepared), _precise(bias, prepared)
         _forward(  # pyright: ignore[reportOptionalCall]
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0,
                 0 if bits is None else bits.data_ptr(), at, at + row, at + 2 * row, at + 3 * row, at + 4 * row,
-                0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+                0 if gamma is None else gamma.data_ptr(), 0 if beta is None else beta.data_ptr(),
                 0, 0, 0, 0, 0, 0, prepared.recipe.eps, 0,
             )
         )  # fmt: skip
@@ -163,18 +176,22 @@ class Direct(torch.autograd.Function):
             dy = torch.empty_like(x).copy_(dy)
         dx = torch.empty_like(x) if wants_dx else None
         dz = torch.empty_like(x) if wants_dz and prepared.recipe.activation is not None else None
-        dgamma = torch.empty_like(weight) if wants_dgamma else None
-        dbeta = torch.empty_like(weight if bias is None else bias) if wants_dbeta else None
-        at, row = numbers.data_ptr(), prepared.row
+        dgamma = _room(weight, prepared) if wants_dgamma else None
+        dbeta = _room(bias, prepared) if wants_dbeta else None
+        at, row, beta = numbers.data_ptr(), prepared.row, _precise(bias, prepared)
         _backward(  # pyright: ignore[reportOptionalCall]
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, 0, dy.data_ptr(),
                 0 if dx is None else dx.data_ptr(), 0 if dz is None else dz.data_ptr(),
                 0 if bits is None else bits.data_ptr(), at, at + row, 0, at + 3 * row, 0, at + 4 * row,
-                0 if bias is None else bias.data_ptr(), 0 if dbeta is None else dbeta.data_ptr(), 0,
+                0 if beta is None else beta.data_ptr(), 0 if dbeta is None else dbeta.data_ptr(), 0,
                 0 if dgamma is None else dgamma.data_ptr(), 0, 0, 0, 0.0, 0,
             )
         )  # fmt: skip
+        if weight is not None and dgamma is not None and weight.dtype is not dgamma.dtype:
+            dgamma = dgamma.to(weight.dtype)
+        if bias is not None and dbeta is not None and bias.dtype is not dbeta.dtype:
+            dbeta = dbeta.to(bias.dtype)
         return dx, dgamma, dbeta, (dy if prepared.recipe.activation is None else dz) if wants_dz else None, None, None
 
 

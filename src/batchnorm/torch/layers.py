@@ -221,7 +221,7 @@ class BatchNorm(Remembering):
             not self.training or self.frozen or self.by_running or self.renorm is not None or self.sync
             or self.virtual_batch_size is not None or self.adjustment is not None
             or self.nonfinite not in ("skip", "propagate") or self.small_batch not in SMALL_BATCH
-            or momentum is None or not 0.0 <= momentum <= 1.0 or estimator not in ESTIMATORS
+            or type(momentum) is not float or not 0.0 <= momentum <= 1.0 or estimator not in ESTIMATORS
             or (self.ranks is not None and x.ndim not in self.ranks) or not direct.serves(x, residual)
         ):  # fmt: skip
             return None
@@ -231,7 +231,8 @@ class BatchNorm(Remembering):
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         mean, var = self._buffers["running_mean"], self._buffers["running_var"]
         if (
-            ready is None or not direct.plain(weight, ready) or not direct.plain(bias, ready)
+            ready is None or (mean is None) != (var is None)
+            or not direct.plain(weight, ready, parameter=True) or not direct.plain(bias, ready, parameter=True)
             or not direct.plain(mean, ready) or not direct.plain(var, ready)
             or not direct.counts(self.num_batches_tracked)
         ):  # fmt: skip

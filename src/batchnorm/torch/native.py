@@ -3,6 +3,7 @@
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from batchnorm.kernels import Kernel, dense, native
 from batchnorm.layout import Plan
@@ -21,7 +22,7 @@ def _looks_dense(x: Tensor) -> bool:
     return x.is_contiguous() or (named is not None and x.is_contiguous(memory_format=named))
 
 
-def serve(x: Tensor, plan: Plan, residual: Tensor | None = None) -> Kernel | str:
+def serve(x: Tensor, plan: Plan, residual: Tensor | None = None, weights: Tensor | None = None) -> Kernel | str:
     """Return the native kernel, or why it does not serve these tensors."""
     if isinstance(LOADED, str):
         return LOADED
@@ -33,12 +34,16 @@ def serve(x: Tensor, plan: Plan, residual: Tensor | None = None) -> Kernel | str
         return f"the residual is {residual.dtype}, the input {x.dtype}"
     if torch.compiler.is_compiling():
         simple = _looks_dense(x) and len(plan.kept) == 1 + (plan.group_axis is not None)
-        return operators.KERNEL if simple and not tracing() else "no memory format of torch"
+        expressible = weights is None or plan.group_axis in (None, plan.kept[0])
+        return operators.KERNEL if simple and expressible and not tracing() else "no memory format of torch"
     if tracing():
         return "operations are written down, for machines that may not have the native kernel"
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        return "forward-mode derivatives are those of framework operations"
     if transforming():
         return "torch.func transforms framework operations"
-    lies = native.arrangement(x.shape, x.stride(), plan.kept_shape(x.shape))
+    features = plan.kept_shape(x.shape)
+    lies = native.arrangement(x.shape, x.stride(), features, native.apart(features, weights))
     if isinstance(lies, str):
         return lies
     looked_on = type(x) is not Tensor and type(x) is not torch.nn.Parameter

@@ -65,7 +65,7 @@ def _differentiate(
 
 def _signs_again(inputs: Inputs, recipe: Recipe, using: Statistics, bits: Tensor | None) -> Tensor:
     """Return numbers of the sign of z from what the native kernel has kept: from act'(z), as it finds that."""
-    kernel = kernels.select(inputs.x, recipe.plan, xp)
+    kernel = kernels.select(inputs.x, recipe.plan, xp, weights=inputs.weights)
     found: Any = _differentiate(
         kernel, torch.ones_like(inputs.x), inputs, recipe, using, signs=Signs(None, bits),
         wants=Wanted(dx=False, dz=True, sums=False),
@@ -105,7 +105,7 @@ class Normalize(torch.autograd.Function):
         inputs, plan = Inputs(*tensors), recipe.plan
         if recipe.inference:
             return (affine(inputs, recipe, running_statistics(inputs, recipe, xp), xp),)
-        kernel = kernels.select(inputs.x, plan, xp, inputs.residual)
+        kernel = kernels.select(inputs.x, plan, xp, residual=inputs.residual, weights=inputs.weights)
         more: tuple[Tensor, ...] = ()
         if kernel.forward is None or not normalises_by_itself(inputs):
             moments = kernel.moments(inputs.x, plan, inputs.weights)
@@ -132,9 +132,9 @@ class Normalize(torch.autograd.Function):
         ctx.mark_non_differentiable(*moments)
         by_sign = activation is not None and ACTIVATIONS[activation].by_sign
         # The native kernel finds z again from x; with a residual it has kept the signs.
-        native_kernel = kernels.select(given.x, ctx.recipe.plan, xp, given.residual).backward is not None
+        kernel = kernels.select(given.x, ctx.recipe.plan, xp, residual=given.residual, weights=given.weights)
         kept_bits = len(moments) > 4 + (given.weights is not None)
-        ctx.signs = Signs(by_sign and not native_kernel, kept_bits)
+        ctx.signs = Signs(by_sign and kernel.backward is None, kept_bits)
         if activation is None or ctx.signs.y or kept_bits:
             given = given._replace(residual=None)
         ctx.save_for_backward(*given, y if ctx.signs.y else None, *moments)
@@ -148,7 +148,9 @@ class Normalize(torch.autograd.Function):
         y, *seen = saved[len(Inputs._fields) :]
         x, weight = inputs.x, inputs.weight
         again = torch.is_grad_enabled()  # the gradients will be differentiated: by the framework's own operations
-        kernel = kernels.plain(xp) if again else kernels.select(x, plan, xp, inputs.residual)
+        kernel = kernels.plain(xp)
+        if not again and y is None:  # the eager kernel has kept y, and perhaps nothing else that tells the sign
+            kernel = kernels.select(x, plan, xp, residual=inputs.residual, weights=inputs.weights)
         using, signs = _seen(inputs, recipe, seen, again=again), Signs(y, seen[-1] if ctx.signs.bits else None)
         if again and signs.y is None and recipe.activation is not None and ACTIVATIONS[recipe.activation].by_sign:
             with torch.no_grad():
