@@ -3,7 +3,7 @@
  * An array is dense, of shape (outer, groups, rows, channels, inner), the last axis contiguous. Features are
  * (groups, channels): what is reduced are outer, rows and inner. Every layout is one of these:
  *
- *     (N, C, H, W) contiguous            1 group,  outer = N, rows = 1,   channels = C, inner = H·W
+ *     (N, C, H, W) contiguous            1 group,  outer = 1, rows = N,   channels = C, inner = H·W
  *     (N, C, H, W) channels_last         1 group,  outer = 1, rows = NHW, channels = C, inner = 1
  *     (N, C), (N, L, C)                  1 group,  outer = 1, rows = N or N·L, channels = C, inner = 1
  *     virtual batches                    as many groups; sample i belongs to group i mod groups

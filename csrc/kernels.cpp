@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "folded.h"
+#include "instruction_set.h"
 
 #define BN_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -17,40 +18,6 @@ namespace batchnorm {
 namespace {
 
 constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
-
-struct InstructionSet {
-    const char *name;
-    const Table *table;
-    bool (*here)();
-};
-
-const InstructionSet SETS[] = {
-#ifdef BN_HAVE_AVX512
-    {"avx512", &avx512::table, [] { return bool(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                                                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                                                __builtin_cpu_supports("avx512cd")); }},
-#endif
-#ifdef BN_HAVE_AVX2
-    {"avx2", &avx2::table, [] { return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
-                                            __builtin_cpu_supports("fma")); }},
-#endif
-    {"portable", &portable::table, [] { return true; }},
-};
-
-const InstructionSet *best_set() {
-    for (const InstructionSet &set : SETS) {
-        if (set.here()) return &set;
-    }
-    return nullptr;
-}
-
-std::atomic<const InstructionSet *> chosen_set{nullptr};
-
-const InstructionSet *instruction_set() {
-    const InstructionSet *set = chosen_set.load(std::memory_order_relaxed);
-    if (!set) chosen_set.store(set = best_set(), std::memory_order_relaxed);
-    return set;
-}
 
 const Sweeps &sweeps(const bn_call &c) { return (*instruction_set()->table)[c.dtype]; }
 

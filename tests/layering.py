@@ -11,7 +11,7 @@ PACKAGE = "batchnorm"
 ROWS = [
     "cli",
     "study+batch_size+bench+audit+surgery",
-    "torch keras jax",
+    "torch keras jax numpy",
     "steps",
     "kernels",
     "statistics+layout+conventions+activations+renorm",

@@ -103,9 +103,9 @@ def arrangement(
         apart: An axis of features that must be one of groups: weights of samples differ along it.
 
     >>> arrangement((32, 64, 56, 56), (200704, 3136, 56, 1), (1, 64, 1, 1)).sizes
-    (32, 1, 1, 64, 3136)
+    (1, 1, 32, 64, 3136)
     >>> arrangement((32, 64, 56, 56), (200704, 1, 3584, 64), (1, 64, 1, 1)).sizes  # channels_last
-    (100352, 1, 1, 64, 1)
+    (1, 1, 100352, 64, 1)
     >>> arrangement((4, 6), (7, 1), (1, 6))
     'the input is not dense in memory (`.contiguous()` makes it so)'
     """

@@ -1,6 +1,7 @@
 """The plain training step on the native kernel, with as little as possible in between: small batches feel every call.
 
-It computes what `Normalize` and `remember` compute. Whatever it does not serve, or finds wrong, it leaves to them.
+It computes what `Normalize` and `remember` of the general way compute. Whatever it does not serve, or finds wrong, it
+leaves to that.
 """
 
 import math
@@ -13,14 +14,15 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from batchnorm.activations import ACTIVATIONS, check_activation
-from batchnorm.conventions import Estimator, check_epsilon
+from batchnorm.conventions import ESTIMATORS, Estimator, check_epsilon
 from batchnorm.kernels import native
 from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Moments
 from batchnorm.steps import Inputs, Recipe
 from batchnorm.torch.normalize import Normalize, Signs
+from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
-from batchnorm.torch.training import Step
+from batchnorm.torch.training import SMALL_BATCH, Step
 from batchnorm.torch.transforms import transforming
 
 _LIBRARY = native.load()
@@ -253,3 +255,49 @@ def remember(
     )  # fmt: skip
     torch.autograd.graph.increment_version((mean, var))
     return moved == 1
+
+
+def _trains_plainly(layer: Any, x: Tensor) -> bool:
+    """Return whether the options of a layer, right or wrong, are none that the general way must see to."""
+    momentum = layer.momentum
+    return (
+        layer.training
+        and not (layer.frozen or layer.by_running or layer.sync)
+        and layer.renorm is None
+        and layer.virtual_batch_size is None
+        and layer.adjustment is None
+        and layer.nonfinite in ("skip", "propagate")
+        and layer.small_batch in SMALL_BATCH
+        and type(momentum) is float
+        and 0.0 <= momentum <= 1.0
+        and layer.running_variance in ESTIMATORS
+        and (layer.ranks is None or x.ndim in layer.ranks)
+    )
+
+
+def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
+    """Return the output of a training step of a layer, and move its statistics; None where this way does not serve."""
+    if not _trains_plainly(layer, x) or not serves(x, residual):
+        return None
+    ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
+    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    mean, var, batches = (layer._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
+    if (
+        ready is None
+        or (mean is None) != (var is None)
+        or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
+        or not (plain(mean, ready) and plain(var, ready) and counts(batches))
+    ):
+        return None
+    seen: list[Tensor] = []
+    y = apply(x, weight, bias, residual, ready, seen)
+    if layer._eager_because is not None:
+        layer._eager_because = None
+    if mean is None or not layer.track_running_stats or layer.held or in_backward():
+        return y
+    skip, estimator = layer.nonfinite == "skip", layer.running_variance
+    if layer.collected is not None:
+        layer._remember(step(seen[0], ready))
+    elif not remember((mean, var, batches), seen[0], ready, momentum=layer.momentum, estimator=estimator, skip=skip):
+        layer._count(torch.zeros((), dtype=torch.bool))
+    return y

@@ -9,16 +9,16 @@ from torch import Tensor, distributed, nn
 from torch.fx import Proxy
 
 from batchnorm.activations import ActivationName
-from batchnorm.conventions import ESTIMATORS, TORCH, Estimator, check_momentum
+from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
-from batchnorm.torch import direct
+from batchnorm.torch import direct, native
 from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot
 from batchnorm.torch.state import Remembering
-from batchnorm.torch.training import SMALL_BATCH, Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
+from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
 
 OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "axis": TORCH.axis,
@@ -105,6 +105,7 @@ class BatchNorm(Remembering):
 
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
+    _eager_because: str | None = None
 
     def __init__(
         self,
@@ -214,45 +215,9 @@ class BatchNorm(Remembering):
             error.args = (f"{layer_name(self)}: {error}",)
             raise
 
-    def _directly(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
-        """Return the output of a plain training step, on the shortest way; None where that does not serve."""
-        estimator, momentum = self.running_variance, self.momentum
-        if (
-            not self.training or self.frozen or self.by_running or self.renorm is not None or self.sync
-            or self.virtual_batch_size is not None or self.adjustment is not None
-            or self.nonfinite not in ("skip", "propagate") or self.small_batch not in SMALL_BATCH
-            or type(momentum) is not float or not 0.0 <= momentum <= 1.0 or estimator not in ESTIMATORS
-            or (self.ranks is not None and x.ndim not in self.ranks) or not direct.serves(x, residual)
-        ):  # fmt: skip
-            return None
-        ready = direct.prepare(
-            x.shape, x.stride(), x.dtype, axis=self.axis, eps=self.eps, activation=self.activation
-        )  # fmt: skip
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        mean, var = self._buffers["running_mean"], self._buffers["running_var"]
-        if (
-            ready is None or (mean is None) != (var is None)
-            or not direct.plain(weight, ready, parameter=True) or not direct.plain(bias, ready, parameter=True)
-            or not direct.plain(mean, ready) or not direct.plain(var, ready)
-            or not direct.counts(self.num_batches_tracked)
-        ):  # fmt: skip
-            return None
-        seen: list[Tensor] = []
-        y = direct.apply(x, weight, bias, residual, ready, seen)
-        if mean is None or var is None or not self.track_running_stats or self.held or in_backward():
-            return y
-        if self.collected is not None:
-            self._remember(direct.step(seen[0], ready))
-        elif not direct.remember(
-            (mean, var, self.num_batches_tracked), seen[0], ready, momentum=momentum, estimator=estimator,
-            skip=self.nonfinite == "skip",
-        ):  # fmt: skip
-            self._count(torch.zeros((), dtype=torch.bool))
-        return y
-
     def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
         if weights is None and isinstance(input, Tensor):
-            y = self._directly(input, residual)
+            y = direct.train(self, input, residual)
             if y is not None:
                 return y
         if isinstance(input, Tensor):
@@ -276,6 +241,7 @@ class BatchNorm(Remembering):
         if self.frozen:  # whatever `requires_grad` has been set to since
             named = {name: p if p is None else p.detach() for name, p in named.items()}
         inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
+        self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
         if not by_batch:
             return infer(inputs, recipe)
         self._check_sync()
@@ -287,6 +253,12 @@ class BatchNorm(Remembering):
         if step is not None and running is not None and self.listens() and not in_backward():
             self._remember(step)
         return y
+
+    def _note_kernel(self, found: Any) -> None:
+        """Keep why the native kernel does not serve, for `repr`."""
+        reason = found if isinstance(found, str) else None
+        if reason != self._eager_because and not torch.compiler.is_compiling():
+            self._eager_because = reason
 
     def _clips(self, step: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return rmin, rmax and dmax at this step, as 0-d tensors."""
@@ -304,9 +276,13 @@ class BatchNorm(Remembering):
         return [f"{name}={value!r}" for name, value in chosen.items()] + ["frozen=True"] * self.frozen
 
     def extra_repr(self) -> str:
-        """Return torch's description, with the options that differ from its own, and the batches skipped so far."""
-        count = self.skipped()
-        return ", ".join([super().extra_repr(), *self._chosen(), *([f"nonfinite_batches={count}"] if count else [])])
+        """Return torch's description, with the options that differ from its own, and what has happened so far.
+
+        That is, batches skipped, and why the last one ran on the eager kernel if it did.
+        """
+        count, slow = self.skipped(), self._eager_because
+        noted = [f"nonfinite_batches={count}"] * (count > 0) + [f"kernel=eager: {slow}"] * (slow is not None)
+        return ", ".join([super().extra_repr(), *self._chosen(), *noted])
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

@@ -92,12 +92,16 @@ def backward(
     weights: Tensor | None,
     activation: str | None,
     wants: Sequence[bool],
+    bits: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dz, Σdz, Σdz·(x−μ), dx; `statistics`: mean, mean_low, inv_std, per_count, scale, shift."""
+    """Return dz, Σdz, Σdz·(x−μ), dx; `statistics`: mean, mean_low, inv_std, per_count, scale, shift.
+
+    The bits are of a forward that nobody looked on at.
+    """
     mean, low, inv_std, per_count, scale, shift = statistics
     using = Statistics(mean, low, inv_std, 0.0 if fixed else per_count)
-    options = {"activation": activation, "residual": residual, "weights": weights, "wants": Wanted(*wants)}
-    dz, *others = DENSE.backward(dy, x, using, scale, shift, **options)
+    options = {"activation": activation, "residual": residual, "weights": weights, "bits": bits}
+    dz, *others = DENSE.backward(dy, x, using, scale, shift, **options, wants=Wanted(*wants))
     if activation is None:  # an operator must not return what it was given
         dz = None
     dz, first, second, dx = (_some(t, x) for t in (dz, *others))
@@ -114,6 +118,7 @@ def _(
     weights: Tensor | None,
     activation: str | None,
     wants: Sequence[bool],
+    bits: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     mean, wanted = statistics[0], Wanted(*wants)
     features = () if mean is None else mean.shape
@@ -161,7 +166,7 @@ def _backward(dy: Tensor, x: Tensor, using: Statistics, *coefficients: Any, want
     fixed = isinstance(using.per_count, float) and using.per_count == 0.0
     arrays = [using.mean, _given(using.mean_low), using.inv_std, _given(using.per_count), *coefficients]
     given = (options.get(name) for name in ("residual", "weights", "activation"))
-    dz, first, second, dx = backward(dy, x, arrays, fixed, *given, list(wants))
+    dz, first, second, dx = backward(dy, x, arrays, fixed, *given, list(wants), options.get("bits"))
     without = fixed and not wants.sums
     sums = (None, None) if without else (first, second)
     return Backward(dy if options.get("activation") is None else dz, *sums, dx if wants.dx else None)
