@@ -75,6 +75,10 @@ int bn_moments(const bn_call *call);
 /* x, mean, mean_low, scale, shift, residual, activation -> y = act(z), and bits unless NULL. */
 int bn_affine(const bn_call *call);
 
+/* The affine map of inference: mean and m2 are the running mean and variance, which are read, and scale is gamma.
+ * x, mean, mean_low, m2 (the variance), scale (gamma), shift (beta), eps, residual, activation -> y. */
+int bn_infer(const bn_call *call);
+
 /* Both in one, each block of channels while it is in the cache; scale is gamma * inv_std here.
  * x, weights, scale (gamma), shift (beta), eps, residual, activation -> mean, mean_low, m2, inv_std, y, bits. */
 int bn_forward(const bn_call *call);

@@ -1,101 +1,13 @@
-// The interface: what happens between two sweeps, and which instruction set serves.
-//
-// Tiles depend on the shape alone, each is swept by one thread, and their sums are merged in a fixed order: that is
-// why the number of threads cannot change a bit.
+// The interface: what happens between the sweeps, and what a call must hold.
 #include <cmath>
-#include <cstdlib>
-#include <cstring>
 #include <initializer_list>
-#include <type_traits>
-#include <utility>
 
-#include "folded.h"
-#include "instruction_set.h"
+#include "passes.h"
 
 #define BN_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace batchnorm {
 namespace {
-
-constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
-
-const Sweeps &sweeps(const bn_call &c) { return (*instruction_set()->table)[c.dtype]; }
-
-using SumSweep = void (*)(const bn_call &, const Tile &, Sums &);
-using MapSweep = void (*)(const bn_call &, const Tile &, bool);
-
-// Memory that goes with the block.
-struct Workspace {
-    double some[768];
-    double *more = nullptr;
-
-    double *reserve(int64_t n) {
-        if (n <= int64_t(sizeof some / sizeof *some)) return some;
-        return more = static_cast<double *>(std::malloc(size_t(n) * sizeof(double)));
-    }
-    ~Workspace() { std::free(more); }
-};
-
-// Merge b into a: moments by Chan, Golub and LeVeque 1979; other sums by adding.
-void merge(Sums &a, const Sums &b, int64_t n, bool moments) {
-    if (!moments) {
-        for (int64_t i = 0; i < n; ++i) a.first[i] += b.first[i], a.second[i] += b.second[i];
-        return;
-    }
-    if (!(b.count > 0)) return;
-    const double count = a.count + b.count, share = b.count / count;
-    for (int64_t i = 0; i < n; ++i) {
-        const double delta = b.first[i] - a.first[i];
-        a.first[i] += delta * share;
-        a.second[i] += b.second[i] + delta * delta * (a.count * share);
-    }
-    a.count = count;
-}
-
-void clear(Sums &sums, int64_t n) {
-    std::memset(sums.first, 0, size_t(n) * sizeof(double));
-    std::memset(sums.second, 0, size_t(n) * sizeof(double));
-    sums.count = 0;
-}
-
-// Sums over all of the data, `into` one of each a group.
-int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *into) {
-    const Cut cut(c);
-    Workspace memory;
-    const int64_t room = cut.room(), each = 2 * room + 1;
-    double *all = memory.reserve(cut.tiles() * cut.parts * each);
-    if (!all) return BN_NO_MEMORY;
-    const auto sums_of = [=](int64_t i) { return Sums{all + i * each, all + i * each + room, 0}; };
-    everywhere(c, cut.bytes, cut.tiles() * cut.parts, [&](int64_t i) {
-        Sums sums = sums_of(i);
-        clear(sums, room);
-        sweep(c, cut.tile(c, i / cut.parts, i % cut.parts), sums);
-        all[i * each + 2 * room] = sums.count;
-    });
-    for (int64_t i = 0; i < cut.tiles(); ++i) {
-        const Tile t = cut.tile(c, i, 0);
-        Sums &group = into[t.group];
-        Sums own{group.first + t.first_channel, group.second + t.first_channel, 0};
-        const int64_t n = t.last_channel - t.first_channel;
-        clear(own, n);
-        for (int64_t p = 0; p < cut.parts; ++p) {
-            Sums part = sums_of(i * cut.parts + p);
-            part.count = all[(i * cut.parts + p) * each + 2 * room];
-            merge(own, part, n, moments);
-        }
-        group.count = own.count;
-    }
-    return BN_OK;
-}
-
-void map_tiles(const bn_call &c, MapSweep sweep) {
-    const Cut cut(c);
-    const int64_t n = cut.tiles() * cut.parts;
-    everywhere(c, cut.bytes, n, [&](int64_t i) {  // backwards: the end of the data is what a sweep before has left in the cache
-        const int64_t back = n - 1 - i;
-        sweep(c, cut.tile(c, back / cut.parts, back % cut.parts), cut.bytes >= STREAM_BYTES);
-    });
-}
 
 template <class A> A *numbers(const void *p) { return static_cast<A *>(const_cast<void *>(p)); }
 
@@ -124,60 +36,6 @@ template <class A> void remember_sums(const bn_call &c, int64_t f, double sum, d
     constant[f] = A(-per_value * sum);
 }
 
-template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Sums *into) {
-    const Folded<A> folded(c);
-    if (folded.times == 1) return gather_tiles(c, sweep, moments, into);
-    double first[2][Folded<A>::LANES * Folded<A>::LANES + VECTOR], second[2][Folded<A>::LANES * Folded<A>::LANES + VECTOR];
-    Sums main{first[0], second[0], 0}, rest{first[1], second[1], 0};
-    if (const int error = gather_tiles(folded.main, sweep, moments, &main)) return error;
-    if (const int error = gather_tiles(folded.rest, sweep, moments, &rest)) return error;
-    clear(*into, c.channels);
-    for (const auto &[sums, times] : {std::pair{main, folded.times}, std::pair{rest, folded.left}}) {
-        for (int64_t i = 0; i < times; ++i) {
-            merge(*into, Sums{sums.first + i * c.channels, sums.second + i * c.channels, sums.count}, c.channels, moments);
-        }
-    }
-    return BN_OK;
-}
-
-template <class A> void map(const bn_call &c, MapSweep sweep) {
-    const Folded<A> folded(c);
-    if (folded.times == 1) return map_tiles(c, sweep);
-    map_tiles(folded.main, sweep);
-    map_tiles(folded.rest, sweep);
-}
-
-// Sum, finish each feature by `finish(f, first, second, count)`, and map `then`, unless it has nothing to write: tile by
-// tile where one holds all of its channels' data.
-template <class A, class Finish>
-int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &finish, const bn_call &then, MapSweep last, bool writes) {
-    const Cut cut(c);
-    if (cut.parts == 1 && Folded<A>(c).times == 1) {
-        return everywhere(c, cut.bytes, cut.tiles(), [&](int64_t i) {
-            const Tile t = cut.tile(c, i, 0);
-            double first[WIDEST + VECTOR], second[WIDEST + VECTOR];
-            Sums sums{first, second, 0};
-            clear(sums, cut.room());
-            sweep(c, t, sums);
-            for (int64_t k = t.first_channel; k < t.last_channel; ++k) {
-                finish(t.group * c.channels + k, first[k - t.first_channel], second[k - t.first_channel], sums.count);
-            }
-            if (writes) last(then, t, cut.bytes >= STREAM_BYTES);
-        });
-    }
-    Workspace memory;
-    double *all = memory.reserve(2 * cut.features + 3 * c.groups);
-    if (!all) return BN_NO_MEMORY;
-    Sums *sums = reinterpret_cast<Sums *>(all + 2 * cut.features);
-    for (int64_t g = 0; g < c.groups; ++g) {
-        sums[g] = {all + g * c.channels, all + cut.features + g * c.channels, 0};
-    }
-    if (const int error = gather<A>(c, sweep, moments, sums)) return error;
-    for (int64_t f = 0; f < cut.features; ++f) finish(f, all[f], all[cut.features + f], sums[f / c.channels].count);
-    if (writes) map<A>(then, last);
-    return BN_OK;
-}
-
 template <class A> int forward(const bn_call &c, bool writes) {
     Workspace memory;
     A *scale = writes ? reinterpret_cast<A *>(memory.reserve(c.groups * c.channels)) : nullptr;
@@ -187,6 +45,22 @@ template <class A> int forward(const bn_call &c, bool writes) {
     const A *gamma = numbers<A>(c.scale);
     const auto finish = [&](int64_t f, double mean, double m2, double n) { remember_moments<A>(c, f, mean, m2, n, gamma, scale); };
     return sum_then_map<A>(c, sweeps(c).moments, true, finish, then, sweeps(c).affine, writes);
+}
+
+template <class A> int infer(const bn_call &c) {
+    Workspace memory;
+    const int64_t features = c.groups * c.channels;
+    A *scale = reinterpret_cast<A *>(memory.reserve(features));
+    if (!scale) return BN_NO_MEMORY;
+    const A *variance = numbers<A>(c.m2), *gamma = numbers<A>(c.scale);
+    for (int64_t f = 0; f < features; ++f) {
+        const A inv_std = A(1) / std::sqrt(variance[f] + A(c.eps));
+        scale[f] = gamma ? inv_std * gamma[f] : inv_std;
+    }
+    bn_call then = c;
+    then.scale = scale;
+    map<A>(then, sweeps(c).affine);
+    return BN_OK;
 }
 
 template <class A> int backward(const bn_call &c, bool writes) {
@@ -282,6 +156,11 @@ BN_EXPORT int bn_affine(const bn_call *c) {
     const auto single = [](const bn_call &d) { return map<float>(d, sweeps(d).affine), int(BN_OK); };
     const auto twice = [](const bn_call &d) { return map<double>(d, sweeps(d).affine), int(BN_OK); };
     return run(c, {c->x, c->y}, {c->mean}, single, twice);
+}
+
+BN_EXPORT int bn_infer(const bn_call *c) {
+    if (const int error = checked(c)) return error;
+    return run(c, {c->x, c->y}, {c->mean, c->m2}, infer<float>, infer<double>);
 }
 
 BN_EXPORT int bn_forward(const bn_call *c) {

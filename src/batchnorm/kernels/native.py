@@ -20,7 +20,7 @@ INTERFACE = 1  # BN_INTERFACE of csrc/batchnorm.h, as this file knows it
 LIBRARY = Path(__file__).with_name("libbatchnorm_native.so")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "tanh": 5, "sigmoid": 6}
-FUNCTIONS = ("moments", "affine", "forward", "backward_reduce", "backward_elementwise", "backward", "remember")
+FUNCTIONS = ("moments", "affine", "infer", "forward", "backward_reduce", "backward_elementwise", "backward", "remember")
 CALL = struct.Struct("=8q21qdq")  # bn_call
 MEMORY = struct.Struct("=8q2d2q")  # bn_memory
 _REMEMBERED = 4096  # arrangements

@@ -15,7 +15,13 @@ def _copied(array: Array, into: Array) -> Array:
 
 
 def _strides(array: Array) -> tuple[int, ...]:
+    if not array.flags.aligned:
+        return ()  # which is like no other: it is copied
     return tuple(s // array.itemsize for s in array.strides)
+
+
+def _contiguous(array: Array) -> Array:
+    return xp.require(array, requirements=("C", "A"))
 
 
 KERNEL = kernel(
@@ -29,7 +35,7 @@ KERNEL = kernel(
             empty=lambda shape, _, dtype: xp.empty(shape, dtype=dtype),
             empty_like=xp.empty_like,
             copied=_copied,
-            contiguous=xp.ascontiguousarray,
+            contiguous=_contiguous,
         )
     ),
 )
@@ -42,6 +48,8 @@ def serve(x: Array, plan: Plan, residual: Array | None = None, weights: Array | 
         return library
     if x.dtype.name not in native.DTYPES or not x.dtype.isnative:
         return f"the native kernel has no {x.dtype}"
+    if not x.flags.aligned:
+        return "the input is not aligned to its elements (`.copy()` is)"
     if residual is not None and residual.dtype != x.dtype:
         return f"the residual is {residual.dtype}, the input {x.dtype}"
     features = plan.kept_shape(x.shape)

@@ -27,7 +27,7 @@ from batchnorm.torch.transforms import transforming
 
 _LIBRARY = native.load()
 _FUNCTIONS = {} if isinstance(_LIBRARY, str) else _LIBRARY.functions
-_forward, _backward, _remember = (_FUNCTIONS.get(name) for name in ("forward", "backward", "remember"))
+_forward, _backward, _infer, _remember = map(_FUNCTIONS.get, ("forward", "backward", "infer", "remember"))
 _pack, _pack_memory = native.CALL.pack, native.MEMORY.pack
 
 
@@ -69,7 +69,7 @@ def prepare(
     layout: Plan = plan(len(shape), axis)
     kept, features = layout.kept_shape(shape), layout.parameter_shape(shape)
     lies = native.arrangement(shape, strides, kept)
-    if isinstance(lies, str) or layout.count(shape) <= 1:
+    if isinstance(lies, str):
         return None
     working = torch.float64 if dtype == torch.float64 else torch.float32
     name, by_sign = NAMES[dtype], activation is not None and ACTIVATIONS[activation].by_sign
@@ -284,6 +284,7 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     mean, var, batches = (layer._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
     if (
         ready is None
+        or ready.size <= 1
         or (mean is None) != (var is None)
         or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
         or not (plain(mean, ready) and plain(var, ready) and counts(batches))
@@ -291,8 +292,7 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
         return None
     seen: list[Tensor] = []
     y = apply(x, weight, bias, residual, ready, seen)
-    if layer._eager_because is not None:
-        layer._eager_because = None
+    _forget(layer)
     if mean is None or not layer.track_running_stats or layer.held or in_backward():
         return y
     skip, estimator = layer.nonfinite == "skip", layer.running_variance
@@ -301,3 +301,40 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     elif not remember((mean, var, batches), seen[0], ready, momentum=layer.momentum, estimator=estimator, skip=skip):
         layer._count(torch.zeros((), dtype=torch.bool))
     return y
+
+
+def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
+    """Return the output of a layer in inference where no gradient is wanted; None where this way does not serve."""
+    mean, var, weight, bias = (*map(layer._buffers.get, ("running_mean", "running_var")), layer.weight, layer.bias)
+    if layer.training or mean is None or var is None or not serves(x, residual) or _differentiated(x, residual, layer):
+        return None
+    if layer.ranks is not None and x.ndim not in layer.ranks:
+        return None
+    ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
+    if (
+        ready is None
+        or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
+        or not (plain(mean, ready) and plain(var, ready))
+    ):
+        return None
+    y, gamma, beta = torch.empty_like(x), _precise(weight, ready), _precise(bias, ready)
+    _infer(  # pyright: ignore[reportOptionalCall]
+        _pack(
+            *ready.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0, 0,
+            mean.data_ptr(), 0, var.data_ptr(), 0, 0, 0 if gamma is None else gamma.data_ptr(),
+            0 if beta is None else beta.data_ptr(), 0, 0, 0, 0, 0, 0, ready.recipe.eps, 0,
+        )
+    )  # fmt: skip
+    _forget(layer)
+    return y
+
+
+def _forget(layer: Any) -> None:
+    if layer._eager_because is not None:
+        layer._eager_because = None
+
+
+def _differentiated(x: Tensor, residual: Tensor | None, layer: Any) -> bool:
+    return torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, residual, layer.weight, layer.bias)
+    )

@@ -217,7 +217,7 @@ class BatchNorm(Remembering):
 
     def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
         if weights is None and isinstance(input, Tensor):
-            y = direct.train(self, input, residual)
+            y = (direct.train if self.training else direct.infer)(self, input, residual)
             if y is not None:
                 return y
         if isinstance(input, Tensor):
