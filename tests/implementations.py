@@ -5,16 +5,23 @@ To add one, write a function `(case, training) -> Result` and give it a line in 
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import array_api_compat.torch
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from batchnorm import statistics
+from batchnorm.kernels import Kernel, Wanted, native
+from batchnorm.kernels import numpy as numpy_kernel
 from batchnorm.layout import plan
-from batchnorm.torch import BatchNorm, batch_norm
+from batchnorm.torch import BatchNorm, batch_norm, operators
+from choosing import without_direct, without_native
 from namespaces import NAMESPACES, Namespace, to_numpy, to_torch
 from regimes import EPSILON, Case, data
 from tolerance import working
@@ -37,10 +44,72 @@ class Implementation(NamedTuple):
     name: str
     dtypes: tuple[str, ...]
     run: Callable[[Case, bool], Result]
+    empty: bool = True  # whether it serves an input with nothing in it
+
+
+@dataclass(frozen=True)
+class ByNative(Namespace):
+    """An array namespace with a native kernel, which must be given."""
+
+    served: Kernel | None = None
+
+    @property
+    def kernel(self) -> Kernel:
+        assert self.served is not None
+        assert self.served.name == "native"
+        return self.served
+
+
+def lies_apart(case: Case) -> bool:
+    """Return whether the native kernel does not serve how a case lies in memory, nor should it."""
+    x = data(case).x
+    strides, features = tuple(s // x.itemsize for s in x.strides), plan(x.ndim, case.axis).kept_shape(x.shape)
+    return isinstance(native.arrangement(x.shape, strides, features), str)
+
+
+def dense(case: Case) -> Array:
+    """Return x of a case, moved where the native kernel does not serve how it lies."""
+    return np.ascontiguousarray(data(case).x) if lies_apart(case) else data(case).x
+
+
+def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
+    """Ask the native kernel for a forward and a backward in one call each."""
+    d, xp, kernel = data(case), namespace.xp, namespace.kernel
+    x, dy = (namespace.array(a, case.dtype) for a in (dense(case), d.dy))
+    layout = plan(d.x.ndim, case.axis)
+    kept, features = layout.kept_shape(d.x.shape), d.running_mean.shape
+
+    def enter(array: Array | None) -> Any:
+        precise = working(case.dtype)
+        return None if array is None else namespace.array(array.reshape(kept).astype(precise), precise)
+
+    running, gamma, beta = (enter(d.running_mean), enter(d.running_var)), enter(d.gamma), enter(d.beta)
+    assert kernel.forward is not None
+    assert kernel.backward is not None
+    if training:
+        y, moments, inv_std, bits = kernel.forward(x, layout, gamma, beta, eps=EPSILON)
+        assert bits is None
+        using = statistics.Statistics(moments.mean, moments.mean_low, inv_std, 1.0 / moments.count)
+        using = using._replace(per_count=xp.full_like(inv_std, using.per_count))
+        observed = statistics.observed(moments, case.estimator, xp)
+        running = statistics.remembered(statistics.Running(*running), observed, case.momentum, xp)[:2]
+    else:
+        using = statistics.of_running(*running, EPSILON, xp)
+    scale, shift = statistics.forward_scale(using, gamma), statistics.forward_shift(using, gamma, beta, xp)
+    if not training:
+        y = kernel.affine(x, using, scale, shift)
+    wants = Wanted(dx=True, dz=False, sums=True)
+    _, first, second, dx = kernel.backward(dy, x, using, scale, shift, wants=wants)
+    dgamma, dbeta = statistics.gamma_gradient(using, first, second), first
+    of_features = (to_numpy(a).reshape(features) for a in (dgamma, dbeta, *running))
+    dgamma, dbeta, mean, var = of_features
+    return Result(
+        to_numpy(y), to_numpy(dx), None if gamma is None else dgamma, None if beta is None else dbeta, mean, var
+    )
 
 
 def _by_kernel(namespace: Namespace, case: Case, training: bool) -> Result:
-    """Put the eager kernel and the statistics together by hand."""
+    """Put a kernel and the statistics together by hand."""
     d, xp, kernel = data(case), namespace.xp, namespace.kernel
     layout = plan(d.x.ndim, case.axis)
     kept = layout.kept_shape(d.x.shape)
@@ -48,7 +117,8 @@ def _by_kernel(namespace: Namespace, case: Case, training: bool) -> Result:
     def enter(array: Array) -> Any:
         return namespace.array(array.reshape(kept).astype(working(case.dtype)), working(case.dtype))
 
-    x, dy = (namespace.array(a, case.dtype) for a in (d.x, d.dy))
+    moved = dense(case) if isinstance(namespace, ByNative) else d.x
+    x, dy = (namespace.array(a, case.dtype) for a in (moved, d.dy))
     running_mean, running_var = enter(d.running_mean), enter(d.running_var)
     gamma = None if d.gamma is None else enter(d.gamma)
     if training:
@@ -121,12 +191,35 @@ def _by_torch_layer(case: Case, training: bool) -> Result:
     return _by_autograd(x, layer(x), case, [layer.weight, layer.bias], [layer.running_mean, layer.running_var])
 
 
+def _within(context: Callable[[], AbstractContextManager[None]], run: Any, case: Case, training: bool) -> Result:
+    with context():
+        return run(case, training)
+
+
+def to_ml_dtypes(array: Array, dtype: str) -> Array:
+    """Return an array of a dtype that NumPy may not have itself, with the strides of the given one."""
+    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, order="K")
+
+
 TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64")
 IMPLEMENTATIONS = [
     *(Implementation(f"eager-{n.name}", n.dtypes, partial(_by_kernel, n)) for n in NAMESPACES),
     Implementation("torch-function", TORCH_DTYPES, _by_torch_function),
     Implementation("torch-layer", TORCH_DTYPES, _by_torch_layer),
+    Implementation("torch-layer-general", TORCH_DTYPES, partial(_within, without_direct, _by_torch_layer)),
+    Implementation("torch-layer-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_layer)),
+    Implementation("torch-function-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_function)),
 ]
+if not isinstance(native.load(), str):
+    _NATIVE = [
+        ByNative("arrays", np, to_ml_dtypes, TORCH_DTYPES, served=numpy_kernel.KERNEL),
+        ByNative("operators", array_api_compat.torch, to_torch, TORCH_DTYPES, served=operators.KERNEL),
+    ]
+    IMPLEMENTATIONS += [
+        Implementation(f"native-{n.name}{how}", n.dtypes, partial(run, n), empty=False)
+        for n in _NATIVE
+        for how, run in (("", _by_kernel), ("-at-once", _at_once))
+    ]
 if "KERAS_BACKEND" in os.environ:  # a process for one backend of Keras: see test_keras.py
     import keras_contract
 

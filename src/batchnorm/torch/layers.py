@@ -241,7 +241,8 @@ class BatchNorm(Remembering):
         if self.frozen:  # whatever `requires_grad` has been set to since
             named = {name: p if p is None else p.detach() for name, p in named.items()}
         inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
-        self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
+        if input.numel():  # else there is nothing to run
+            self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
         if not by_batch:
             return infer(inputs, recipe)
         self._check_sync()
