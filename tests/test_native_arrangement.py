@@ -1,0 +1,148 @@
+"""How an array lies in memory, in the terms of the native kernel: for any shape, order of axes, features and groups."""
+
+import ctypes
+import math
+from collections.abc import Sequence
+from itertools import groupby, product
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchnorm.kernels import native
+from batchnorm.kernels.eager import kernel
+from batchnorm.kernels.native import Arrangement, arrangement, bits_size
+from batchnorm.kernels.numpy import KERNEL
+from batchnorm.layout import Plan
+from tolerance import assert_close
+
+
+@st.composite
+def lying(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], frozenset[int]]:
+    """Draw a shape, its axes in the order of memory, and those kept."""
+    shape = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=5)))
+    order = tuple(draw(st.permutations(range(len(shape)))))
+    return shape, order, draw(st.frozensets(st.sampled_from(range(len(shape)))))
+
+
+def strides_of(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    strides, step = [0] * len(shape), 1
+    for i in reversed(order):
+        strides[i], step = step, step * shape[i]
+    return tuple(strides)
+
+
+def can_be_served(shape: Sequence[int], order: Sequence[int], kept: frozenset[int], apart: int | None) -> bool:
+    """Return whether the kept axes lie in their order and in two places; of which one is alone, the first."""
+    axes = [i for i in order if shape[i] > 1]
+    mine = [i for i in axes if i in kept]
+    places = [list(run) for is_kept, run in groupby(axes, lambda i: i in kept) if is_kept]
+    if mine != sorted(mine):
+        return False
+    if apart is None:
+        return len(places) <= 2
+    rest = [i for i in axes if i != apart]
+    others = [run for is_kept, run in groupby(rest, lambda i: i in kept) if is_kept]
+    first = not mine or mine[0] == apart
+    between = len(places) == 2 or len(mine) == 1 or len(places[0]) == len(mine)
+    return first and between and len(others) <= 1
+
+
+def view(x: np.ndarray, lies: Arrangement) -> np.ndarray:
+    """Return the elements as they follow one another in memory, in the library's shape."""
+    return x.transpose(lies.order).reshape(lies.sizes)
+
+
+@given(lying())
+def test_sums_of_features_are_those_over_three_of_five_axes(
+    case: tuple[tuple[int, ...], tuple[int, ...], frozenset[int]],
+) -> None:
+    shape, order, kept = case
+    features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
+    lies = arrangement(shape, strides_of(shape, order), features)
+    assert isinstance(lies, Arrangement) == can_be_served(shape, order, kept, None)
+    if isinstance(lies, Arrangement):
+        x = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) ** 2
+        sums = x.sum(tuple(i for i in range(len(shape)) if i not in kept))
+        np.testing.assert_array_equal(view(x, lies).sum((0, 2, 4)).ravel(), sums.ravel())
+
+
+@given(lying(), st.data())
+def test_weights_go_along_every_place_but_that_of_channels(
+    case: tuple[tuple[int, ...], tuple[int, ...], frozenset[int]], data: st.DataObject
+) -> None:
+    shape, order, kept = case
+    groups = data.draw(st.none() | st.sampled_from(sorted(i for i in kept if shape[i] > 1) or [None]))
+    features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
+    varies = tuple(n if i not in kept or i == groups else 1 for i, n in enumerate(shape))
+    w = np.arange(1, 1 + math.prod(varies), dtype=np.int64).reshape(varies)
+    assert native.apart(features, w) == groups
+    lies = arrangement(shape, strides_of(shape, order), features, groups)
+    assert isinstance(lies, Arrangement) == can_be_served(shape, order, kept, groups)
+    if isinstance(lies, Arrangement):
+        x = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) ** 2
+        outer, in_groups, rows, _, inner = lies.sizes
+        reduced = tuple(n if i in lies.weighed else 1 for i, n in enumerate(shape))
+        along = np.broadcast_to(w, reduced).transpose(lies.order).reshape(outer, in_groups, rows, 1, inner)
+        expected = (x * w).sum(tuple(i for i in range(len(shape)) if i not in kept))
+        np.testing.assert_array_equal((view(x, lies) * along).sum((0, 2, 4)).ravel(), expected.ravel())
+
+
+@given(lying(), st.booleans(), st.integers(0, 9))
+def test_moments_equal_those_of_the_eager_kernel(
+    case: tuple[tuple[int, ...], tuple[int, ...], frozenset[int]], weighted: bool, seed: int
+) -> None:
+    shape, order, kept = case
+    if not kept or not can_be_served(shape, order, kept, None):
+        return
+    rng, layout = (
+        np.random.default_rng(seed),
+        Plan(tuple(sorted(kept)), tuple(i for i in range(len(shape)) if i not in kept)),
+    )
+    x = rng.standard_normal([shape[i] for i in order]).transpose(np.argsort(order))
+    along = tuple(1 if i in kept else n for i, n in enumerate(shape))
+    weights = rng.uniform(0.5, 2.0, along) if weighted else None
+    expected = kernel(np).moments(x, layout, weights)
+    for a, b in zip(KERNEL.moments(x, layout, weights), expected, strict=True):
+        assert_close(a, b, "float64", 64.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "kept", "sizes"),
+    [
+        ((70001, 64, 300, 301), (0, 1, 2, 3), (1,), (1, 70001, 64, 90300)),
+        ((70001, 64, 300, 301), (0, 2, 3, 1), (1,), (1, 70001 * 90300, 64, 1)),
+        ((1 << 33, 3), (0, 1), (1,), (1, 1 << 33, 3, 1)),
+        ((3, 1 << 33), (0, 1), (1,), (1, 3, 1 << 33, 1)),
+        ((50_000, 2, 64, 50_000), (0, 1, 2, 3), (1, 2), (1, 50_000, 128, 50_000)),
+        ((50_000, 8, 64, 50_000), (1, 0, 2, 3), (1, 2), (8, 50_000, 64, 50_000)),
+    ],
+)
+def test_more_elements_than_31_bits(shape: Any, order: Any, kept: Any, sizes: Any) -> None:
+    features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
+    lies = arrangement(shape, strides_of(shape, order), features)
+    assert isinstance(lies, Arrangement)
+    outer, groups, rows, channels, inner = lies.sizes
+    assert (groups, outer * rows, channels, inner) == sizes
+    assert math.prod(lies.sizes) > 1 << 31
+    assert 16 * bits_size(lies.sizes, "float32") >= math.prod(lies.sizes)
+    assert len(native.CALL.pack(0, *lies.sizes, *[0] * 23, 0.0, 0)) == native.CALL.size  # it holds them
+
+
+@pytest.mark.parametrize("dtype", native.DTYPES)
+def test_masks_are_as_many_as_the_library_says(dtype: str) -> None:
+    library = native.load()
+    assert not isinstance(library, str), library
+    size = library.handle.bn_bits_size
+    size.restype, sizes = ctypes.c_int64, (1, 2, 7, 8, 9, 15, 16, 17, 33)
+    for outer, groups, rows, channels, inner in product((1, 3), (1, 2), (1, 5), sizes, sizes):
+        shape = outer, groups, rows, channels, inner
+        call = native.CALL.pack(0, *shape, native.DTYPES[dtype], *[0] * 22, 0.0, 0)
+        assert bits_size(shape, dtype) == size(call), shape
+
+
+@pytest.mark.parametrize("strides", [(7, 1), (1, 5), (6, 2), (0, 1), (-6, 1), (6, -1), (1, 1)])
+def test_what_is_not_dense_is_refused(strides: tuple[int, int]) -> None:
+    assert "not dense" in str(arrangement((4, 6), strides, (1, 6)))
