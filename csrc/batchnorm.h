@@ -64,10 +64,12 @@ typedef struct {
     int64_t fixed; /* in bn_backward: whether the statistics are constants, dx = scale * dz */
 } bn_call;
 
-/* Each returns 0, or a bn_error and has done nothing.
+/* Each returns 0, or a bn_error: then it has done nothing, but for the last two, where outputs are undefined.
  * z = ((x - mean) - mean_low) * scale + shift + residual throughout, in this order and without fused operations: the
  * backward finds the same bits as the forward. */
-typedef enum { BN_OK, BN_BAD_SHAPE, BN_BAD_DTYPE, BN_BAD_ACTIVATION, BN_NULL_POINTER, BN_NO_MEMORY } bn_error;
+typedef enum {
+    BN_OK, BN_BAD_SHAPE, BN_BAD_DTYPE, BN_BAD_ACTIVATION, BN_NULL_POINTER, BN_NO_MEMORY, BN_BAD_PARALLEL_FOR
+} bn_error;
 
 /* x, weights -> mean, mean_low, m2. */
 int bn_moments(const bn_call *call);

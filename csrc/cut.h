@@ -71,7 +71,7 @@ private:
 template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n, const Each &each) {
     if (bytes <= INLINE_BYTES || n < 2) {
         for (int64_t i = 0; i < n; ++i) each(i);
-        return 0;
+        return BN_OK;
     }
     struct Job {
         const Each *each;
@@ -82,7 +82,7 @@ template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n,
         Job &own = *static_cast<Job *>(context);
         for (int64_t i; (i = own.next.fetch_add(1, std::memory_order_relaxed)) < own.n;) (*own.each)(i);
     };
-    return (c.parallel_for ? c.parallel_for : pool_parallel_for)(0, n, 1, work, &job);
+    return (c.parallel_for ? c.parallel_for : pool_parallel_for)(0, n, 1, work, &job) ? BN_BAD_PARALLEL_FOR : BN_OK;
 }
 
 }  // namespace batchnorm

@@ -59,8 +59,7 @@ template <class A> int infer(const bn_call &c) {
     }
     bn_call then = c;
     then.scale = scale;
-    map<A>(then, sweeps(c).affine);
-    return BN_OK;
+    return map<A>(then, sweeps(c).affine);
 }
 
 template <class A> int backward(const bn_call &c, bool writes) {
@@ -77,8 +76,7 @@ template <class A> int backward(const bn_call &c, bool writes) {
         remember_sums<A>(c, f, sum, centred, count, coefficients, numbers<A>(then.constant));
     };
     if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) {
-        map<A>(then, sweeps(c).elementwise);
-        return BN_OK;
+        return map<A>(then, sweeps(c).elementwise);
     }
     return sum_then_map<A>(c, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, writes && (c.dx || c.dz));
 }
@@ -153,8 +151,8 @@ BN_EXPORT int bn_moments(const bn_call *c) {
 
 BN_EXPORT int bn_affine(const bn_call *c) {
     if (const int error = checked(c)) return error;
-    const auto single = [](const bn_call &d) { return map<float>(d, sweeps(d).affine), int(BN_OK); };
-    const auto twice = [](const bn_call &d) { return map<double>(d, sweeps(d).affine), int(BN_OK); };
+    const auto single = [](const bn_call &d) { return map<float>(d, sweeps(d).affine); };
+    const auto twice = [](const bn_call &d) { return map<double>(d, sweeps(d).affine); };
     return run(c, {c->x, c->y}, {c->mean}, single, twice);
 }
 
@@ -177,8 +175,8 @@ BN_EXPORT int bn_backward_reduce(const bn_call *c) {
 
 BN_EXPORT int bn_backward_elementwise(const bn_call *c) {
     if (const int error = checked(c)) return error;
-    const auto single = [](const bn_call &d) { return map<float>(d, sweeps(d).elementwise), int(BN_OK); };
-    const auto twice = [](const bn_call &d) { return map<double>(d, sweeps(d).elementwise), int(BN_OK); };
+    const auto single = [](const bn_call &d) { return map<float>(d, sweeps(d).elementwise); };
+    const auto twice = [](const bn_call &d) { return map<double>(d, sweeps(d).elementwise); };
     return run(c, {c->x, c->dy}, {c->mean}, single, twice);
 }
 

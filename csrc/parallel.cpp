@@ -112,14 +112,22 @@ Shared *shared() {
 }  // namespace
 
 int pool_parallel_for(int64_t begin, int64_t end, int64_t, Task task, void *context) {
-    Shared *own = shared();
-    const std::unique_lock<std::mutex> lock(own->in_use, std::try_to_lock);
-    if (lock.owns_lock() && own->threads > 1) {
-        if (!own->pool) own->pool = new Pool(own->threads);
-        own->pool->run(begin, end, task, context);
-    } else {
-        task(begin, end, context);
+    static thread_local bool inside = false;  // a call within a call
+    if (!inside) {
+        try {
+            Shared *own = shared();
+            const std::unique_lock<std::mutex> lock(own->in_use, std::try_to_lock);
+            if (lock.owns_lock() && own->threads > 1) {
+                if (!own->pool) own->pool = new Pool(own->threads);
+                inside = true;
+                own->pool->run(begin, end, task, context);
+                inside = false;
+                return 0;
+            }
+        } catch (...) {  // no memory for a pool: nothing has run yet
+        }
     }
+    task(begin, end, context);
     return 0;
 }
 

@@ -62,12 +62,13 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
     double *all = memory.reserve(cut.tiles() * cut.parts * each);
     if (!all) return BN_NO_MEMORY;
     const auto sums_of = [=](int64_t i) { return Sums{all + i * each, all + i * each + room, 0}; };
-    everywhere(c, cut.bytes, cut.tiles() * cut.parts, [&](int64_t i) {
+    const int error = everywhere(c, cut.bytes, cut.tiles() * cut.parts, [&](int64_t i) {
         Sums sums = sums_of(i);
         clear(sums, room);
         sweep(c, cut.tile(c, i / cut.parts, i % cut.parts), sums);
         all[i * each + 2 * room] = sums.count;
     });
+    if (error) return error;
     for (int64_t i = 0; i < cut.tiles(); ++i) {
         const Tile t = cut.tile(c, i, 0);
         Sums &group = into[t.group];
@@ -84,10 +85,10 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
     return BN_OK;
 }
 
-inline void map_tiles(const bn_call &c, MapSweep sweep) {
+inline int map_tiles(const bn_call &c, MapSweep sweep) {
     const Cut cut(c);
     const int64_t n = cut.tiles() * cut.parts;
-    everywhere(c, cut.bytes, n, [&](int64_t i) {  // backwards: the end of the data is what a sweep before has left in the cache
+    return everywhere(c, cut.bytes, n, [&](int64_t i) {  // backwards: the end of the data is what a sweep before has left in the cache
         const int64_t back = n - 1 - i;
         sweep(c, cut.tile(c, back / cut.parts, back % cut.parts), cut.bytes >= STREAM_BYTES);
     });
@@ -109,11 +110,11 @@ template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Su
     return BN_OK;
 }
 
-template <class A> void map(const bn_call &c, MapSweep sweep) {
+template <class A> int map(const bn_call &c, MapSweep sweep) {
     const Folded<A> folded(c);
     if (folded.times == 1) return map_tiles(c, sweep);
-    map_tiles(folded.main, sweep);
-    map_tiles(folded.rest, sweep);
+    if (const int error = map_tiles(folded.main, sweep)) return error;
+    return map_tiles(folded.rest, sweep);
 }
 
 // Sum, finish each feature by `finish(f, first, second, count)`, and map `then`, unless it has nothing to write: tile by
@@ -143,8 +144,7 @@ int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &f
     }
     if (const int error = gather<A>(c, sweep, moments, sums)) return error;
     for (int64_t f = 0; f < cut.features; ++f) finish(f, all[f], all[cut.features + f], sums[f / c.channels].count);
-    if (writes) map<A>(then, last);
-    return BN_OK;
+    return writes ? map<A>(then, last) : int(BN_OK);
 }
 
 }  // namespace batchnorm

@@ -21,6 +21,7 @@ LIBRARY = Path(__file__).with_name("libbatchnorm_native.so")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "tanh": 5, "sigmoid": 6}
 FUNCTIONS = ("moments", "affine", "infer", "forward", "backward_reduce", "backward_elementwise", "backward", "remember")
+_ERRORS = ("", "bad shape", "bad dtype", "bad activation", "null pointer", "no memory", "bad parallel_for")
 CALL = struct.Struct("=8q21qdq")  # bn_call
 MEMORY = struct.Struct("=8q2d2q")  # bn_memory
 _REMEMBERED = 4096  # arrangements
@@ -187,7 +188,13 @@ def run(
         )
     )  # fmt: skip
     if error:
-        raise MemoryError if error == 5 else ArgumentError(f"bn_{function} refused the call: error {error} of bn_error")
+        raise failure(function, error)
+
+
+def failure(function: str, error: int) -> Exception:
+    """Return what to raise for a bn_error."""
+    name = _ERRORS[error] if error < len(_ERRORS) else str(error)
+    return MemoryError(name) if name == "no memory" else ArgumentError(f"the native kernel refused {function}: {name}")
 
 
 def bits_size(sizes: Sizes, dtype: str) -> int:

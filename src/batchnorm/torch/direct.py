@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from batchnorm.activations import ACTIVATIONS, check_activation
 from batchnorm.conventions import ESTIMATORS, Estimator, check_epsilon
@@ -19,16 +18,21 @@ from batchnorm.kernels import native
 from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Moments
 from batchnorm.steps import Inputs, Recipe
-from batchnorm.torch.normalize import Normalize, Signs
+from batchnorm.torch.native import ordinary, watched
+from batchnorm.torch.normalize import Normalize, Signs, as_before
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
-from batchnorm.torch.training import SMALL_BATCH, Step
-from batchnorm.torch.transforms import transforming
+from batchnorm.torch.training import NON_FINITE, SMALL_BATCH, Step
 
 _LIBRARY = native.load()
 _FUNCTIONS = {} if isinstance(_LIBRARY, str) else _LIBRARY.functions
-_forward, _backward, _infer, _remember = map(_FUNCTIONS.get, ("forward", "backward", "infer", "remember"))
 _pack, _pack_memory = native.CALL.pack, native.MEMORY.pack
+
+
+def _run(function: str, call: bytes) -> None:
+    error = _FUNCTIONS[function](call)
+    if error:
+        raise native.failure(function, error)
 
 
 class Prepared(NamedTuple):
@@ -36,6 +40,7 @@ class Prepared(NamedTuple):
 
     Attributes:
         recipe: Of the general way.
+        lies: Strides and dtype of x.
         features: (C,).
         kept: The kept shape.
         size: N.
@@ -47,6 +52,7 @@ class Prepared(NamedTuple):
     """
 
     recipe: Recipe
+    lies: tuple[tuple[int, ...], torch.dtype]
     features: tuple[int, ...]
     kept: tuple[int, ...]
     size: int
@@ -64,7 +70,7 @@ def prepare(
     """Return what there is to settle, or None where the general way must serve."""
     check_epsilon(eps)
     check_activation(activation)
-    if _forward is None or dtype not in NAMES or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) >= 2:
+    if not _FUNCTIONS or dtype not in NAMES or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) >= 2:
         return None
     layout: Plan = plan(len(shape), axis)
     kept, features = layout.kept_shape(shape), layout.parameter_shape(shape)
@@ -75,7 +81,7 @@ def prepare(
     name, by_sign = NAMES[dtype], activation is not None and ACTIVATIONS[activation].by_sign
     head = (PARALLEL_FOR, *lies.sizes, native.DTYPES[name], native.ACTIVATIONS[activation])
     return Prepared(
-        Recipe(layout, eps, activation), features, kept, layout.count(shape), working,
+        Recipe(layout, eps, activation), (strides, dtype), features, kept, layout.count(shape), working,
         math.prod(features) * working.itemsize, head, native.bits_size(lies.sizes, name) if by_sign else 0,
         activation is not None and not by_sign,
     )  # fmt: skip
@@ -83,44 +89,27 @@ def prepare(
 
 def serves(x: Tensor, residual: Tensor | None) -> bool:
     """Return whether these are plain tensors on a CPU, and nobody looks on at what is done to them."""
-    kind = type(x)
     return (
-        (kind is Tensor or kind is torch.nn.Parameter)
-        and x.is_cpu
-        and (residual is None or _alike(residual, x))
-        and not _watched()
+        not torch.compiler.is_compiling()
+        and ordinary(x)
+        and (residual is None or (ordinary(residual) and _alike(residual, x)))
+        and watched() is None
     )
 
 
-def _alike(residual: Any, x: Tensor) -> bool:
-    return (
-        type(residual) is Tensor
-        and residual.dtype is x.dtype
-        and residual.is_cpu
-        and residual.shape == x.shape
-        and residual.stride() == x.stride()
-    )
-
-
-def _watched() -> bool:
-    """Return whether a compiler, a transform, a tracer or a dispatch mode wants to see every operation."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()  # pyright: ignore
-        or transforming()
-        or torch._C._get_tracing_state() is not None  # pyright: ignore
-        or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
-    )
+def _alike(residual: Tensor, x: Tensor) -> bool:
+    return residual.dtype is x.dtype and residual.shape == x.shape and residual.stride() == x.stride()
 
 
 def plain(t: Any, prepared: Prepared, *, parameter: bool = False) -> bool:
     """Return whether this is None, or numbers of features that the library can read; a parameter may have 16 bits."""
     return t is None or (
         (type(t) is torch.nn.Parameter or type(t) is Tensor)
+        and t.is_cpu
         and (t.dtype is prepared.working or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
         and t.shape == prepared.features
-        and t.is_cpu
         and t.is_contiguous()
+        and t.data_ptr() != 0
     )
 
 
@@ -153,7 +142,8 @@ class Direct(torch.autograd.Function):
         numbers = x.new_empty(5 * prepared.row // prepared.working.itemsize, dtype=prepared.working)
         bits = None if residual is None or not prepared.signs else x.new_empty(prepared.signs, dtype=torch.int16)
         at, gamma, beta = numbers.data_ptr(), _precise(weight, prepared), _precise(bias, prepared)
-        _forward(  # pyright: ignore[reportOptionalCall]
+        _run(
+            "forward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0,
                 0 if bits is None else bits.data_ptr(), at, at + row, at + 2 * row, at + 3 * row, at + 4 * row,
@@ -169,19 +159,23 @@ class Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, γ, β and the residual."""
-        if torch.is_grad_enabled():  # they will be differentiated
-            return _differentiably(ctx, grad_outputs[0])
         prepared: Prepared = ctx.prepared
-        x, weight, bias, residual, numbers, bits = ctx.saved_tensors
         (dy,), (wants_dx, wants_dgamma, wants_dbeta, wants_dz, *_) = grad_outputs, ctx.needs_input_grad
-        if dy.stride() != x.stride() or dy.dtype is not x.dtype:
-            dy = torch.empty_like(x).copy_(dy)
+        if torch.is_grad_enabled() or not ordinary(dy) or watched() is not None:
+            return _generally(ctx, dy)
+        x, weight, bias, residual, numbers, bits = ctx.saved_tensors
+        lies = prepared.lies
+        if x.stride() != lies[0] or dy.stride() != lies[0] or x.dtype is not lies[1] or dy.dtype is not lies[1]:
+            x, dy = as_before(x, lies), as_before(dy, lies)
+        if residual is not None:
+            residual = as_before(residual, lies)
         dx = torch.empty_like(x) if wants_dx else None
         dz = torch.empty_like(x) if wants_dz and prepared.recipe.activation is not None else None
         dgamma = _room(weight, prepared) if wants_dgamma else None
         dbeta = _room(bias, prepared) if wants_dbeta else None
         at, row, beta = numbers.data_ptr(), prepared.row, _precise(bias, prepared)
-        _backward(  # pyright: ignore[reportOptionalCall]
+        _run(
+            "backward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, 0, dy.data_ptr(),
                 0 if dx is None else dx.data_ptr(), 0 if dz is None else dz.data_ptr(),
@@ -197,8 +191,8 @@ class Direct(torch.autograd.Function):
         return dx, dgamma, dbeta, (dy if prepared.recipe.activation is None else dz) if wants_dz else None, None, None
 
 
-def _differentiably(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Return the gradients by the general way, which can be differentiated again."""
+def _generally(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients by the general way: they will be differentiated again, or are more than their memory."""
     prepared: Prepared = ctx.prepared
     x, weight, bias, residual, numbers, bits = ctx.saved_tensors
     mean, mean_low, m2, inv_std, _ = (row.reshape(prepared.kept) for row in numbers.view(5, -1))
@@ -207,6 +201,7 @@ def _differentiably(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         recipe=prepared.recipe,
         saved_tensors=(*inputs, None, mean, m2, mean_low, inv_std, *([] if bits is None else [bits])),
         signs=Signs(False, bits is not None),
+        lies=prepared.lies,
         needs_input_grad=(False, *ctx.needs_input_grad[:4]),
         bias_dtype=None if bias is None else bias.dtype,
         residual_dtype=x.dtype if ctx.residual_wanted else None,
@@ -246,42 +241,59 @@ def remember(
     """
     mean, var, batches = running
     at, row, working = seen.data_ptr(), prepared.row, prepared.working
-    moved = _remember(  # pyright: ignore[reportOptionalCall]
+    moved = _FUNCTIONS["remember"](
         _pack_memory(
             row // working.itemsize, native.DTYPES[NAMES[working]], at, at + row, at + 2 * row,
             mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
             prepared.size, momentum, estimator == "unbiased", skip,
         )
     )  # fmt: skip
-    torch.autograd.graph.increment_version((mean, var))
+    if moved < 0:
+        raise native.failure("remember", -moved)
+    torch.autograd.graph.increment_version((mean, var) if batches is None else (mean, var, batches))
     return moved == 1
 
 
-def _trains_plainly(layer: Any, x: Tensor) -> bool:
-    """Return whether the options of a layer, right or wrong, are none that the general way must see to."""
-    momentum = layer.momentum
+def _right(layer: Any, x: Tensor) -> bool:
+    """Return whether the options are right, and of types that can be remembered; else the general way complains."""
+    momentum, activation = layer.momentum, layer.activation
     return (
-        layer.training
-        and not (layer.frozen or layer.by_running or layer.sync)
-        and layer.renorm is None
-        and layer.virtual_batch_size is None
-        and layer.adjustment is None
-        and layer.nonfinite in ("skip", "propagate")
-        and layer.small_batch in SMALL_BATCH
-        and type(momentum) is float
+        type(momentum) is float
         and 0.0 <= momentum <= 1.0
+        and type(layer.eps) is float
+        and type(layer.axis) is int
+        and (activation is None or type(activation) is str)
+        and layer.nonfinite in NON_FINITE
+        and layer.small_batch in SMALL_BATCH
         and layer.running_variance in ESTIMATORS
         and (layer.ranks is None or x.ndim in layer.ranks)
     )
 
 
+def _trains_plainly(layer: Any) -> bool:
+    """Return whether the options of a layer are none that the general way must see to."""
+    return not (
+        layer.frozen
+        or layer.by_running
+        or layer.sync
+        or layer.renorm is not None
+        or layer.virtual_batch_size is not None
+        or layer.adjustment is not None
+        or layer.nonfinite == "raise"
+    )
+
+
 def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return the output of a training step of a layer, and move its statistics; None where this way does not serve."""
-    if not _trains_plainly(layer, x) or not serves(x, residual):
+    if not _trains_plainly(layer) or not _right(layer, x) or not serves(x, residual):
         return None
     ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
-    weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-    mean, var, batches = (layer._buffers[name] for name in ("running_mean", "running_var", "num_batches_tracked"))
+    try:
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+        buffers = layer._buffers
+        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+    except KeyError:  # somebody has put something else in their place
+        return None
     if (
         ready is None
         or ready.size <= 1
@@ -299,16 +311,16 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     if layer.collected is not None:
         layer._remember(step(seen[0], ready))
     elif not remember((mean, var, batches), seen[0], ready, momentum=layer.momentum, estimator=estimator, skip=skip):
-        layer._count(torch.zeros((), dtype=torch.bool))
+        layer._count(seen[0].new_zeros((), dtype=torch.bool))
     return y
 
 
 def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return the output of a layer in inference where no gradient is wanted; None where this way does not serve."""
     mean, var, weight, bias = (*map(layer._buffers.get, ("running_mean", "running_var")), layer.weight, layer.bias)
-    if layer.training or mean is None or var is None or not serves(x, residual) or _differentiated(x, residual, layer):
+    if mean is None or var is None or not _right(layer, x) or not serves(x, residual):
         return None
-    if layer.ranks is not None and x.ndim not in layer.ranks:
+    if _differentiated(x, residual, layer):
         return None
     ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
     if (
@@ -318,7 +330,8 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     ):
         return None
     y, gamma, beta = torch.empty_like(x), _precise(weight, ready), _precise(bias, ready)
-    _infer(  # pyright: ignore[reportOptionalCall]
+    _run(
+        "infer",
         _pack(
             *ready.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0, 0,
             mean.data_ptr(), 0, var.data_ptr(), 0, 0, 0 if gamma is None else gamma.data_ptr(),

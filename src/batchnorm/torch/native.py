@@ -1,8 +1,11 @@
 """The native kernel on torch's tensors: whether it serves them, and in which way."""
 
+from typing import Any
+
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore
 from torch.autograd import forward_ad
 
 from batchnorm.kernels import Kernel, dense, native
@@ -10,16 +13,46 @@ from batchnorm.layout import Plan
 from batchnorm.torch import operators
 from batchnorm.torch.snapshot import tracing
 from batchnorm.torch.tensors import DENSE, NAMES
-from batchnorm.torch.transforms import transforming
 
 LOADED = native.load()
 DIRECT = dense.kernel(xp, DENSE)
+MODE = "a dispatch mode"
+_keys, _modes, _tracing_state = torch._C._dispatch_keys, torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state  # pyright: ignore
+_includes, _PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch  # pyright: ignore
+_exporting = torch.compiler.is_exporting
+with torch.inference_mode():
+    _ORDINARY = {_keys(torch.empty(0, device="cpu")).raw_repr()}  # of a tensor without any history
+_ORDINARY.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+WRITTEN_DOWN = "operations are written down, for machines that may not have the native kernel"
 
 
-def _looks_dense(x: Tensor) -> bool:
-    """Return whether x lies in a format that torch has a name for: what a compiler can guard."""
+def ordinary(t: Any) -> bool:
+    """Return whether a tensor is no more than its memory: dense or not, but no stand-in, view of signs, or subclass."""
+    kind = type(t)
+    return (kind is Tensor or kind is torch.nn.Parameter) and _keys(t).raw_repr() in _ORDINARY
+
+
+def watched() -> str | None:
+    """Return who wants to see every operation, None for nobody: then the library may work on the memory alone."""
+    if _modes() or _includes(_PRE_DISPATCH):
+        return MODE
+    if _exporting() or _tracing_state() is not None:  # pyright: ignore
+        return WRITTEN_DOWN
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        return "forward-mode derivatives are those of framework operations"
+    if functorch.peek_interpreter_stack() is not None:
+        return "torch.func transforms framework operations"
+    return None
+
+
+def _by_operators(x: Tensor, plan: Plan, weights: Tensor | None) -> Kernel | str:
+    """Return the kernel as operators, where torch has a name for how x lies: what a compiler can guard."""
     named = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return x.is_contiguous() or (named is not None and x.is_contiguous(memory_format=named))
+    dense_ = x.is_contiguous() or (named is not None and x.is_contiguous(memory_format=named))
+    expressible = weights is None or plan.group_axis in (None, plan.kept[0])
+    if dense_ and expressible and len(plan.kept) == 1 + (plan.group_axis is not None):
+        return operators.KERNEL
+    return "the input lies in no memory format of torch"
 
 
 def serve(x: Tensor, plan: Plan, residual: Tensor | None = None, weights: Tensor | None = None) -> Kernel | str:
@@ -33,18 +66,12 @@ def serve(x: Tensor, plan: Plan, residual: Tensor | None = None, weights: Tensor
     if residual is not None and residual.dtype != x.dtype:
         return f"the residual is {residual.dtype}, the input {x.dtype}"
     if torch.compiler.is_compiling():
-        simple = _looks_dense(x) and len(plan.kept) == 1 + (plan.group_axis is not None)
-        expressible = weights is None or plan.group_axis in (None, plan.kept[0])
-        return operators.KERNEL if simple and expressible and not tracing() else "no memory format of torch"
-    if tracing():
-        return "operations are written down, for machines that may not have the native kernel"
-    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
-        return "forward-mode derivatives are those of framework operations"
-    if transforming():
-        return "torch.func transforms framework operations"
+        return WRITTEN_DOWN if tracing() else _by_operators(x, plan, weights)
+    who = watched()
+    if who == MODE or (who is None and type(x) not in (Tensor, torch.nn.Parameter)):
+        return _by_operators(x, plan, weights)
+    if who is not None or not ordinary(x) or not (residual is None or ordinary(residual)):
+        return who or "the input is a stand-in for other tensors"
     features = plan.kept_shape(x.shape)
     lies = native.arrangement(x.shape, x.stride(), features, native.apart(features, weights))
-    if isinstance(lies, str):
-        return lies
-    looked_on = type(x) is not Tensor and type(x) is not torch.nn.Parameter
-    return operators.KERNEL if looked_on or torch._C._len_torch_dispatch_stack() else DIRECT  # pyright: ignore
+    return lies if isinstance(lies, str) else DIRECT

@@ -65,7 +65,9 @@ def _differentiate(
 
 def _signs_again(inputs: Inputs, recipe: Recipe, using: Statistics, bits: Tensor | None) -> Tensor:
     """Return numbers of the sign of z from what the native kernel has kept: from act'(z), as it finds that."""
-    kernel = kernels.select(inputs.x, recipe.plan, xp, weights=inputs.weights)
+    kernel = native.DIRECT  # which alone keeps bits
+    if bits is None:
+        kernel = kernels.select(inputs.x, recipe.plan, xp, weights=inputs.weights)
     found: Any = _differentiate(
         kernel, torch.ones_like(inputs.x), inputs, recipe, using, signs=Signs(None, bits),
         wants=Wanted(dx=False, dz=True, sums=False),
@@ -83,6 +85,18 @@ def _signed(function: Callable[..., Any]) -> Callable[..., Any]:
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
     function.__signature__ = inspect.Signature(parameters)  # pyright: ignore[reportFunctionMemberAccess]
     return function
+
+
+def lies(x: Tensor) -> tuple[tuple[int, ...], torch.dtype]:
+    """Return how x lies in memory: its strides and dtype."""
+    return x.stride(), x.dtype
+
+
+def as_before(t: Any, before: tuple[tuple[int, ...], torch.dtype] | None) -> Any:
+    """Return a tensor that lies in memory as x did in the forward: hooks may have brought it back otherwise."""
+    if t is None or before is None or (t.stride() == before[0] and t.dtype is before[1]):
+        return t
+    return torch.empty_strided(t.shape, before[0], dtype=before[1], device=t.device).copy_(t)
 
 
 class Normalize(torch.autograd.Function):
@@ -137,6 +151,7 @@ class Normalize(torch.autograd.Function):
         ctx.signs = Signs(by_sign and kernel.backward is None, kept_bits)
         if activation is None or ctx.signs.y or kept_bits:
             given = given._replace(residual=None)
+        ctx.lies = None if torch.compiler.is_compiling() else lies(given.x)
         ctx.save_for_backward(*given, y if ctx.signs.y else None, *moments)
 
     @staticmethod
@@ -145,14 +160,16 @@ class Normalize(torch.autograd.Function):
         recipe: Recipe = ctx.recipe
         plan, saved = recipe.plan, ctx.saved_tensors
         inputs = Inputs(*saved[: len(Inputs._fields)])
+        inputs = inputs._replace(x=as_before(inputs.x, ctx.lies))
         y, *seen = saved[len(Inputs._fields) :]
         x, weight = inputs.x, inputs.weight
         again = torch.is_grad_enabled()  # the gradients will be differentiated: by the framework's own operations
-        kernel = kernels.plain(xp)
-        if not again and y is None:  # the eager kernel has kept y, and perhaps nothing else that tells the sign
+        kernel, many = kernels.plain(xp), not torch.compiler.is_compiling() and not native.ordinary(grad_outputs[0])
+        if not again and not many and y is None:  # what the eager kernel has begun it ends: it has kept y for the sign
             kernel = kernels.select(x, plan, xp, residual=inputs.residual, weights=inputs.weights)
         using, signs = _seen(inputs, recipe, seen, again=again), Signs(y, seen[-1] if ctx.signs.bits else None)
-        if again and signs.y is None and recipe.activation is not None and ACTIVATIONS[recipe.activation].by_sign:
+        by_sign = recipe.activation is not None and ACTIVATIONS[recipe.activation].by_sign
+        if kernel.backward is None and signs.y is None and by_sign:
             with torch.no_grad():
                 signs = Signs(_signs_again(inputs, recipe, _seen(inputs, recipe, seen, again=False), signs.bits), None)
         wants_dx, *learned = ctx.needs_input_grad[1:4]
