@@ -6,7 +6,6 @@ Every backend offers the same functions on the same shapes. Per-feature arrays h
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
 
 from batchnorm.kernels import eager, native, numpy
 from batchnorm.kernels.interface import Backward, Forward, Kernel, Wanted
@@ -39,7 +38,6 @@ def plain(xp: Namespace) -> Kernel:
     return _EAGER.get(xp.__name__) or eager.kernel(xp)
 
 
-@lru_cache
 def _because(kernel: Kernel, reason: str) -> Kernel:
     return replace(kernel, reason=reason)
 
