@@ -4,12 +4,13 @@ from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """`old`, which occurs exactly once in `file` under src/batchnorm, becomes `new`."""
+    """`old`, exactly once in `file` under src/batchnorm, becomes `new`; `part` of the suite must see it."""
 
     name: str
     file: str
     old: str
     new: str
+    part: str = ""
 
 
 MUTANTS = [
@@ -104,7 +105,12 @@ MUTANTS = [
         "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps))",
         "return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps), 0.125)",
     ),
-    Mutant("second derivative with constant moments", "torch/normalize.py", "if torch.is_grad_enabled():", "if False:"),
+    Mutant(
+        "second derivative with constant moments",
+        "torch/normalize.py",
+        "again = torch.is_grad_enabled()",
+        "again = False",
+    ),
     Mutant("one value per channel trains", "torch/check.py", "(size // groups) != 1", "(size // groups) != -1"),
     Mutant(
         "momentum set later unchecked",

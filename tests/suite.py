@@ -10,21 +10,25 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# The definition is tried on one array namespace; the torch layer by what its users see; the study by its judgements.
+# The definition is tried on one array namespace; the torch layer by what its users see, on the native kernel and, as on
+# a GPU, on the eager one; the study by its judgements.
+TORCH = [
+    "torch_state",
+    "torch_layer",
+    "torch_gradients",
+    "torch_options",
+    "torch_renorm",
+    "torch_combinations",
+    "torch_recompute",
+    "torch_edges",
+    "torch_control",
+    "torch_robust",
+]
 PARTS = {
     "definition": ["conventions", "layout", "reference", "statistics", "activations", "kernel_options", "contract"],
-    "torch": [
-        "torch_state",
-        "torch_layer",
-        "torch_gradients",
-        "torch_options",
-        "torch_renorm",
-        "torch_combinations",
-        "torch_recompute",
-        "torch_edges",
-        "torch_control",
-        "torch_robust",
-    ],
+    "torch": TORCH,
+    "torch-eager": TORCH,
+    "native": ["native_arrangement", "native_statistics", "native_torch", "native_operators", "native"],
     "keras": [
         "keras_backend/test_conformance",
         "keras_backend/test_masks",
@@ -44,6 +48,15 @@ PARTS = {
     ],
     "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],
 }
+NATIVE = [
+    "kernels/dense.py",
+    "kernels/native.py",
+    "kernels/numpy.py",
+    "torch/direct.py",
+    "torch/native.py",
+    "torch/operators.py",
+    "torch/tensors.py",
+]
 DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
 
 _processes = multiprocessing.get_context("forkserver")
@@ -67,6 +80,8 @@ _processes.set_forkserver_preload(
 
 def part_of(file: str) -> str:
     """Return the part that tries a file of the package."""
+    if file in NATIVE:
+        return "native"
     folder = "torch" if file == "steps.py" else file.partition("/")[0]  # the steps by the layer that users see
     return folder if folder in PARTS else "definition"
 
@@ -85,6 +100,8 @@ def _run(part: str, source: Path, files: list[str], log: Path) -> None:
     torch.set_num_threads(1)
     if part == "keras":
         os.environ["KERAS_BACKEND"] = "torch"  # loaded already, so the quickest
+    if part == "torch-eager":
+        os.environ["BATCHNORM_KERNEL"] = "eager"
     os.chdir(ROOT)
     sys.path.insert(0, str(source))
     options = ["-x", "-q", "--tb=no", "--assert=plain", "-p", "no:cacheprovider", "--hypothesis-profile=mutants"]

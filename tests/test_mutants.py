@@ -10,8 +10,9 @@ import pytest
 import suite
 from mutants import MUTANTS, Mutant
 from mutants_batch_size import BATCH_SIZE
+from mutants_native import NATIVE
 
-EVERY = [*MUTANTS, *BATCH_SIZE]
+EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE]
 SOURCE = suite.ROOT / "src" / "batchnorm"
 CACHES = shutil.ignore_patterns("__pycache__")
 
@@ -34,7 +35,7 @@ def killer(outcome: suite.Outcome) -> str | None:
 @pytest.mark.parametrize("mutant", EVERY, ids=lambda m: m.name)
 def test_a_fault_is_rejected(mutant: Mutant, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     write_mutant(mutant, tmp_path)
-    outcome = suite.run(suite.part_of(mutant.file), tmp_path)
+    outcome = suite.run(mutant.part or suite.part_of(mutant.file), tmp_path)
     record_property("mutant", (mutant.name, mutant.file, killer(outcome) or "SURVIVED"))
     assert killer(outcome), outcome.output
 
