@@ -27,7 +27,7 @@ def expected(case: Case, given: Arrays) -> tuple[Outputs, Outputs]:
     """Return the right outputs for the checked features, and how far off each may be whatever the rounding.
 
     Returns:
-        y in inference; y, dx, dgamma, dbeta and, where there is one, dresidual in training. With ReLU, gradients have
+        y; where there is a backward dx, dgamma, dbeta and, where there is one, dresidual too. With ReLU, gradients have
         room for the elements whose pre-activation is as near to zero as rounding may move it: their slope is in doubt.
     """
     op, at, axis = case.operation, checked_features(case), case.axis_in_memory
@@ -39,7 +39,7 @@ def expected(case: Case, given: Arrays) -> tuple[Outputs, Outputs]:
         done = reference.infer(x, given.mean[at], given.var[at], gamma, beta, eps=EPS, axis=axis)
     z = done.y + residual if op.add else done.y
     right: Outputs = {"y": np.maximum(z, 0.0) if op.relu else z}
-    if not op.training:
+    if not op.backward:
         return right, {}
     right |= _gradients(dy * (z > 0) if op.relu else dy, done, add=op.add)
     if not op.relu:
