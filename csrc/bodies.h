@@ -74,6 +74,7 @@ template <class T, bool weighted, bool planar_> struct Moments {
 
 // y = act(((x − mean) − mean_low)·scale + shift + residual), and whether it is before the activation > 0.
 template <class T, Kind kind, bool planar_> struct Affine {
+    using Storage = T;
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
@@ -160,6 +161,7 @@ template <class T, Kind kind, bool planar_> struct Reduce {
 
 // dx = dz·scale + w·((x−μ)·of_centred + constant), and dz; each where it is wanted.
 template <class T, Kind kind, bool planar_> struct Elementwise {
+    using Storage = T;
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;

@@ -67,6 +67,29 @@ private:
     int64_t groups_ = 0;
 };
 
+// For maps alone: pieces that lie together in memory, since nothing has to be finished for a channel as a whole.
+struct Pieces {
+    int64_t rows, row, channels, channel, inner, position;  // of all, and of a piece
+    int64_t by_row, by_channel, by_position;                // how many pieces
+
+    explicit Pieces(const bn_call &c) : rows(c.outer * c.rows), channels(c.channels), inner(c.inner) {
+        const int64_t size = SIZES[c.dtype], positions = most(1, BLOCK_BYTES / size);
+        position = inner > positions ? over(positions, PIECE) * PIECE : inner;
+        channel = least(channels, most(1, positions / most(1, inner)));
+        if (channel < channels && inner <= 1) channel = over(channel, 4 * VECTOR) * 4 * VECTOR;
+        row = most(1, least(rows, positions / most(1, inner * channels)));
+        by_row = over(rows, row), by_channel = over(channels, most(1, channel)), by_position = over(inner, most(1, position));
+    }
+
+    int64_t count(const bn_call &c) const { return c.groups * by_row * by_channel * by_position; }
+
+    Tile tile(int64_t which) const {
+        const int64_t p = which % by_position * position, k = which / by_position % by_channel * channel;
+        const int64_t line = which / (by_position * by_channel), r = line % by_row * row;
+        return {line / by_row, r, least(rows, r + row), k, least(channels, k + channel), p, least(inner, p + position)};
+    }
+};
+
 // Run `each(i)` for 0 ≤ i < n. Threads fetch the next i as they are done with one: cores are seldom equally free.
 template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n, const Each &each) {
     if (bytes <= INLINE_BYTES || n < 2) {

@@ -15,6 +15,12 @@ namespace batchnorm {
 
 inline constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
 
+// Whether to: not where a channel ends amid a cache line, which is then written twice, unless that is seldom.
+inline bool streams(const bn_call &c, int64_t bytes) {
+    const int64_t size = SIZES[c.dtype], run = (c.inner > 1 ? c.inner : c.channels) * size;
+    return bytes >= STREAM_BYTES && (run % 64 == 0 || (size >= 4 && run >= 512));
+}
+
 inline const Sweeps &sweeps(const bn_call &c) { return (*instruction_set()->table)[c.dtype]; }
 
 using SumSweep = void (*)(const bn_call &, const Tile &, Sums &);
@@ -86,11 +92,10 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
 }
 
 inline int map_tiles(const bn_call &c, MapSweep sweep) {
-    const Cut cut(c);
-    const int64_t n = cut.tiles() * cut.parts;
-    return everywhere(c, cut.bytes, n, [&](int64_t i) {  // backwards: the end of the data is what a sweep before has left in the cache
-        const int64_t back = n - 1 - i;
-        sweep(c, cut.tile(c, back / cut.parts, back % cut.parts), cut.bytes >= STREAM_BYTES);
+    const Pieces pieces(c);
+    const int64_t n = pieces.count(c), bytes = pieces.rows * c.groups * c.channels * c.inner * SIZES[c.dtype];
+    return everywhere(c, bytes, n, [&](int64_t i) {  // backwards: what a sweep before has left in the cache is the end
+        sweep(c, pieces.tile(n - 1 - i), streams(c, bytes));
     });
 }
 
@@ -132,7 +137,7 @@ int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &f
             for (int64_t k = t.first_channel; k < t.last_channel; ++k) {
                 finish(t.group * c.channels + k, first[k - t.first_channel], second[k - t.first_channel], sums.count);
             }
-            if (writes) last(then, t, cut.bytes >= STREAM_BYTES);
+            if (writes) last(then, t, streams(c, cut.bytes));
         });
     }
     Workspace memory;
