@@ -6,13 +6,18 @@ python benchmarks/update.py
 """
 
 import json
+import math
 import re
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from batchnorm.bench.cases import FEATURES_LAST
 from batchnorm.bench.chart import save
-from batchnorm.bench.goals import Judged, judge
-from batchnorm.bench.results import Results
+from batchnorm.bench.contenders import OURS
+from batchnorm.bench.goals import MIB, Judged, judge
+from batchnorm.bench.results import Results, Row
 from batchnorm.bench.screen import heading, times
 
 HERE = Path(__file__).parent
@@ -45,7 +50,28 @@ def goals(run: Results | None, steps: dict[str, Any] | None) -> str:
         *(_line(one, judged.get((id_, "default"))) for (id_, mode), one in judged.items() if mode == "kept"),
         *_steps(steps),
     ]
-    return "\n".join([*lines, "", *(f"    {line}" for line in heading(run).splitlines()), "", ""])
+    lines += ["", *(f"    {line}" for line in heading(run).splitlines()), "", *bounds(run.rows)]
+    return "\n".join([*lines, "", ""])
+
+
+def bounds(rows: Sequence[Row]) -> list[str]:
+    """Return how far any layer could be ahead of torch's, where memory is what limits: a row a kind of case."""
+    shares: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        large = row.case.array_bytes >= 16 * MIB and row.case.op.startswith("train") and row.memory == "kept"
+        if large and row.share is not None and row.contender in (OURS, "torch"):
+            layout = "last" if row.case.layout in FEATURES_LAST else "first"
+            kind = shares.setdefault((row.case.op, row.case.dtype, layout), {})
+            kind.setdefault(row.contender, []).append(row.share)
+    lines = [
+        "| 16 MiB and more | features | batchnorm's share of the roofline | torch's | most any layer could be ahead |",
+        "|---|---|---|---|---|",
+    ]
+    for (op, dtype, layout), found in sorted(shares.items()):
+        if len(found) == 2:
+            ours, torchs = (math.exp(statistics.fmean(map(math.log, found[name]))) for name in (OURS, "torch"))
+            lines.append(f"| {op}, {dtype} | {layout} | {ours:.0%} | {torchs:.0%} | {1 / torchs:.1f}× |")
+    return lines if len(lines) > 2 else []
 
 
 def _line(one: Judged, by_default: Judged | None) -> str:
