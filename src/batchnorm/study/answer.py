@@ -17,10 +17,10 @@ TORCH_OPTIMIZERS = {
     "adam": "torch.optim.Adam(model.parameters(), lr={rate:g})",
 }
 KERAS_OPTIMIZERS = {
-    "sgd": "keras.optimizers.SGD({rate:g})",
-    "momentum": "keras.optimizers.SGD({rate:g}, momentum=0.9)",
-    "rmsprop": "keras.optimizers.RMSprop({rate:g}, rho=0.99)",
-    "adam": "keras.optimizers.Adam({rate:g})",
+    "sgd": "keras.optimizers.SGD({rate!r})",
+    "momentum": "keras.optimizers.SGD({rate!r}, momentum=0.9)",
+    "rmsprop": "keras.optimizers.RMSprop({rate!r}, rho=0.99)",
+    "adam": "keras.optimizers.Adam({rate!r})",
 }
 
 INPUTS = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs"}
@@ -164,7 +164,9 @@ def _keras_code(study: Study, setting: Recommendation) -> str:
     rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in inputs]
     last = {True: '"softmax"', False: "None"}[study.data.task == "classification"]
     loss = "sparse_categorical_crossentropy" if study.data.task == "classification" else "mse"
-    optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
+    optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(
+        rate=float(f"{setting.rate:g}")
+    )  # Keras takes no 1 for 1.0
     return "\n".join(
         [
             "import keras", "from batchnorm.keras import BatchNormalization", "",
