@@ -38,10 +38,6 @@ def plain(xp: Namespace) -> Kernel:
     return _EAGER.get(xp.__name__) or eager.kernel(xp)
 
 
-def _because(kernel: Kernel, reason: str) -> Kernel:
-    return replace(kernel, reason=reason)
-
-
 def select(
     x: Array, plan: Plan, xp: Namespace, *, residual: Array | None = None, weights: Array | None = None
 ) -> Kernel:
@@ -50,7 +46,7 @@ def select(
     if faster is None:
         return plain(xp)
     found = faster(x, plan, residual, weights)
-    return _because(plain(xp), found) if isinstance(found, str) else found
+    return replace(plain(xp), reason=found) if isinstance(found, str) else found
 
 
 def available() -> dict[str, str]:

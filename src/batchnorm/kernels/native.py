@@ -40,6 +40,12 @@ class Library:
     functions: dict[str, Callable[[bytes], int]]
     handle: Any
 
+    def call(self, function: str, call: bytes) -> None:
+        """Run a function on a `bn_call`; raise what it refuses it with."""
+        error = self.functions[function](call)
+        if error:
+            raise failure(function, error)
+
     @property
     def instruction_set(self) -> str:
         """Return "avx512", "avx2" or "portable"."""
@@ -180,15 +186,14 @@ def run(
     library = load()
     if isinstance(library, str):
         raise ArgumentError(f"the native kernel cannot run: {library}")
-    error = library.functions[function](
+    library.call(
+        function,
         CALL.pack(
             parallel_for, *sizes, DTYPES[dtype], ACTIVATIONS[activation], x, residual, weights, y, dy, dx, dz, bits,
             mean, mean_low, m2, inv_std, factor, scale, shift, sum_dz, sum_dz_centred, gamma_gradient, of_centred,
             constant, per_count, eps, fixed,
         )
     )  # fmt: skip
-    if error:
-        raise failure(function, error)
 
 
 def failure(function: str, error: int) -> Exception:

@@ -19,20 +19,13 @@ from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Moments
 from batchnorm.steps import Inputs, Recipe
 from batchnorm.torch.native import ordinary, watched
-from batchnorm.torch.normalize import Normalize, Signs, as_before
+from batchnorm.torch.normalize import Normalize, Signs, as_before, differentiated
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
 from batchnorm.torch.training import NON_FINITE, SMALL_BATCH, Step
 
-_LIBRARY = native.load()
-_FUNCTIONS = {} if isinstance(_LIBRARY, str) else _LIBRARY.functions
+_LIBRARY: Any = native.load()
 _pack, _pack_memory = native.CALL.pack, native.MEMORY.pack
-
-
-def _run(function: str, call: bytes) -> None:
-    error = _FUNCTIONS[function](call)
-    if error:
-        raise native.failure(function, error)
 
 
 class Prepared(NamedTuple):
@@ -70,7 +63,12 @@ def prepare(
     """Return what there is to settle, or None where the general way must serve."""
     check_epsilon(eps)
     check_activation(activation)
-    if not _FUNCTIONS or dtype not in NAMES or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) >= 2:
+    if (
+        isinstance(_LIBRARY, str)
+        or dtype not in NAMES
+        or not isinstance(axis, int)
+        or not -len(shape) <= axis < len(shape) >= 2
+    ):
         return None
     layout: Plan = plan(len(shape), axis)
     kept, features = layout.kept_shape(shape), layout.parameter_shape(shape)
@@ -142,7 +140,7 @@ class Direct(torch.autograd.Function):
         numbers = x.new_empty(5 * prepared.row // prepared.working.itemsize, dtype=prepared.working)
         bits = None if residual is None or not prepared.signs else x.new_empty(prepared.signs, dtype=torch.int16)
         at, gamma, beta = numbers.data_ptr(), _precise(weight, prepared), _precise(bias, prepared)
-        _run(
+        _LIBRARY.call(
             "forward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0,
@@ -174,7 +172,7 @@ class Direct(torch.autograd.Function):
         dgamma = _room(weight, prepared) if wants_dgamma else None
         dbeta = _room(bias, prepared) if wants_dbeta else None
         at, row, beta = numbers.data_ptr(), prepared.row, _precise(bias, prepared)
-        _run(
+        _LIBRARY.call(
             "backward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, 0, dy.data_ptr(),
@@ -241,7 +239,7 @@ def remember(
     """
     mean, var, batches = running
     at, row, working = seen.data_ptr(), prepared.row, prepared.working
-    moved = _FUNCTIONS["remember"](
+    moved = _LIBRARY.functions["remember"](
         _pack_memory(
             row // working.itemsize, native.DTYPES[NAMES[working]], at, at + row, at + 2 * row,
             mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
@@ -320,7 +318,7 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     mean, var, weight, bias = (*map(layer._buffers.get, ("running_mean", "running_var")), layer.weight, layer.bias)
     if mean is None or var is None or not _right(layer, x) or not serves(x, residual):
         return None
-    if _differentiated(x, residual, layer):
+    if differentiated(Inputs(x, weight, bias, residual)):
         return None
     ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
     if (
@@ -330,7 +328,7 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     ):
         return None
     y, gamma, beta = torch.empty_like(x), _precise(weight, ready), _precise(bias, ready)
-    _run(
+    _LIBRARY.call(
         "infer",
         _pack(
             *ready.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0, 0,
@@ -345,9 +343,3 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
 def _forget(layer: Any) -> None:
     if layer._eager_because is not None:
         layer._eager_because = None
-
-
-def _differentiated(x: Tensor, residual: Tensor | None, layer: Any) -> bool:
-    return torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (x, residual, layer.weight, layer.bias)
-    )

@@ -212,7 +212,7 @@ def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Tensor, Moments]:
     return y, Moments(count, mean, m2, mean_low)
 
 
-def _differentiated(inputs: Inputs) -> bool:
+def differentiated(inputs: Inputs) -> bool:
     """Return whether a backward will follow; tracers and forward-mode derivatives want the operations themselves."""
     forward_mode = forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
     if not torch.is_grad_enabled() or forward_mode or tracing():
@@ -223,7 +223,7 @@ def _differentiated(inputs: Inputs) -> bool:
 def by_running(inputs: Inputs, recipe: Recipe) -> Tensor:
     """Normalise x by the running mean and variance, an affine map: keeps x alone for the backward."""
     mean, var = inputs.mean, inputs.var
-    if mean is not None and var is not None and _differentiated(inputs):
+    if mean is not None and var is not None and differentiated(inputs):
         inputs = inputs._replace(mean=snapshot(mean), var=snapshot(var))  # they may move before the backward
         if not torch.compiler.is_compiling():  # a compiler chooses itself what to keep
             (y,) = Normalize.apply(replace(recipe, inference=True), *inputs)  # pyright: ignore
