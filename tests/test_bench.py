@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from batchnorm.bench import bandwidth, measure, truth
@@ -166,8 +167,17 @@ def test_contenders_compute_what_they_are_timed_for(
     names = ["batchnorm", "torch", "torch in place"]
     told = worker.prepare(Case(shape, layout, dtype, op).as_dict(), names, copies=True)
     assert {name: told[name].get("failure") for name in names} == dict.fromkeys(names)
-    assert {"copy by torch", "copy by memmove"} <= set(worker.steps)
+    assert set(bandwidth.COPIES) <= set(worker.steps)
     assert all(worker.sample(name, 2) > 0 for name in worker.steps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", bandwidth.COPIES)
+def test_copies_of_the_roofline_copy(name: str, dtype: torch.dtype) -> None:
+    source = torch.randn(3_000_001).to(dtype)  # of float32 large enough to go past the cache
+    target = torch.empty_like(source)
+    bandwidth.COPIES[name](source, target, 2)()
+    assert torch.equal(target, source)
 
 
 @pytest.mark.parametrize("fault", ["y", "dx", "dgamma", "dbeta", "dresidual"])

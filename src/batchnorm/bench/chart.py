@@ -21,7 +21,7 @@ from batchnorm.study.pictures import FAINT, INK, PAPER, STYLE
 DOTS_PER_INCH = 150
 WIDTH, ROW_HEIGHT, AROUND = 12.0, 0.25, 1.75  # inches
 BAND, MUTED = "#f2f5f8", "#6b7280"
-TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
+TICKS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 
 
 class Look(NamedTuple):
