@@ -57,7 +57,7 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
 template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
     const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(c, t.group * c.channels + channel, lanes); };
     const int64_t width = (t.last_channel - t.first_channel) * int64_t(sizeof(typename Body::Storage));
-    const int64_t rows = width < WIDE ? STRIP : 1;  // memory is fastest in one sweep over all of it
+    const int64_t rows = width < WIDE || !model.streaming ? STRIP : 1;  // past the cache, memory is fastest in one sweep over it
     for (int64_t row = t.first_row; row < t.last_row; row += rows) {
         const int64_t end = t.last_row - row < rows ? t.last_row : row + rows;
         sweep(c, t, model, row, end, aim, [](const auto &...) {});
