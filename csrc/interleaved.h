@@ -18,9 +18,12 @@ struct Interleaved {
     }
 };
 
+// How many rows ahead a sum fetches: a strip. Wider numbers come as fast without.
+template <class T> inline constexpr int64_t ROWS_AHEAD = sizeof(T) == 2 ? STRIP : 0;
+
 // Sweep a strip of rows, four vectors side by side at a time: `aim(body, channel, lanes)` before, `done(body, added,
 // channel)` after the rows.
-template <class Body, class Aim, class Done>
+template <int64_t ahead = 0, class Body, class Aim, class Done>
 BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t first, int64_t end, Aim aim, Done done) {
     constexpr int L = Lanes<typename Body::A>::count;
     using Sum = Added<typename Body::V>;
@@ -33,6 +36,7 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
         Sum to_a{}, to_b{}, to_d{}, to_e{};
         for (int64_t row = first; row < end; ++row) {
             const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
+            if constexpr (ahead > 0) a.fetch_ahead(i + ahead * place.channels, 4 * L);
             a.template at<true>(i, line, v, L, to_a);
             b.template at<true>(i + L, line, v + 1, L, to_b);
             d.template at<true>(i + 2 * L, line, v + 2, L, to_d);
@@ -121,7 +125,7 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
             const int64_t k = channel - t.first_channel;
             merge(added, body.shift, n, sums.count, sums.first + k, sums.second + k);
         };
-        sweep(c, t, model, row, end, aim, done);
+        sweep<ROWS_AHEAD<T>>(c, t, model, row, end, aim, done);
         sums.count += n;
     }
 }
@@ -141,7 +145,7 @@ template <class T, Kind kind> void reduce_interleaved(const bn_call &c, const Ti
     };
     for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
         const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
-        sweep(c, t, model, row, end, aim, done);
+        sweep<ROWS_AHEAD<T>>(c, t, model, row, end, aim, done);
     }
 }
 

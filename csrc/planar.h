@@ -10,15 +10,21 @@ namespace batchnorm::BN_ISA {
 struct Segment {
     int64_t first, last;     // elements of the tile
     int64_t weights, masks;  // what to add to an element, or to the number of its vector
+    int64_t distance = 0;    // how far ahead to fetch, 0: not
+    int64_t wrap = 0;        // from the end of this row's to the beginning of the next row's
 };
+
+inline constexpr int64_t SHORT = 512, NEAR = 256;  // elements: a short segment; how far ahead to fetch among such
+inline constexpr int64_t AHEAD = 4096;             // bytes: how far ahead to fetch in others
 
 template <int lanes> struct Planar {
     const int64_t groups, rows, channels, inner, group, first_inner, last_inner, masks;
-    const bool whole;
+    const bool whole, together;  // a channel's positions in a row; short ones, some rows of a channel at a time
 
     BN_INLINE Planar(const bn_call &c, const Tile &t)
         : groups(c.groups), rows(c.rows), channels(c.channels), inner(c.inner), group(t.group), first_inner(t.first_inner),
-          last_inner(t.last_inner), masks(masks_of(c.inner, lanes)), whole(t.first_inner == 0 && t.last_inner == c.inner) {}
+          last_inner(t.last_inner), masks(masks_of(c.inner, lanes)), whole(t.first_inner == 0 && t.last_inner == c.inner),
+          together(c.inner < SHORT) {}
 
     BN_INLINE int64_t line(int64_t row) const {
         return groups == 1 ? row : ((row / rows) * groups + group) * rows + row % rows;
@@ -31,9 +37,9 @@ template <int lanes> struct Planar {
         return s;
     }
 
-    // Call `each(first row, last row, channel)` for all of a tile: of short segments, some rows of a channel at a time.
+    // Call `each(first row, last row, channel)` for all of a tile.
     template <class Each> BN_INLINE void strips(const Tile &t, const Each &each) const {
-        const int64_t some = inner < 512 ? 8 : 1;
+        const int64_t some = together ? 8 : 1;
         for (int64_t row = t.first_row; row < t.last_row; row += some) {
             const int64_t end = t.last_row - row < some ? t.last_row : row + some;
             for (int64_t channel = t.first_channel; channel < t.last_channel; ++channel) each(row, end, channel);
@@ -54,7 +60,7 @@ template <class Body> void map_planar(const bn_call &c, const Tile &t, Body body
     for (int64_t row = t.first_row; row < t.last_row; ++row) {
         const int64_t line = place.line(row);
         for (int64_t channel = t.first_channel; channel < t.last_channel; ++channel) {
-            const auto [first, last, weights, masks] = place.segment(line, channel);
+            const auto [first, last, weights, masks, distance, wrap] = place.segment(line, channel);
             body.aim(c, t.group * c.channels + channel, L);
             int64_t i = first;
             if (i % L) {
@@ -74,9 +80,10 @@ BN_INLINE int64_t piece(int64_t i, int64_t last, int64_t lanes) {
     return end < last ? end : last;
 }
 
-template <class Body, class V>
-BN_INLINE void sum(const Body &body, int64_t i, int64_t last, int64_t weights, int64_t masks, Added<V> &to) {
+template <class Body, class V> BN_INLINE void sum(const Body &body, const Segment &s, Added<V> &to) {
     constexpr int L = Lanes<typename Body::A>::count;
+    const auto [i0, last, weights, masks, distance, wrap] = s;
+    int64_t i = i0;
     Added<V> a{V{}, V{}, V{}};
     if (i % L) {
         const int64_t lanes = L - i % L < last - i ? L - i % L : last - i;
@@ -86,6 +93,7 @@ BN_INLINE void sum(const Body &body, int64_t i, int64_t last, int64_t weights, i
     if (i + 4 * L <= last) {  // four sums at a time: an addition takes longer than a load
         Added<V> b{V{}, V{}, V{}}, d{V{}, V{}, V{}}, e{V{}, V{}, V{}};
         for (; i + 4 * L <= last; i += 4 * L) {
+            if (distance) body.fetch_ahead(i + distance + (i + distance < last ? 0 : wrap), 4 * L);
             body.template at<true>(i, i + weights, i / L + masks, L, a);
             body.template at<true>(i + L, i + L + weights, i / L + 1 + masks, L, b);
             body.template at<true>(i + 2 * L, i + 2 * L + weights, i / L + 2 + masks, L, d);
@@ -150,59 +158,64 @@ template <class T, class A> BN_INLINE bool first_shift(const T *x, const A *w, i
     return count > 0;
 }
 
-template <class T, bool weighted> void moments_planar(const bn_call &c, const Tile &t, Sums &sums) {
-    using A = typename Working<T>::type;
+// Sum a tile: `aim(body, state, channel, segment)` before each piece, `flush(state)` every few thousand values.
+template <class T, class Body, class Aim, class Flush>
+BN_INLINE void sum_planar(const bn_call &c, const Tile &t, Sums &sums, Body body, const Aim &aim, const Flush &flush) {
+    using A = typename Body::A;
+    constexpr int L = Lanes<A>::count;
     Channel<A> states[WIDEST];
-    for (int64_t k = 0; k < t.last_channel - t.first_channel; ++k) states[k] = Channel<A>{};
-    Moments<T, weighted, true> body(c);
-    const Planar<Lanes<A>::count> place(c, t);
+    const int64_t channels = t.last_channel - t.first_channel;
+    for (int64_t k = 0; k < channels; ++k) states[k] = Channel<A>{};
+    const Planar<L> place(c, t);
+    const int64_t run = t.last_inner - t.first_inner, ahead = AHEAD / int64_t(sizeof(T));
+    const bool far = c.outer * c.groups * c.rows * c.channels * c.inner * int64_t(sizeof(T)) >= FAR_BYTES;
     place.strips(t, [&](int64_t row, int64_t end, int64_t channel) {
         Channel<A> &state = states[channel - t.first_channel];
         for (; row < end; ++row) {
-            const Segment s = place.segment(place.line(row), channel);
-            for (int64_t i = s.first, stop; i < s.last; i = stop) {
-                stop = piece(i, s.last, Lanes<A>::count);
-                const A *weights = weighted ? body.weights + i + s.weights : nullptr;
-                if (!state.shifted) state.shifted = first_shift(body.x + i, weights, stop - i, state.shift);
-                body.shift = broadcast<A>(state.shift);
-                sum(body, i, stop, s.weights, s.masks, state.added);
-                state.pending += stop - i;
-                if (state.pending >= FLUSH) state.merge(weighted);
+            Segment s = place.segment(place.line(row), channel);
+            const int64_t last = s.last;
+            if (far && place.together) body.fetch_ahead(s.first + NEAR, last - s.first);
+            else if (far) s.distance = run < ahead ? run : ahead;
+            while (s.first < last) {
+                s.last = piece(s.first, last, L);
+                if (s.distance && s.last == last) s.wrap = place.segment(place.line(row + 1), channel).first - last;
+                aim(body, state, channel, s);
+                sum(body, s, state.added);
+                state.pending += s.last - s.first;
+                if (state.pending >= FLUSH) flush(state);
+                s.first = s.last;
             }
         }
     });
-    for (int64_t k = 0; k < t.last_channel - t.first_channel; ++k) {
-        states[k].merge(weighted);
+    for (int64_t k = 0; k < channels; ++k) {
+        flush(states[k]);
         sums.first[k] = states[k].mean;
         sums.second[k] = states[k].m2;
     }
     sums.count = states[0].count;
 }
 
+template <class T, bool weighted> void moments_planar(const bn_call &c, const Tile &t, Sums &sums) {
+    using Body = Moments<T, weighted, true>;
+    using A = typename Body::A;
+    const auto aim = [](Body &body, Channel<A> &state, int64_t, const Segment &s) {
+        const A *weights = weighted ? body.weights + s.first + s.weights : nullptr;
+        if (!state.shifted) state.shifted = first_shift(body.x + s.first, weights, s.last - s.first, state.shift);
+        body.shift = broadcast<A>(state.shift);
+    };
+    sum_planar<T>(c, t, sums, Body(c), aim, [](Channel<A> &state) { state.merge(weighted); });
+}
+
 template <class T, Kind kind> void reduce_planar(const bn_call &c, const Tile &t, Sums &sums) {
-    using A = typename Working<T>::type;
-    Channel<A> states[WIDEST];
-    for (int64_t k = 0; k < t.last_channel - t.first_channel; ++k) states[k] = Channel<A>{};
-    Reduce<T, kind, true> body(c);
-    const Planar<Lanes<A>::count> place(c, t);
-    place.strips(t, [&](int64_t row, int64_t end, int64_t channel) {
-        Channel<A> &state = states[channel - t.first_channel];
+    using Body = Reduce<T, kind, true>;
+    using A = typename Body::A;
+    int64_t aimed = -1;
+    const auto aim = [&](Body &body, const auto &, int64_t channel, const Segment &) {
+        if (channel == aimed) return;
         body.aim(c, t.group * c.channels + channel, 0);
-        for (; row < end; ++row) {
-            const Segment s = place.segment(place.line(row), channel);
-            for (int64_t i = s.first, stop; i < s.last; i = stop) {
-                stop = piece(i, s.last, Lanes<A>::count);
-                sum(body, i, stop, 0, s.masks, state.added);
-                state.pending += stop - i;
-                if (state.pending >= FLUSH) state.add_up();
-            }
-        }
-    });
-    for (int64_t k = 0; k < t.last_channel - t.first_channel; ++k) {
-        states[k].add_up();
-        sums.first[k] = states[k].mean;
-        sums.second[k] = states[k].m2;
-    }
+        aimed = channel;
+    };
+    sum_planar<T>(c, t, sums, Body(c), aim, [](Channel<A> &state) { state.add_up(); });
 }
 
 }  // namespace batchnorm::BN_ISA

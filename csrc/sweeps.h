@@ -19,6 +19,8 @@ inline constexpr int64_t WIDEST = 128;  // channels of a tile that has all of th
 inline constexpr int64_t PIECE = 4096;  // inner positions that are added in one go, to four vectors of sums
 inline constexpr int64_t FLUSH = 2048;  // values of a channel that are added in the working type, then in double
 
+inline constexpr int64_t FAR_BYTES = 2 << 20;     // what is larger was hardly left in the cache of a core: it is fetched ahead
+
 // Sums of a tile in double, one of each a channel: mean and m2, or Σdz and Σdz·(x−μ).
 struct Sums {
     double *first, *second;
