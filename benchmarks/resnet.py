@@ -97,3 +97,8 @@ def swapped() -> ResNet50:
 def fused() -> ResNet50:
     """batchnorm.torch.BatchNorm, with the addition and ReLU in the layer."""
     return ResNet50(Fused)
+
+
+def bare() -> ResNet50:
+    """No layer that normalises at all: what a step costs without any."""
+    return ResNet50(lambda features, relu: Separate(lambda _: nn.Identity(), features, relu=relu))

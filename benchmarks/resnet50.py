@@ -1,11 +1,11 @@
-"""Time a training step of ResNet-50 with torch.nn.BatchNorm2d, with ours in its place, and with ours fused: in turn.
+"""Time a training step of ResNet-50: with torch.nn.BatchNorm2d, with ours in its place, ours fused, and none; in turn.
 
     python benchmarks/resnet50.py                       # writes benchmarks/results/resnet50.txt and .json
     python benchmarks/resnet50.py --memory default
 
 Batch 32 of 64×64 images that are random numbers with random labels: nothing is learned, and speed does not depend on
-it. float32, SGD. First all three must give the same loss and gradients from the same weights: to 1e-9 in float64, and
-in float32 within twice the error of torch's own.
+it. float32, SGD. The step without any such layer tells how much the fastest one could gain. First the others must give
+the same loss and gradients from the same weights: to 1e-9 in float64, and in float32 within twice the error of torch's.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resnet import CLASSES, ResNet50, fused, swapped, with_torch
+from resnet import CLASSES, ResNet50, bare, fused, swapped, with_torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ NETWORKS: dict[str, Callable[[], ResNet50]] = {
     "batchnorm, swapped 1:1": swapped,
     "batchnorm, fused ReLU and add": fused,
 }
+BARE = "no layer: the most any could gain"
 LAYOUTS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 BATCH, SIZE, RATE = 32, 64, 0.1
 GOAL = 1.15
@@ -97,13 +98,14 @@ def measured(layout: str, rounds: int) -> list[dict[str, Any]]:
     target = torch.randint(CLASSES, (BATCH,))
     off = differences(models, x[:CHECKED], target[:CHECKED])
     check(off, layout)
+    models[BARE] = bare().to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     taken = interleaved({name: step_of(model, x, target) for name, model in models.items()}, rounds)
     base = statistics.median(taken[BASE])
     rows: list[dict[str, Any]] = []
     for name, seconds in taken.items():
         median = statistics.median(seconds)
         row = {"layout": layout, "network": name, "min_s": min(seconds), "median_s": median, "ratio": base / median}
-        rows.append({**row, **off[name]})
+        rows.append({**row, **off.get(name, {})})
     return rows
 
 
@@ -119,7 +121,7 @@ def table(found: dict[str, Any]) -> Table:
         made.add_column(column, justify="right")
     for row in found["rows"]:
         times = (f"{1e3 * row[key]:.0f}" for key in ("min_s", "median_s"))
-        off = (f"{row[key]:.0e}" for key in ("gradient64", "gradient32"))
+        off = (f"{row[key]:.0e}" if key in row else "–" for key in ("gradient64", "gradient32"))
         made.add_row(row["layout"], row["network"], *times, f"{row['ratio']:.3f}×", *off)
     return made
 

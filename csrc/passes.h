@@ -13,7 +13,7 @@
 
 namespace batchnorm {
 
-inline constexpr int64_t STREAM_BYTES = 4 << 20;  // larger outputs go past the cache, which would not hold them
+inline constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
 
 // Whether to: not where a channel ends amid a cache line, which is then written twice, unless that is seldom.
 inline bool streams(const bn_call &c, int64_t bytes) {
