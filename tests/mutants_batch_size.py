@@ -102,14 +102,14 @@ BATCH_SIZE = [
     ),
     Mutant(
         "gradients are gone afterwards",
-        "batch_size/preserve.py",
+        "torch/preserve.py",
         "            parameter.grad = gradient\n",
         "            pass\n",
     ),
-    Mutant("python's random numbers go on", "batch_size/preserve.py", "                random.setstate(python)\n", ""),
+    Mutant("python's random numbers go on", "torch/preserve.py", "                random.setstate(python)\n", ""),
     Mutant(
         "what is noted down stays",
-        "batch_size/preserve.py",
+        "torch/preserve.py",
         "        for put_back in self._insides:\n            put_back()\n",
         "",
     ),

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import batchnorm.torch
 from batchnorm.batch_size import advise
+from batchnorm.surgery import recalibrate
 
 PROCESSES = 2
 SECONDS = 60.0
@@ -94,6 +95,25 @@ def in_advice(layer: str, rank: int) -> dict[str, Any]:
     advice = advise(model, nn.functional.cross_entropy, (images, targets), budget_s=1.5, progress=False, seed=rank)
     unchanged = all(torch.equal(before[name], value) for name, value in state(model).items())
     return {"advice": advice.as_dict(), "unchanged": unchanged}
+
+
+IMAGES = 26, 3, 8, 8
+
+
+def in_recalibration(layer: str, rank: int) -> dict[str, Any]:
+    """Recalibrate by shares of the data of different sizes; then let the second process's data fail, or lack."""
+    torch.manual_seed(0)
+    model = network(layer)
+    shares = (torch.randn(IMAGES) + 4).split((17, 9))
+    recalibrate(model, list(shares[rank].split(5)), sequential=True)
+    found, failures = state(model), []
+    for theirs in ([shares[1].flatten()], []):
+        try:
+            recalibrate(model, [shares[0]] if rank == 0 else theirs)
+            failures.append("")
+        except Exception as error:
+            failures.append(str(error))
+    return {"found": found, "after": state(model), "failures": failures}
 
 
 def run(rank: int, works: list[Callable[[str, int], dict[str, Any]]], folder: Path) -> None:

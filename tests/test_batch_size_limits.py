@@ -17,11 +17,11 @@ from batchnorm.batch_size.found import Found
 from batchnorm.batch_size.gradient_noise import Block
 from batchnorm.batch_size.judge import Choice, judge
 from batchnorm.batch_size.memory import Memory, SavedTensors
-from batchnorm.batch_size.preserve import preserved
 from batchnorm.batch_size.statistics_noise import LayerNoise
 from batchnorm.batch_size.throughput import fit, monotone
 from batchnorm.batch_size.training import Pilot, Stage, Training
 from batchnorm.batch_size.work import Samples, Work
+from batchnorm.torch.preserve import preserved
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ def mlp() -> nn.Sequential:
 def test_before_and_after_the_activation() -> None:
     x = torch.randn(8, 4)
     before, after = mlp(), mlp()
-    assert insert(before, x) == ["0", "2"]
-    assert insert(after, x, "after") == ["1", "3"]
+    assert insert(before, x).names == ["0", "2"]
+    assert insert(after, x, "after").names == ["1", "3"]
     for net, order in ((before, [nn.Linear, BatchNorm, nn.ReLU]), (after, [nn.Linear, nn.ReLU, BatchNorm])):
         leaves = [m for m in net.modules() if not list(m.children())]
         assert [type(m) for m in leaves[:3]] == order
@@ -61,8 +61,8 @@ def test_the_model_is_looked_at_and_left_as_it_was() -> None:
 def test_what_is_refused_is_named() -> None:
     with pytest.raises(ArgumentError, match="got 'between'"):
         insert(mlp(), torch.randn(2, 4), "between")
-    with pytest.raises(BatchNormError, match="no layer to normalise before an activation was found in Linear"):
+    with pytest.raises(BatchNormError, match=r"nothing to change in Linear \(no layer to normalise before"):
         insert(nn.Linear(4, 2), torch.randn(2, 4))
     shared = nn.Linear(4, 4)
-    with pytest.raises(BatchNormError, match="0 is called more than once"):
+    with pytest.raises(BatchNormError, match="0: it is called 2 times"):
         insert(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 4))

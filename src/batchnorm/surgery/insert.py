@@ -1,91 +1,261 @@
 """Put batch normalization into a model that has none."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves
 
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.surgery.flow import Call, Flow, record, run
+from batchnorm.surgery.places import Layers, Place, chosen, places, put
+from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
 )  # fmt: skip
+WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,
     nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
 )  # fmt: skip
+FUNCTIONS = {name for kind in ACTIVATIONS for name in (kind.__name__.lower(), f"{kind.__name__.lower()}_")} | {
+    "leaky_relu", "leaky_relu_", "clamp_min", "clamp_min_",
+}  # fmt: skip
+NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+BY_ORDER = "by the order of the modules, without example inputs: functions, and modules called twice, are not seen"
+MIXING = {"matmul", "__matmul__", "bmm", "einsum", "softmax", "scaled_dot_product_attention", "linear"}  # of features
 
 
-def _called(model: nn.Module, example_inputs: Tensor) -> list[tuple[str, nn.Module, int, int]]:
-    """Run one forward in inference; return (name, module, features, axis) of each layer that matters, in call order.
+class _Spot(NamedTuple):
+    """Where a layer goes: beside a module, ahead of it or behind, for so many features along an axis."""
 
-    An activation is taken to have the features of the layer before it.
-    """
-    calls: list[tuple[str, nn.Module, int, int]] = []
-
-    def record(name: str, module: nn.Module, output: Any) -> None:
-        axis = 1 if isinstance(module, CONVOLUTIONS) else -1
-        if isinstance(module, ACTIVATIONS):
-            axis = calls[-1][3] if calls else -1
-        calls.append((name, module, int(output.shape[axis]), axis))
-
-    handles: list[Any] = []
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, *CONVOLUTIONS, *ACTIVATIONS)):
-                handles.append(module.register_forward_hook(lambda m, _, out, name=name: record(name, m, out)))
-        with torch.no_grad():
-            model.eval()(example_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    return calls
+    module: nn.Module
+    ahead: bool
+    features: int
+    axis: int
 
 
-def insert(model: nn.Module, example_inputs: Tensor, position: Literal["before", "after"] = "before") -> list[str]:
+def _weighted(call: Call) -> bool:
+    return isinstance(call.module, WEIGHTED)
+
+
+def _activation(call: Call) -> bool:
+    return isinstance(call.module, ACTIVATIONS) or (call.module is None and call.name in FUNCTIONS)
+
+
+def _ends(call: Call) -> bool:
+    """Return whether what comes after a call has other features than what comes before."""
+    return _weighted(call) or isinstance(call.module, (*NORMALIZATIONS, nn.MultiheadAttention)) or call.name in MIXING
+
+
+def _leads_to(flow: Flow, call: Call, wanted: Callable[[Call], bool], *, through: bool) -> bool:
+    """Return whether what a call makes gets to a wanted one: `through` all others, or only those that keep features."""
+    waiting, seen = [*call.outputs], set(call.outputs)
+    while waiting:
+        for user in flow.users(waiting.pop()):
+            if wanted(user):
+                return True
+            if through or not _ends(user):
+                waiting += [value for value in user.outputs if value not in seen]
+                seen.update(user.outputs)
+    return False
+
+
+def _features(flow: Flow, call: Call) -> tuple[int, int] | None:
+    """Return how many features the output of a call has, and along which axis; None where that cannot be told."""
+    shape = flow.shapes[call.outputs[0]]
+    source = (
+        call if _weighted(call) else next((up for up in flow.upstream(call, lambda c: not _ends(c)) if _ends(up)), None)
+    )
+    if len(shape) < 2:
+        return None
+    if source is None or not _weighted(source):
+        return (shape[1], 1) if len(shape) == 2 else None
+    of_source = flow.shapes[source.outputs[0]]
+    axis = 1 if isinstance(source.module, CONVOLUTIONS) else -1
+    if len(shape) == 2 < len(of_source):  # flattened, or averaged over positions
+        axis = 1
+    elif len(shape) != len(of_source) or shape[axis] != of_source[axis]:
+        return None
+    return shape[axis], axis
+
+
+def _spot(flow: Flow, call: Call) -> _Spot | str:
+    """Return where the layer goes that normalises what a call makes, or why none can."""
+    found = _features(flow, call)
+    if found is None:
+        return "which axis holds the features cannot be told"
+    if call.module is not None and len(flow.of(call.module)) == 1:
+        return _Spot(call.module, False, *found)
+    if call.module is not None and not _activation(call):
+        return f"it is called {len(flow.of(call.module))} times: one set of statistics cannot serve them all"
+    users = flow.users(call.outputs[0])
+    user = users[0].module if len(users) == 1 and call.outputs[0] not in flow.results else None
+    if user is None or len(flow.of(user)) != 1 or len(users[0].inputs) != 1:
+        return (
+            "no module stands for it alone, neither it nor what follows: give it one of its own, or one to what follows"
+        )
+    return _Spot(user, True, *found)
+
+
+def _wanted(flow: Flow, position: str) -> list[Call]:
+    """Return the calls whose output is to be normalised."""
+    kind = _activation if position == "after" else _weighted
+    inner = [call for call in flow.calls if kind(call) and _leads_to(flow, call, _weighted, through=True)]
+    if position == "after":
+        return inner
+    return [call for call in inner if _leads_to(flow, call, _activation, through=False)]
+
+
+def _normalised(flow: Flow, call: Call) -> bool:
+    users = [user for value in call.outputs for user in flow.users(value)]
+    return bool(users) and all(isinstance(user.module, NORMALIZATIONS) for user in users)
+
+
+def _by_flow(flow: Flow, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
+    """Return what is to be normalised by what feeds what, each with its spot, or why it has none."""
+    calls = _wanted(flow, position) if picked is None else [c for c in flow.calls if id(c.module) in picked]
+    spots = [_spot(flow, call) if not _normalised(flow, call) else "it is normalised already" for call in calls]
+    return [(call.name, spot) for call, spot in zip(calls, spots, strict=True)]
+
+
+def _by_order(model: nn.Module, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
+    """Return the same by the order in which the modules are defined, where there are no inputs to run on."""
+    found = places(model, lambda module: isinstance(module, (*WEIGHTED, *ACTIVATIONS)))
+    last = max((i for i, place in enumerate(found) if isinstance(place.module, WEIGHTED)), default=0)
+    spots: list[tuple[str, _Spot | str]] = []
+    source: nn.Module | None = None
+    for i, (module, names) in enumerate(found):
+        source = module if isinstance(module, WEIGHTED) else source
+        by_default = i < last and (source is module) == (position == "before")
+        if source is None or not (by_default if picked is None else id(module) in picked):
+            continue
+        features = source.out_features if isinstance(source, nn.Linear) else source.out_channels  # pyright: ignore
+        spot = _Spot(module, False, int(features), -1 if isinstance(source, nn.Linear) else 1)  # pyright: ignore
+        spots.append((names[0], spot if len(names) == 1 else f"it is used {len(names)} times, as {', '.join(names)}"))
+    return spots
+
+
+def _beside(spot: _Spot, model: nn.Module) -> nn.Sequential:
+    """Return what takes the place of the module: itself and the new layer, in their order."""
+    like = next(spot.module.parameters(), next(model.parameters(), torch.empty(0)))
+    layer = BatchNorm(spot.features, axis=spot.axis, device=like.device, dtype=like.dtype)
+    pair = (layer, spot.module) if spot.ahead else (spot.module, layer)
+    return nn.Sequential(*(module.train(spot.module.training) for module in pair))
+
+
+def _same_shapes(a: Any, b: Any) -> bool:
+    shapes = [[tuple(leaf.shape) for leaf in tree_leaves(one) if hasattr(leaf, "shape")] for one in (a, b)]
+    return shapes[0] == shapes[1]
+
+
+class _Surgery:
+    """Changes that can be taken back."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self._before = model, list[tuple[Place, nn.Module, Any]]()
+
+    def operate(self, place: Place, spot: _Spot, *, drop_bias: bool) -> Change:
+        module, pair = place.module, _beside(spot, self.model)
+        bias = module._parameters.get("bias")  # pyright: ignore[reportPrivateUsage]
+        drop = drop_bias and not spot.ahead and isinstance(module, WEIGHTED) and bias is not None
+        self._before.append((place, pair, bias if drop else None))
+        if drop:
+            module.register_parameter("bias", None)
+        self.model = put(self.model, place, pair)
+        layer = pair[0 if spot.ahead else 1]
+        after = f"{'ahead' if spot.ahead else 'behind'}{', without its bias' if drop else ''}"
+        return Change(
+            place.name, f"{type(layer).__name__}({spot.features}, axis={spot.axis}) {after}", type(module).__name__
+        )
+
+    def undo(self) -> None:
+        for place, pair, bias in reversed(self._before):
+            if bias is not None:
+                place.module.register_parameter("bias", bias)
+            self.model = put(self.model, Place(pair, place.names), place.module)
+
+
+def insert(
+    model: nn.Module,
+    example_inputs: Any = None,
+    position: Literal["before", "after"] = "before",
+    where: Layers | None = None,
+    *,
+    drop_bias: bool = True,
+    allow_empty: bool = False,
+) -> Report:
     """Insert batch normalization before or after each activation of `model`, in place.
 
-    "before": behind every Linear and convolution but the last one called, ahead of what activates it. "after": behind
-    every activation module that another Linear or convolution follows. The model itself is run once, in inference, to
-    see what is called in which order and with how many features.
+    "before": behind each Linear and convolution whose output, on its way to other such layers, is activated. "after":
+    behind each activation, module or function, that such layers follow. What the model returns is never normalised,
+    unless `where` says so. The model is run once on the example inputs, in inference, to see what feeds what: a
+    ReLU that is shared, or a function, is normalised ahead of the module that alone uses its output.
 
     Args:
-        model: Changed in place: a layer `m` becomes `Sequential(m, BatchNorm)` under the same name.
-        example_inputs: One batch that the model accepts.
+        model: Changed in place: a layer m becomes `Sequential(m, BatchNorm)`, or `Sequential(BatchNorm, m)`, under the
+            same names. Of a model that is one layer itself, take `report.model`.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts. None: the
+            order in which modules are defined is taken for the order in which they are called.
         position: Before or after the activation.
+        where: Behind which modules instead: names with wildcards, modules, or a predicate `(name, module) -> bool`.
+        drop_bias: Drop the bias of a layer that is normalised: subtracting the mean cancels it.
+        allow_empty: Whether it is right to find nothing.
 
     Returns:
-        The names of the layers that are now followed by batch normalization.
+        The report: `names` of the layers that are normalised now, and what was `left`, and why.
 
     Raises:
-        ArgumentError: if `position` is neither.
-        BatchNormError: if nothing was found to normalise, or a layer is called more than once.
+        ArgumentError: if `position` is neither, or `where` names what is not there.
+        BatchNormError: if nothing was found to normalise, or the model does not run with what was inserted. Then it is
+            as before.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    >>> insert(net, torch.zeros(1, 2))
+    >>> insert(net, torch.zeros(1, 2)).names
     ['0']
-    >>> net[0][1].num_features
-    3
+    >>> net[0]
+    Sequential(
+      (0): Linear(in_features=2, out_features=3, bias=False)
+      (1): BatchNorm(3, eps=1e-05, momentum=0.1, affine=True, bias=True, track_running_stats=True, axis=-1)
+    )
     """
     if position not in ("before", "after"):
         raise ArgumentError(f'`position` must be "before" or "after" the activation, got {position!r}')
-    calls = _called(model, example_inputs)
-    weighted = [i for i, (_, module, _, _) in enumerate(calls) if not isinstance(module, ACTIVATIONS)]
-    last = weighted[-1] if weighted else 0
-    chosen = [c for c in calls[:last] if isinstance(c[1], ACTIVATIONS) == (position == "after")]
-    names = [name for name, *_ in chosen]
-    if not names:
-        raise BatchNormError(f"no layer to normalise {position} an activation was found in {type(model).__name__}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise BatchNormError(f"{', '.join(repeated)} is called more than once: one set of statistics cannot serve both")
-    for name, module, features, axis in chosen:
-        parent, _, child = name.rpartition(".")
-        like = next(module.parameters(), next(model.parameters()))
-        layer = BatchNorm(features, axis=axis, device=like.device, dtype=like.dtype).train(module.training)
-        setattr(model.get_submodule(parent), child, nn.Sequential(module, layer).train(module.training))
-    return names
+    there = {id(place.module): place for place in places(model)}
+    picked = None if where is None else {id(place.module) for place in chosen(list(there.values()), where)}
+    flow = None if example_inputs is None else record(model, example_inputs)
+    found = _by_order(model, position, picked) if flow is None else _by_flow(flow, position, picked)
+    surgery, left, changes = _Surgery(model), dict[Left, None](), dict[int, Change]()
+    for name, spot in found:
+        if isinstance(spot, str):
+            left[Left(name, spot)] = None
+        elif id(spot.module) not in changes:
+            changes[id(spot.module)] = surgery.operate(there[id(spot.module)], spot, drop_bias=drop_bias)
+    if flow is not None:
+        _try(surgery, flow, example_inputs)
+    notes = [] if flow is not None else [BY_ORDER]
+    if not found:
+        notes.append(f"no layer to normalise {position} an activation" if where is None else "`where` is never called")
+    return require_change(Report("insert", surgery.model, [*changes.values()], [*left], notes=notes), allow_empty)
+
+
+def _try(surgery: _Surgery, before: Flow, example_inputs: Any) -> None:
+    """Run the model with what was inserted; take it out if that fails or changes the shape of the outputs."""
+    modes = {module: module.training for module in surgery.model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            now = run(surgery.model.eval(), example_inputs)
+        if not _same_shapes(now, before.result):
+            raise BatchNormError("the outputs have other shapes")
+    except Exception as error:
+        surgery.undo()
+        raise BatchNormError(
+            f"the model does not run with what was inserted, which was taken out again: {error}"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training

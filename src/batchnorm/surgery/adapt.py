@@ -1,0 +1,110 @@
+"""Normalise by the statistics of other data for a while: adaptation to a shifted domain at test time."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.surgery.places import Layers
+from batchnorm.surgery.population import Population, Run
+from batchnorm.surgery.recalibrate import measurable, measured, notes_on, renew
+from batchnorm.surgery.report import Report, require_change
+
+
+@dataclass(frozen=True)
+class Adapted(Report):
+    """What was adapted, and the way back: `undo()`, or the end of a `with` block."""
+
+    before: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]], repr=False)
+
+    @torch.no_grad()
+    def undo(self) -> nn.Module:
+        """Bring the statistics back, to the bit; return the model."""
+        for buffer, value in self.before:
+            buffer.copy_(value)
+        return self.model
+
+    def __enter__(self) -> nn.Module:
+        return self.model
+
+    def __exit__(self, *_: object) -> None:
+        self.undo()
+
+
+def adapt(
+    model: nn.Module,
+    data: Any,
+    mode: Literal["replace", "mix"] = "replace",
+    prior: float = 16.0,
+    *,
+    min_count: int = 2,
+    layers: Layers | None = None,
+    call: Run | None = None,
+    allow_empty: bool = False,
+    **options: Any,
+) -> Adapted:
+    """Normalise by the statistics of `data`, that a model meets away from home; undo it when it is back.
+
+    "replace" takes the statistics of the data. "mix" counts those that the model was trained with as N = `prior`
+    samples beside the n of the data: s ← (N·s + n·t)/(N + n), for the mean and the variance each.
+
+    Args:
+        model: Changed in place, in its running statistics alone; nothing is learned, γ and β stay.
+        data: Batches without labels, as for `recalibrate`; a tensor is one batch.
+        mode: "replace" for much data, "mix" for little.
+        prior: N ≥ 0 in "mix": 16 suits some dozens of samples, more trusts the training more.
+        min_count: The least values per feature that a layer must have seen.
+        layers: Which, as for `recalibrate`.
+        call: How to run a batch, as for `recalibrate`.
+        allow_empty: Whether it is right to find no layer.
+        options: `max_samples`, `device`, `autocast`, `sequential`, `group` and `progress` of `recalibrate`.
+
+    Returns:
+        The report, which can `undo()`, and as a context manager does so at the end of its block.
+
+    Raises:
+        ArgumentError: for an option out of range.
+        BatchNormError: if a layer has seen fewer values per feature than `min_count`; nothing has changed then.
+
+    Sources: Li, Wang, Shi, Liu and Hou 2016 (AdaBN) for "replace"; Schneider et al. 2020, "Improving robustness
+    against common corruptions by covariate shift adaptation", eq. 4, for "mix".
+
+    >>> model = nn.Sequential(nn.BatchNorm1d(1)).eval()
+    >>> with adapt(model, torch.tensor([[4.0], [6.0]]), mode="mix", prior=2):
+    ...     model[0].running_mean.item()  # (2·0 + 2·5)/(2 + 2)
+    2.5
+    >>> model[0].running_mean.item()
+    0.0
+    """
+    if mode not in ("replace", "mix"):
+        raise ArgumentError(f'`mode` must be "replace" or "mix", got {mode!r}')
+    if not prior >= 0:
+        raise ArgumentError(f"`prior` counts samples, and must not be negative, got {prior}")
+    found, left = measurable(model, layers)
+    if not found:
+        require_change(Report("adapt", model, [], left), allow_empty)
+        return Adapted("adapt", model, [], left)
+    shown = options.pop("progress", True)
+    populations = measured(model, data, found, call=call, shown=shown, label="adapt", **options)
+    few = [f"{one.place.name}: {one.count():g}" for one in populations if one.count() < min_count]
+    if few:
+        raise BatchNormError(
+            f"at least {min_count} values per feature are needed (`min_count`), and these layers have seen fewer: "
+            f"{', '.join(few)}"
+        )
+    before = [(buffer, buffer.clone()) for one in populations for buffer in one.layer.buffers()]
+    changes = [renew(one, *_blend(one, mode, prior)) for one in populations]
+    _, notes = notes_on(populations)
+    numbers = {"samples": max(one.samples for one in populations)}
+    return Adapted("adapt", model, changes, left, numbers, notes, before)
+
+
+def _blend(one: Population, mode: str, prior: float) -> tuple[Tensor, Tensor]:
+    mean, var = one.statistics()
+    if mode == "replace":
+        return mean, var
+    share = one.samples / (prior + one.samples)
+    old_mean, old_var = one.layer.running_mean.double(), one.layer.running_var.double()
+    return old_mean + share * (mean - old_mean), old_var + share * (var - old_var)

@@ -1,0 +1,158 @@
+"""What a model computes with what, seen in one run: which call has made a tensor, and which calls use it.
+
+Modules of PyTorch, normalizations of whoever, and modules that torch.fx would not look into are one call; whatever
+else runs is seen operation by operation. Unlike a symbolic trace it follows any Python, along the path that the example
+inputs take.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from batchnorm.surgery.places import places
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+READS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"}  # uses that make no tensor
+IN_PLACE = {"__setitem__", "copy_"}
+
+
+class Call(NamedTuple):
+    """One call of a module or a function.
+
+    Attributes:
+        name: Of the module in the model, or of the function.
+        module: None where it is a function.
+        inputs: The values it takes.
+        outputs: The values it makes.
+    """
+
+    name: str
+    module: Any
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+class Flow:
+    """The calls of one run, in their order; tensors are numbered as they appear."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.calls: list[Call] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.results: frozenset[int] = frozenset()  # what the model returns
+        self.result: Any = None
+        self.outside: set[int] = set()  # ids of parameters that something else than their module uses
+        self._numbers: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # so that no id is taken twice
+
+    def number(self, tensor: Tensor, *, new: bool = False) -> int:
+        """Return the number of a tensor; a new one where it was made, or changed in place."""
+        if new or id(tensor) not in self._numbers:
+            self._numbers[id(tensor)] = len(self.shapes)
+            self.shapes.append(tuple(tensor.shape))
+            self._alive.append(tensor)
+        return self._numbers[id(tensor)]
+
+    def note(self, name: str, module: nn.Module | None, given: Any, made: Any) -> None:
+        """Add a call."""
+        taken = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
+        if module is None:
+            self.outside |= {id(leaf) for leaf in taken if isinstance(leaf, nn.Parameter)}
+        inputs = tuple(dict.fromkeys(self.number(leaf) for leaf in taken))
+        tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        if name in IN_PLACE and taken:
+            tensors = taken[:1]
+        if inputs and (tensors or name in READS):
+            self.calls.append(Call(name, module, inputs, tuple(self.number(one, new=True) for one in tensors)))
+
+    def maker(self, value: int) -> Call | None:
+        """Return the call that has made a value; None where it came from outside."""
+        return next((call for call in self.calls if value in call.outputs), None)
+
+    def users(self, value: int) -> list[Call]:
+        """Return the calls that use a value."""
+        return [call for call in self.calls if value in call.inputs]
+
+    def of(self, module: nn.Module) -> list[Call]:
+        """Return the calls of a module."""
+        return [call for call in self.calls if call.module is module]
+
+    def upstream(self, call: Call, passes: Callable[[Call], bool]) -> Iterator[Call]:
+        """Walk from what a call takes back to what made it, on through calls that `passes`; the first input each."""
+        made = self.maker(call.inputs[0])
+        while made is not None:
+            yield made
+            if not passes(made):
+                return
+            made = self.maker(made.inputs[0])
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes the functions that run outside of modules that are one call."""
+
+    def __init__(self, flow: Flow) -> None:
+        super().__init__()
+        self.flow, self.inside = flow, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", str(func))
+        if self.inside == 0 and name not in ("__get__", "__set__"):
+            self.flow.note(name, None, (args, kwargs), made)
+        return made
+
+
+def is_one_call(module: nn.Module) -> bool:
+    """Return whether a module counts as one call, whatever runs inside."""
+    if isinstance(module, CONTAINERS):
+        return False
+    return isinstance(module, _BatchNorm) or type(module).__module__.startswith("torch.nn")
+
+
+def record(model: nn.Module, example_inputs: Any) -> Flow:
+    """Run the model once, in inference and without gradients, and return what was called with what.
+
+    Args:
+        model: Its modes are those of before afterwards.
+        example_inputs: A tensor, a tuple or list of arguments, or a dict of keyword arguments.
+    """
+    flow, handles = Flow(), list[Any]()
+    recorder = _Recorder(flow)
+    modes = {module: module.training for module in model.modules()}
+
+    def enter(*_: Any) -> None:
+        recorder.inside += 1
+
+    def leave(name: str, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+        recorder.inside -= 1
+        if recorder.inside == 0:
+            flow.note(name, module, (args, kwargs), made)
+
+    try:
+        for place in places(model, is_one_call):
+            hook = partial(leave, place.name)
+            handles.append(place.module.register_forward_pre_hook(enter))
+            handles.append(place.module.register_forward_hook(hook, with_kwargs=True))
+        model.eval()
+        with torch.no_grad(), recorder:
+            flow.result = run(model, example_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes.items():
+            module.training = training
+    flow.results = frozenset(flow.number(leaf) for leaf in tree_leaves(flow.result) if isinstance(leaf, Tensor))
+    return flow
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """Call a model: a tuple or list as arguments, a dict as keyword arguments, anything else as the one argument."""
+    if isinstance(inputs, dict):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)

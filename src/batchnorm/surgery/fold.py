@@ -1,0 +1,332 @@
+"""Fold batch normalization into the layers beside it, for inference, and prove that nothing changed."""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils._pytree import tree_leaves
+
+from batchnorm.errors import BatchNormError
+from batchnorm.surgery.convert import ACTIVATIONS, options_of
+from batchnorm.surgery.flow import Call, Flow, record, run
+from batchnorm.surgery.places import places, put
+from batchnorm.surgery.report import Change, Left, Report, require_change
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+POWER = 0.6  # of ε: rounding, which grows over layers, stays below ε^0.6; mistakes do not
+
+
+class Affine(NamedTuple):
+    """What a batch normalization is in inference, per feature: y = scale·x + shift, float64."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+class Activated(nn.Module):
+    """What is left of a folded layer that adds a residual or activates: y = act(x + residual)."""
+
+    def __init__(self, activation: nn.Module | None) -> None:
+        """Take the activation over."""
+        super().__init__()
+        self.activation = activation or nn.Identity()
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+        """Add and activate; weights of samples mean nothing in inference."""
+        return self.activation(input if residual is None else input + residual)
+
+
+def normalization(layer: nn.Module) -> nn.Module | str | None:
+    """Return the activation that a layer includes, None where there is none, or why it does more than normalise."""
+    options = options_of(layer)
+    if isinstance(options, str):
+        return options
+    name = options.get("activation")
+    return None if name is None else ACTIVATIONS[name]()
+
+
+def affine(layer: Any) -> Affine:
+    """Return scale = γ/√(σ²+ε) and shift = β − μ·scale by the running statistics."""
+    scale = 1 / torch.sqrt(layer.running_var.double() + layer.eps)
+    if layer.weight is not None:
+        scale = scale * layer.weight.detach().double()
+    shift = -layer.running_mean.double() * scale
+    return Affine(scale, shift if layer.bias is None else shift + layer.bias.detach().double())
+
+
+def _weights(module: Any, scale: Tensor, *, outputs: bool) -> Tensor:
+    """Return the weight, float64, times a number for each output feature or each input feature."""
+    weight, groups = module.weight.detach().double(), getattr(module, "groups", 1)
+    if isinstance(module, TRANSPOSED):  # (in, out/groups, …): inputs of a group lie together, outputs likewise
+        grouped = weight.unflatten(0, (groups, -1))
+        shape = (groups, 1, -1) if outputs else (groups, -1, 1)
+        return (grouped * scale.reshape(shape + (1,) * (weight.dim() - 2))).flatten(0, 1)
+    rest = (1,) * (weight.dim() - 2)
+    if outputs:
+        return weight * scale.reshape(-1, 1, *rest)
+    grouped = weight.unflatten(0, (groups, -1))  # (out, in/groups, …)
+    return (grouped * scale.reshape(groups, 1, -1, *rest)).flatten(0, 1)
+
+
+def _bias_of(module: Any, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if module.bias is None else module.bias.detach().double()
+
+
+def _renewed(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
+    """Return a copy of a layer with other weights, in the dtype and memory format of its own."""
+    new = copy.copy(module)
+    new._parameters = dict(module._parameters)
+    old = module.weight
+    for name, value in (("weight", weight), ("bias", bias)):
+        made = value.to(old.dtype)
+        made = (
+            made.to(memory_format=torch.preserve_format).contiguous()
+            if name == "bias"
+            else torch.empty_like(old).copy_(made)
+        )
+        new._parameters[name] = nn.Parameter(made, requires_grad=old.requires_grad)
+    return new
+
+
+def after(module: nn.Module, then: Affine) -> nn.Module:
+    """Return the layer that does both: W' = scale·W and b' = scale·b + shift, per output feature."""
+    return _renewed(
+        module, _weights(module, then.scale, outputs=True), _bias_of(module, then.shift) * then.scale + then.shift
+    )
+
+
+def ahead(module: Any, first: Affine) -> nn.Module:
+    """Return the layer that does both: W' = W·scale per input feature, b' = b + Σ W·shift over taps and inputs."""
+    moved = _weights(module, first.shift, outputs=False)
+    if isinstance(module, TRANSPOSED):
+        groups = module.groups
+        sums = moved.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)).flatten()
+    else:
+        sums = moved.flatten(1).sum(1)
+    return _renewed(module, _weights(module, first.scale, outputs=False), _bias_of(module, sums) + sums)
+
+
+def merged(layer: Any, then: Affine) -> nn.Module:
+    """Return one batch normalization that does two, one after the other: γ' = γ·scale, β' = β·scale + shift."""
+    new, one = copy.copy(layer), torch.ones_like(then.scale)
+    gamma = one if layer.weight is None else layer.weight.detach().double()
+    beta = one - one if layer.bias is None else layer.bias.detach().double()
+    new._parameters = {
+        name: nn.Parameter(value.to(layer.running_mean.dtype if layer.weight is None else layer.weight.dtype))
+        for name, value in (("weight", gamma * then.scale), ("bias", beta * then.scale + then.shift))
+    }
+    new.affine = True
+    return new
+
+
+class _Folding:
+    """A model on its way: what each module has become, and what was left and why."""
+
+    def __init__(self, model: nn.Module, flow: Flow) -> None:
+        self.flow = flow
+        self.places = {id(place.module): place for place in places(model)}
+        self.now: dict[int, nn.Module] = {}
+        self.gone: set[int] = set()  # layers that do nothing any more
+        self.changes: dict[int, Change] = {}
+
+    def passes(self, call: Call) -> bool:
+        return isinstance(call.module, PASSING) or id(call.module) in self.gone
+
+    def current(self, module: nn.Module) -> Any:
+        return self.now.get(id(module), module)
+
+    def producer(self, call: Call) -> Call | str:
+        """Return the call that a layer's input comes from, and goes nowhere else; or why there is none."""
+        value = call.inputs[0]
+        for made in self.flow.upstream(call, self.passes):
+            others = len(self.flow.users(value)) - 1 + (value in self.flow.results)
+            if others:
+                return f"what {made.name} makes is used elsewhere too"
+            if not self.passes(made):
+                return made
+            value = made.inputs[0]
+        return "its input comes from outside"
+
+    def consumer(self, call: Call) -> Call | str:
+        """Return the call that alone uses what a layer makes; or why there is none."""
+        while True:
+            value = call.outputs[0]
+            users = self.flow.users(value)
+            if len(users) != 1 or value in self.flow.results:
+                return "what it makes is used elsewhere too" if users else "nothing follows it"
+            call = users[0]
+            if not self.passes(call):
+                return call
+
+    def once(self, module: nn.Module) -> str | None:
+        times = len(self.flow.of(module))
+        return None if times == 1 else f"{self.places[id(module)].name} is called {times} times"
+
+    def unfit(self, call: Call, features_axis: int | tuple[int, ...], rank: int) -> str | None:
+        """Return why a call's module cannot take a batch normalization in; None where it can."""
+        module, name = call.module, call.name
+        if type(module) not in WEIGHTED:
+            return f"{name} is no Linear or convolution"
+        if self.once(module):
+            return self.once(module)
+        if any(id(p) in self.flow.outside for p in module.parameters()):
+            return f"the weight of {name} is used elsewhere too"
+        if module._forward_pre_hooks or "weight" not in module._parameters:
+            return f"the weight of {name} is computed anew in each call"
+        if features_axis != (rank - 1 if isinstance(module, nn.Linear) else 1):
+            return f"the features of {name} lie along another axis"
+        return None
+
+    def note(self, call: Call, what: str, into: Call, new: nn.Module, rest: nn.Module) -> None:
+        self.now[id(into.module)], self.now[id(call.module)] = new, rest
+        if isinstance(rest, nn.Identity):
+            self.gone.add(id(call.module))
+        self.changes[id(call.module)] = Change(
+            call.name, f"{what} {into.name}", type(call.module).__name__, type(rest).__name__
+        )
+
+
+def _axis(layer: Any, rank: int) -> int | tuple[int, ...]:
+    axis = getattr(layer, "axis", 1)
+    return axis % rank if isinstance(axis, int) else axis
+
+
+def _refused(folding: _Folding, call: Call) -> str | None:
+    """Return why a layer cannot be folded whatever is beside it."""
+    layer: Any = call.module
+    if layer.running_mean is None:
+        return "it keeps no running statistics, and normalises by the batch in inference too"
+    found = normalization(layer)
+    return found if isinstance(found, str) else folding.once(layer)
+
+
+def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
+    """Fold a layer into what comes before it; return why not."""
+    layer, rank = call.module, len(folding.flow.shapes[call.inputs[0]])
+    made = folding.producer(call)
+    if isinstance(made, str):
+        return made
+    rest = Activated(activation) if activation is not None or len(call.inputs) > 1 else nn.Identity()
+    then = affine(folding.current(layer))
+    if isinstance(made.module, _BatchNorm) and id(made.module) not in folding.changes:
+        plain = normalization(made.module) is None and len(made.inputs) == 1 and not folding.once(made.module)
+        if plain and made.module.running_mean is not None and _axis(made.module, rank) == _axis(layer, rank):
+            folding.note(call, "merged into", made, merged(folding.current(made.module), then), rest)
+            return None
+    why = folding.unfit(made, _axis(layer, rank), rank)
+    if why is None:
+        folding.note(call, "folded into", made, after(folding.current(made.module), then), rest)
+    return why
+
+
+def _downward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
+    """Fold a layer into what comes after it; return why not."""
+    layer, rank = call.module, len(folding.flow.shapes[call.outputs[0]])
+    user = folding.consumer(call)
+    if isinstance(user, str):
+        return user
+    why = folding.unfit(user, _axis(layer, rank), rank)
+    if why is None and (activation is not None or len(call.inputs) > 1):
+        why = f"it is activated before {user.name}"
+    first, module = affine(folding.current(layer)), folding.current(user.module)
+    if why is None and bool(first.shift.any()) and not _sees_every_tap(module):
+        why = f"{user.name} pads with zeros, which are no outputs of this layer"
+    if why is None:
+        folding.note(call, "folded into", user, ahead(module, first), nn.Identity())
+    return why
+
+
+def _sees_every_tap(module: Any) -> bool:
+    """Return whether each output of a layer is a sum over all of its taps, so that a shift of inputs is a constant."""
+    if isinstance(module, nn.Linear):
+        return True
+    if isinstance(module, TRANSPOSED):
+        return {*module.kernel_size, *module.stride} == {1} and {*module.padding, *module.output_padding} == {0}
+    padded = module.padding == "same" and {*module.kernel_size} != {1}
+    padded |= not isinstance(module.padding, str) and any(module.padding)
+    return not padded or module.padding_mode != "zeros"
+
+
+def _difference(before: Any, now: Any) -> tuple[float, float]:
+    """Return the largest difference of outputs, and what is allowed; both over the largest output."""
+    worst, allowed = 0.0, 0.0
+    for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
+        if isinstance(old, Tensor) and old.is_floating_point() and old.numel():
+            scale = float(old.double().abs().max()) or 1.0
+            difference = float((old.double() - new.double()).abs().max()) / scale
+            worst = difference if not difference <= worst else worst  # NaN stays
+            allowed = max(allowed, torch.finfo(old.dtype).eps ** POWER)
+    return worst, allowed
+
+
+def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) -> Report:
+    """Return a copy of `model` for inference whose batch normalizations are part of the layers beside them.
+
+    After a layer, y = scale·(W x + b) + shift with scale = γ/√(σ²+ε) and shift = β − μ·scale, so W' = scale·W and
+    b' = scale·b + shift per output feature; before one, W' = W·scale per input feature and b' = b + Σ W·shift. Linear,
+    Conv1d/2d/3d and ConvTranspose1d/2d/3d, with groups, with or without bias, γ and β; of two batch normalizations in
+    a row one is made. All arithmetic is float64. An activation or residual of our layer, or of timm's, stays behind.
+
+    The model is run once to see what feeds what. A layer is left as it is, and the report says why, where what comes
+    before it is used elsewhere or called twice, where a convolution that follows it pads with zeros, or where it
+    keeps no running statistics.
+
+    Args:
+        model: Not changed. In inference: `model.eval()`.
+        example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts.
+        allow_empty: Whether it is right to find nothing.
+
+    Returns:
+        The report: `model` is the folded copy, `numbers` the largest difference of its outputs on the example inputs,
+        over the largest output.
+
+    Raises:
+        BatchNormError: if the model is in training, if the difference is more than rounding explains (ε^0.6 of the
+            outputs' dtype), or if there was nothing to fold.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    >>> report = fold(net, torch.randn(2, 3, 8, 8))
+    >>> report.model[1], report.numbers["difference"] < 1e-5
+    (Identity(), True)
+    """
+    copied = copy.deepcopy(model)
+    for place in places(copied, lambda module: isinstance(module, _BatchNorm)):
+        if place.module.training and not getattr(place.module, "frozen", False):
+            raise BatchNormError(f"{place.name} is in training, where it normalises by the batch: model.eval() first")
+    flow = record(copied, example_inputs)
+    folding, left = _Folding(copied, flow), dict[str, Left]()
+    calls = [call for call in flow.calls if isinstance(call.module, _BatchNorm)]
+    for way in (_upward, _downward):
+        for call in calls:
+            if id(call.module) in folding.changes:
+                continue
+            why = _refused(folding, call)
+            why = why or way(folding, call, normalization(call.module))  # pyright: ignore[reportArgumentType]
+            known = left.pop(call.name, None)
+            if why is not None:
+                also = "" if known is None or known.why == why else f"{known.why}; "
+                left[call.name] = Left(call.name, f"{also}{why}")
+    for place in folding.places.values():
+        copied = put(copied, place, folding.current(place.module))
+    return _proven(
+        Report("fold", copied.eval(), [*folding.changes.values()], [*left.values()]), flow, example_inputs, allow_empty
+    )
+
+
+def _proven(report: Report, flow: Flow, example_inputs: Any, allow_empty: bool) -> Report:
+    """Run the folded model on the same inputs, and return the report with how far its outputs are off."""
+    require_change(report, allow_empty)
+    with torch.no_grad():
+        off, allowed = _difference(flow.result, run(report.model, example_inputs))
+    if not off <= allowed:
+        raise BatchNormError(
+            f"the folded model's outputs differ by {off:.1e} of the largest, where rounding explains {allowed:.1e}: "
+            "not folded"
+        )
+    report.numbers.update({"difference": off, "allowed": allowed})
+    return report

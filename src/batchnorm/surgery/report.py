@@ -1,0 +1,147 @@
+"""What a tool has done: where, what, before and after; printed as a table, and written as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from batchnorm.errors import BatchNormError
+
+WIDTH = 110  # characters of a table as text
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change.
+
+    Attributes:
+        where: Name of the layer.
+        what: What was done to it.
+        before: What it was.
+        after: What it is.
+        numbers: What was measured, by name.
+    """
+
+    where: str
+    what: str
+    before: str = ""
+    after: str = ""
+    numbers: dict[str, float] = field(default_factory=dict[str, float])
+
+
+@dataclass(frozen=True)
+class Left:
+    """A layer that was left as it is, and why."""
+
+    where: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a tool has done to a model.
+
+    Attributes:
+        tool: Its name.
+        model: The model now; the one given, unless the tool says otherwise.
+        changes: All that was changed, in the order of the model.
+        left: What was looked at and left.
+        numbers: What was measured of the whole.
+        notes: What else there is to know.
+    """
+
+    tool: str
+    model: nn.Module
+    changes: Sequence[Change]
+    left: Sequence[Left] = ()
+    numbers: dict[str, Any] = field(default_factory=dict[str, Any])
+    notes: Sequence[str] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Return where something was changed."""
+        return [change.where for change in self.changes]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of it but the model, ready for JSON."""
+        return {
+            "tool": self.tool,
+            "changes": [vars(change) for change in self.changes],
+            "left": [vars(left) for left in self.left],
+            "numbers": self.numbers,
+            "notes": list(self.notes),
+        }
+
+    def to_json(self) -> str:
+        """Return it as JSON; a number that is none is null."""
+        return json.dumps(_plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def __rich__(self) -> RenderableType:
+        """Return the table, and below it what was left and what else there is to know."""
+        parts: list[RenderableType] = []
+        if self.changes:
+            parts.append(self._table())
+        facts = ", ".join(f"{name.replace('_', ' ')} {written(value)}" for name, value in self.numbers.items())
+        if facts:
+            parts.append(Text(facts))
+        parts += [Text(f"left {left.where}: {left.why}") for left in self.left]
+        parts += [Text(note) for note in self.notes]
+        return Group(*(parts or [Text(f"{self.tool}: nothing to change")]))
+
+    def _table(self) -> Table:
+        numbers = list(dict.fromkeys(name for change in self.changes for name in change.numbers))
+        told = [name for name in ("what", "before", "after") if any(getattr(change, name) for change in self.changes)]
+        made = Table("layer", *told, title=self.tool, title_justify="left", title_style="bold")
+        for name in numbers:
+            made.add_column(name.replace("_", " "), justify="right", no_wrap=True)
+        for change in self.changes:
+            values = [written(change.numbers[name]) if name in change.numbers else "" for name in numbers]
+            made.add_row(Text(change.where), *(Text(getattr(change, name)) for name in told), *values)
+        return made
+
+    def __str__(self) -> str:
+        """Return what `print` shows."""
+        console = Console(file=StringIO(), width=WIDTH, highlight=False)
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
+
+
+def written(value: Any) -> str:
+    """Return a number as people read it.
+
+    >>> written(0.012345), written(7), written(1.5e-7), written(50176.0)
+    ('0.0123', '7', '1.5e-07', '50,176')
+    """
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inside) for key, inside in value.items()}
+    if isinstance(value, list):
+        return [_plain(inside) for inside in value]
+    return None if isinstance(value, float) and value - value != 0 else value
+
+
+def require_change(report: Report, allow_empty: bool) -> Report:
+    """Return the report, unless nothing was changed and that is not allowed.
+
+    Raises:
+        BatchNormError: then, with what was left and why.
+    """
+    if report.changes or allow_empty:
+        return report
+    why = "; ".join([f"{left.where}: {left.why}" for left in report.left] + list(report.notes))
+    raise BatchNormError(
+        f"{report.tool} has found nothing to change in {type(report.model).__name__}"
+        f"{f' ({why})' if why else ''}; allow_empty=True if that is right"
+    )
