@@ -22,7 +22,10 @@ from batchnorm.bench.screen import heading, times
 
 HERE = Path(__file__).parent
 README, CHART = HERE / "README.md", HERE.parent / "docs" / "bench.png"
+FRONT = HERE.parent / "README.md"
 LAYERS, RESNET50 = HERE / "results" / "layers.json", HERE / "results" / "resnet50.json"
+SPEED = re.compile(r"(?<=<!-- speed -->\n).*?(?=<!-- end -->)", re.DOTALL)
+SPOKEN = {"train": "training step", "train+add+relu": "… with an addition and ReLU", "inference": "inference"}
 BETWEEN = re.compile(r"(?<=<!-- goals -->\n).*?(?=<!-- end -->)", re.DOTALL)
 VERDICTS = {True: "met", False: "**missed**", None: "not measured"}
 NOTHING = "\nNot measured yet.\n\n"
@@ -74,6 +77,34 @@ def bounds(rows: Sequence[Row]) -> list[str]:
     return lines if len(lines) > 2 else []
 
 
+def spoken(run: Results, steps: dict[str, Any] | None) -> str:
+    """Return what the README says of a run: geometric means by operation and order, and where torch was faster."""
+    ours = [row for row in run.rows if row.contender == OURS and row.memory == "kept" and row.ratio is not None]
+    lines = ["", "| float32, times as fast as torch eager | features first | features last |", "|---|---|---|"]
+    for op, said in SPOKEN.items():
+        cells: list[str] = []
+        for last in (False, True):
+            of = [
+                r
+                for r in ours
+                if r.case.op == op and r.case.dtype == "float32" and (r.case.layout in FEATURES_LAST) == last
+            ]
+            found = [row.ratio or 1.0 for row in of]
+            cells.append(
+                f"{math.exp(statistics.fmean(map(math.log, found))):.2f}× ({min(found):.2f} to {max(found):.2f})"
+            )
+        lines.append(f"| {said} | {' | '.join(cells)} |")
+    if steps is not None:
+        rows = {row["layout"]: row["ratio"] for row in steps["rows"] if "fused" in row["network"]}
+        most = {row["layout"]: row["ratio"] for row in steps["rows"] if row["network"].startswith("no layer")}
+        cells = [f"{rows[name]:.2f}× (without any layer: {most[name]:.2f})" for name in ("NCHW", "NHWC")]
+        lines.append(f"| a whole step of ResNet-50, batch 32 of 64×64 | {' | '.join(cells)} |")
+    slower = [row for row in ours if (row.ratio or 1.0) < 1]
+    inference = sum(row.case.op == "inference" for row in slower)
+    lines += ["", f"In {len(slower)} of {len(ours)} cases torch's layer was faster, {inference} of them inference."]
+    return "\n".join([*lines, "", ""])
+
+
 def _line(one: Judged, by_default: Judged | None) -> str:
     beside = "–" if by_default is None else f"{times(by_default.mean, one.unit)}, {times(by_default.worst, one.unit)}"
     cells = (
@@ -105,4 +136,6 @@ if __name__ == "__main__":
     shown = goals(found, resnet50())
     README.write_text(BETWEEN.sub(lambda _: shown, README.read_text(encoding="utf-8")), encoding="utf-8")
     if found is not None:
+        told = spoken(found, resnet50())
+        FRONT.write_text(SPEED.sub(lambda _: told, FRONT.read_text(encoding="utf-8")), encoding="utf-8")
         save(found, CHART)

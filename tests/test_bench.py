@@ -20,7 +20,7 @@ from batchnorm.bench.arrays import Arrays, arrays, rounded
 from batchnorm.bench.cases import DEFAULT_OPS, OPS, SHAPES, Case, cases, in_layouts, parsed_shapes
 from batchnorm.bench.contenders import CONTENDERS, parsed_contenders
 from batchnorm.bench.goals import GOALS, judge
-from batchnorm.bench.results import SCHEMA, Results, Row
+from batchnorm.bench.results import SCHEMA, SIGNIFICANT, Results, Row
 from batchnorm.bench.worker import Worker
 from batchnorm.cli import app
 
@@ -67,13 +67,19 @@ def test_a_pass_at_the_speed_of_the_copy_has_all_of_the_roofline() -> None:
     assert bandwidth.share(LARGE.least_bytes, 5 * copied_in, rate) == pytest.approx(0.5)
 
 
-def test_ratio_and_share_are_of_medians_and_of_the_faster_copy() -> None:
-    taken = {"batchnorm": [0.2, 0.1, 0.9], "torch": [0.5, 0.6, 0.4], "copy a": [0.1] * 3, "copy b": [0.05] * 3}
+def test_ratio_and_share_are_of_least_times_and_of_the_faster_copy() -> None:
+    taken = {"batchnorm": [0.2, 0.1, 0.9], "torch": [0.5, 0.6, 0.4], "copy a": [0.1] * 3, "copy b": [0.07, 0.05, 9]}
     found = measure._row(row(ratio=None, share=None), taken, 7)
-    assert found.ratio == pytest.approx(2.5)
+    assert found.ratio == pytest.approx(4.0)
     assert (found.min_s, found.median_s, found.samples, found.calls) == (0.1, 0.2, 3, 7)
-    assert found.bandwidth == pytest.approx(2 * LARGE.array_bytes / 0.05)
-    assert found.share == pytest.approx(5 * 0.05 / (2 * 0.2))
+    assert found.bandwidth == pytest.approx(2 * LARGE.array_bytes / 0.05, rel=10.0**-SIGNIFICANT)
+    assert found.share == pytest.approx(5 * 0.05 / (2 * 0.1), rel=10.0**-SIGNIFICANT)
+
+
+def test_what_is_shown_is_what_is_written() -> None:
+    taken = {"batchnorm": [0.1234567891], "torch": [0.3333333333]}
+    found = measure._row(row(ratio=None, share=None), taken, 7)
+    assert Results.from_json(results(found).to_json()).rows == [found]
 
 
 def test_goals_take_the_geometric_mean_and_the_worst() -> None:
@@ -138,6 +144,8 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
         (("--chart", "it.gif"), "`--chart` must end in .png or .svg, got it.gif"),
         (("--ops", "forward", "--chart", "it.png"), "the chart shows train in float32"),
         (("--from", "nowhere.json"), "nowhere.json cannot be read"),
+        (("--from", "it.json", "--shapes", "3x4", "--quick"), "--shapes, --quick says what to measure"),
+        (("--out", "/proc/it"), "`--out` must be a file that can be written, got /proc/it.txt"),
     ],
 )
 def test_what_is_refused_is_told_in_a_line(arguments: tuple[str, ...], said: str) -> None:

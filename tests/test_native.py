@@ -269,6 +269,10 @@ def said(**environment: str) -> str:
 def test_the_environment_switches_it_off() -> None:
     assert said(BATCHNORM_KERNEL="eager").strip() == 'missing: the environment says BATCHNORM_KERNEL="eager"'
     assert said(BATCHNORM_KERNEL="").startswith("C++ on a CPU, ")
+    assert said(BATCHNORM_KERNEL="native").startswith("C++ on a CPU, ")
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        said(BATCHNORM_KERNEL="EAGER")
+    assert 'BATCHNORM_KERNEL must be "native" or "eager", got \'EAGER\'' in failed.value.stderr
 
 
 @pytest.mark.parametrize(("found", "reason"), [("nothing", "there is no native library"), ("text", "does not load")])

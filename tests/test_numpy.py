@@ -67,6 +67,34 @@ def test_residual_and_activation_follow(kernel: str) -> None:
     assert_close(gradients.x, expected.x, "float32", 8.0 + np.abs(expected.x))
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"gamma": np.ones(3)}, r"`gamma` must hold a number for each of 4 features, got shape \(3,\)"),
+        ({"beta": 2.0}, r"`beta` must hold a number for each of 4 features, got shape \(\)"),
+        (
+            {"residual": np.ones((1, 4, 5))},
+            r"`residual` must have the shape and dtype of x",
+        ),
+        ({"residual": np.ones((6, 4, 5), np.float32)}, r"got \(6, 4, 5\) and float32"),
+    ],
+)
+def test_arrays_that_do_not_fit_x_are_named(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ShapeError, match=says):
+        by_numpy.train(np.ones((6, 4, 5)), **given)
+    with pytest.raises(ShapeError, match=says):
+        by_numpy.infer(np.ones((6, 4, 5)), np.zeros(4), np.ones(4), **given)
+
+
+def test_lists_will_do_and_a_negative_variance_will_not() -> None:
+    x = [[1.0, 2.0], [3.0, 5.0]]
+    assert by_numpy.train(x, residual=x).y.tolist() == by_numpy.train(np.array(x), residual=np.array(x)).y.tolist()
+    with pytest.raises(ShapeError, match="`mean` must hold a number for each of 2 features"):
+        by_numpy.infer(x, [1.0], [1.0, 1.0])
+    with pytest.raises(ArgumentError, match=r"`var` must not be negative, got -1\.0"):
+        by_numpy.infer(x, [0.0, 0.0], [1.0, -1.0])
+
+
 def test_what_does_not_fit_is_named() -> None:
     x = np.ones((4, 3), np.float32)
     with pytest.raises(DtypeError, match="int64"):

@@ -267,6 +267,8 @@ def bench(
             from batchnorm.bench.measure import measure
             from batchnorm.bench.results import Results
             from batchnorm.bench.screen import Screen
+        asked = {"shapes": shapes, "ops": ops, "dtypes": dtypes, "contenders": contenders, "rounds": rounds}
+        command.check_read(read, {**asked, "threads": threads, "quick": quick or None})
         cases = command.chosen_cases(shapes, dtypes, ops, quick=quick)
         chosen = command.settings(contenders, threads=threads, rounds=rounds, memory=memory.value, quick=quick)
         command.check_files(out, chart, None if read else cases)

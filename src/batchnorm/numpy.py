@@ -1,9 +1,10 @@
-"""Batch normalization of NumPy arrays in their own dtype, by the fastest kernel: `reference`'s functions, at work.
+"""Batch normalization of NumPy arrays in their own dtype, by the fastest kernel: `reference`'s formulas, at work.
 
-Training and inference, forward and backward, without a framework. The native kernel serves dense arrays; the others,
-or an installation without it, are served by NumPy's own operations.
+Training and inference, forward and backward, without a framework, and without the layers' weights and virtual batches.
+The native kernel serves dense arrays; the others, or an installation without it, are served by NumPy's own operations.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from batchnorm import kernels, statistics
 from batchnorm.activations import check_activation
 from batchnorm.conventions import check_epsilon
-from batchnorm.errors import DtypeError, ShapeError
+from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.kernels import Kernel, Wanted
 from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Statistics
@@ -67,10 +68,29 @@ def _entered(x: ArrayLike, axis: Axis, eps: float, activation: str | None) -> tu
     return values, plan(values.ndim, axis)
 
 
-def _kept(numbers: ArrayLike | None, x: Array, layout: Plan) -> Array | None:
+def _kept(name: str, numbers: ArrayLike | None, x: Array, layout: Plan) -> Array | None:
     if numbers is None:
         return None
-    return np.asarray(numbers, working_dtype(x.dtype, np)).reshape(layout.kept_shape(x.shape))
+    kept, found = layout.kept_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
+    if found.size != math.prod(kept):
+        raise ShapeError(f"`{name}` must hold a number for each of {math.prod(kept)} features, got shape {found.shape}")
+    return found.reshape(kept)
+
+
+def _added(residual: ArrayLike | None, x: Array) -> Array | None:
+    if residual is None:
+        return None
+    found = np.asarray(residual)
+    if found.shape != x.shape or found.dtype != x.dtype:
+        given = f"{found.shape} and {found.dtype}"
+        raise ShapeError(f"`residual` must have the shape and dtype of x, {x.shape} and {x.dtype}, got {given}")
+    return found
+
+
+def _learned(
+    gamma: ArrayLike | None, beta: ArrayLike | None, x: Array, layout: Plan
+) -> tuple[Array | None, Array | None]:
+    return _kept("gamma", gamma, x, layout), _kept("beta", beta, x, layout)
 
 
 def train(
@@ -81,7 +101,7 @@ def train(
     eps: float = 1e-5,
     axis: Axis = 1,
     activation: str | None = None,
-    residual: Array | None = None,
+    residual: ArrayLike | None = None,
 ) -> Forward:
     """Normalise a batch by its own statistics: y = act(γ·(x−μ)/√(σ²+ε) + β + residual).
 
@@ -96,7 +116,7 @@ def train(
 
     Raises:
         DtypeError: if x is not floating point.
-        ShapeError: if the rank of x does not admit `axis`.
+        ShapeError: if the rank of x does not admit `axis`, or another array does not fit x.
         ArgumentError: if `eps` or `activation` is out of range.
 
     Source: Ioffe and Szegedy 2015, algorithm 1.
@@ -105,19 +125,19 @@ def train(
     [-0.6666666666666666, 0.6666666666666666]
     """
     values, layout = _entered(x, axis, eps, activation)
-    gammas, betas = _kept(gamma, values, layout), _kept(beta, values, layout)
-    kernel = kernels.select(values, layout, np, residual=residual)
+    gammas, betas, added = *_learned(gamma, beta, values, layout), _added(residual, values)
+    kernel = kernels.select(values, layout, np, residual=added)
     y = None
     if kernel.forward is None:
         moments = kernel.moments(values, layout)
         using = statistics.of_batch(moments, eps, np)
     else:
         y, moments, inv_std, _ = kernel.forward(
-            values, layout, gammas, betas, eps=eps, activation=activation, residual=residual
+            values, layout, gammas, betas, eps=eps, activation=activation, residual=added
         )
         using = Statistics(moments.mean, moments.mean_low, inv_std, 1.0 / statistics.divisor(moments.count, np))
     var = statistics.variance(moments, np)
-    return _forward(kernel, values, layout, using, (gammas, betas), y=y, var=var, rest=(residual, activation))
+    return _forward(kernel, values, layout, using, (gammas, betas), y=y, var=var, rest=(added, activation))
 
 
 def infer(
@@ -130,7 +150,7 @@ def infer(
     eps: float = 1e-5,
     axis: Axis = 1,
     activation: str | None = None,
-    residual: Array | None = None,
+    residual: ArrayLike | None = None,
 ) -> Forward:
     """Normalise by given statistics, an affine map of each value alone; arguments as in `train`.
 
@@ -140,11 +160,12 @@ def infer(
     11.0
     """
     values, layout = _entered(x, axis, eps, activation)
-    means, variances = _kept(mean, values, layout), _kept(var, values, layout)
-    using = statistics.of_running(means, variances, eps, np)
-    kernel = kernels.select(values, layout, np, residual=residual)
-    learned = _kept(gamma, values, layout), _kept(beta, values, layout)
-    return _forward(kernel, values, layout, using, learned, y=None, var=variances, rest=(residual, activation))
+    means, variances = _kept("mean", mean, values, layout), _kept("var", var, values, layout)
+    if variances is not None and (variances < 0).any():
+        raise ArgumentError(f"`var` must not be negative, got {float(variances.min())}")
+    using, added = statistics.of_running(means, variances, eps, np), _added(residual, values)
+    kernel, learned = kernels.select(values, layout, np, residual=added), _learned(gamma, beta, values, layout)
+    return _forward(kernel, values, layout, using, learned, y=None, var=variances, rest=(added, activation))
 
 
 def _forward(

@@ -8,3 +8,10 @@
 
 Nothing is imported here: a worker sets how memory is kept before it allocates any.
 """
+
+from importlib.util import find_spec
+
+from batchnorm.errors import MissingExtraError
+
+if find_spec("torch") is None:
+    raise MissingExtraError("batchnorm bench", "torch", "torch")

@@ -180,7 +180,7 @@ def _explain(made: Figure, results: Results, mode: str) -> None:
     )
     unfinished = "" if results.finished else "INTERRUPTED: what was finished. "
     made.supxlabel(
-        f"{unfinished}Times as fast as torch eager, medians of the same rounds; further right is faster.\n"
+        f"{unfinished}Times as fast as torch eager, least times of the same rounds; further right is faster.\n"
         f"{machine['cpu']}, {results.settings['threads']} threads, memory {mode}; {versions}",
         fontsize=9.5, color=MUTED,
     )  # fmt: skip

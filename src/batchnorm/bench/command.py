@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rich.console import Console
 
@@ -66,6 +67,29 @@ def empty_results(chosen: Settings, command: Sequence[str]) -> Results:
     return Results(machine(), told, list(command), [] if remark is None else [remark])
 
 
+def check_read(read: Path | None, asked: dict[str, object]) -> None:
+    """Refuse what says how to measure where nothing is measured.
+
+    Raises:
+        ArgumentError: if something does.
+    """
+    told = [f"--{name}" for name, value in asked.items() if value is not None]
+    if read is not None and told:
+        raise ArgumentError(
+            f"`--from` shows what was measured, and {', '.join(told)} says what to measure: drop one of them"
+        )
+
+
+def _try(option: str, file: Path) -> None:
+    try:
+        if file.exists():
+            file.open("ab").close()
+        else:
+            TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise ArgumentError(f"`{option}` must be a file that can be written, got {file} ({error.strerror})") from None
+
+
 def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] | None = None) -> None:
     """Refuse files that cannot be written, and a chart that would be empty, before anything is measured.
 
@@ -80,6 +104,9 @@ def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] |
     for option, path in (("--out", out), ("--chart", chart)):
         if path is not None and not path.parent.is_dir():
             raise ArgumentError(f"`{option}` must lie in a folder that exists, got {path}")
+        endings = (".txt", ".json") if option == "--out" else (path.suffix if path else "",)
+        for file in [] if path is None else map(path.with_suffix, endings):
+            _try(option, file)
     if chart is not None and cases is not None:
         from batchnorm.bench.chart import check
 

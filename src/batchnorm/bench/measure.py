@@ -144,16 +144,17 @@ def _row(row: Row, taken: dict[str, list[float]], calls: int) -> Row:
     name, case, samples = row.contender, row.case, taken.get(row.contender, [])
     if row.failure is not None or not samples:
         return row
-    medians = {n: statistics.median(t) for n, t in taken.items() if t}
-    copies = [rate(case.array_bytes, medians[n]) for n in medians if n not in CONTENDERS]
+    least = {n: min(t) for n, t in taken.items() if t}
+    copies = [rate(case.array_bytes, least[n]) for n in least if n not in CONTENDERS]
     bandwidth = max(copies, default=None)
-    return replace(
+    measured = replace(
         row,
         calls=calls,
         samples=len(samples),
-        min_s=min(samples),
-        median_s=medians[name],
-        ratio=medians[BASELINE] / medians[name] if BASELINE in medians else None,
+        min_s=least[name],
+        median_s=statistics.median(samples),
+        ratio=least[BASELINE] / least[name] if BASELINE in least else None,
         bandwidth=bandwidth,
-        share=None if bandwidth is None else share(case.least_bytes, medians[name], bandwidth),
+        share=None if bandwidth is None else share(case.least_bytes, least[name], bandwidth),
     )
+    return measured.rounded()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +10,7 @@ from batchnorm.bench.cases import Case
 from batchnorm.bench.contenders import BASELINE
 from batchnorm.errors import ArgumentError
 
-SCHEMA = 1
+SCHEMA = 2
 SIGNIFICANT = 5  # digits that are written
 
 
@@ -30,9 +30,10 @@ class Row:
         samples: Samples, each the mean of its calls.
         min_s: Seconds of a call, the least of the samples.
         median_s: Their median.
-        ratio: Median of torch eager ÷ this median: how many times as fast as torch.
-        bandwidth: Bytes a second of the fastest copy of an array of this size, median, in the same rounds.
-        share: Least bytes of the operation ÷ bandwidth ÷ median.
+        ratio: Least time of torch eager ÷ this least: how many times as fast as torch. What else a machine does only
+            adds time, and seldom to all alike.
+        bandwidth: Bytes a second of the fastest copy of an array of this size, in the same rounds.
+        share: Least bytes of the operation ÷ bandwidth ÷ least time.
     """
 
     memory: str
@@ -50,8 +51,12 @@ class Row:
     bandwidth: float | None = None
     share: float | None = None
 
+    def rounded(self) -> "Row":
+        """Return it with as many digits as mean something, so that what is written is what is shown."""
+        return replace(self, **{n: _written(v) for n, v in vars(self).items() if isinstance(v, float)})
+
     def as_dict(self) -> dict[str, Any]:
-        """Return it for JSON, numbers with as many digits as mean something."""
+        """Return it for JSON."""
         flat = {**asdict(self), **self.case.as_dict()}
         del flat["case"]
         return {name: _written(value) for name, value in flat.items()}
@@ -95,7 +100,7 @@ class Results:
             "finished": self.finished,
             "machine": self.machine,
             "settings": self.settings,
-            "ratio": f"median of `{BASELINE}` ÷ median of the contender, in the same rounds",
+            "ratio": f"least time of `{BASELINE}` ÷ least of the contender, in the same rounds",
             "notes": self.notes,
             "goals": [judged.as_dict() for judged in judge(self.rows)],
         }

@@ -76,7 +76,7 @@ class Screen:
         self._progress.advance(self._bar, _work(case))
         if not self._console.is_terminal:
             ours = next((row for row in rows if row.contender == OURS), None)
-            told = "not timed" if ours is None else f"{milliseconds(ours.median_s)} ms, {times(ours.ratio)}"
+            told = "not timed" if ours is None else f"{milliseconds(ours.min_s)} ms, {times(ours.ratio)}"
             self._console.print(f"{case.name}: {told}", highlight=False, soft_wrap=True)
         for row in rows:
             if row.failure is not None:
@@ -99,9 +99,9 @@ def heading(results: Results) -> str:
         f"{settings['rounds']} rounds, contenders in turn; times are of one call",
         f"memory: {' and '.join(settings['modes'])}",
         f"copy of the largest array: {_copies(results.rows)}",
-        f"vs torch: median of `{BASELINE}` ÷ median: 2× is twice as fast",
+        f"vs torch: least time of `{BASELINE}` ÷ least time: 2× is twice as fast",
         "roofline: the least bytes, each array once (a channel stays in the cache between two sweeps), over what the",
-        "fastest copy of an array of that size moves in the median time",
+        "fastest copy of an array of that size moves in the least time",
     ]
     return "\n".join([*lines, *results.notes, *([] if results.finished else ["INTERRUPTED: what was finished"])])
 

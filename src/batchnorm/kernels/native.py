@@ -60,10 +60,16 @@ class Library:
 @cache
 def load() -> Library | str:
     """Return the library, or why there is none."""
-    if os.environ.get("BATCHNORM_KERNEL") == "eager":
+    asked = os.environ.get("BATCHNORM_KERNEL", "")
+    if asked == "eager":
         return 'the environment says BATCHNORM_KERNEL="eager"'
+    if asked not in ("", "native"):
+        raise ArgumentError(f'the environment variable BATCHNORM_KERNEL must be "native" or "eager", got {asked!r}')
     if not LIBRARY.exists():
-        return "there is no native library: it is built when batchnorm is installed where there is a C++ compiler"
+        return (
+            "there is no native library: when batchnorm was installed there was no C++ compiler, or it failed "
+            "(`pip install --verbose` shows why)"
+        )
     try:
         handle = ctypes.CDLL(str(LIBRARY))
         handle.bn_interface.restype = handle.bn_threads.restype = ctypes.c_int64

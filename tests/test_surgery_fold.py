@@ -1,0 +1,230 @@
+"""Folding: every kind of layer, with the proof; what today's tool gets wrong; and refusals by name."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from batchnorm.errors import BatchNormError
+from batchnorm.surgery import fold
+from batchnorm.surgery.fold import Activated
+from batchnorm.torch import BatchNorm, BatchNorm2d
+from tolerance import EPS, PROJECT_BOUND
+
+NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+KINDS = {
+    "Linear": (nn.Linear, 0), "Conv1d": (nn.Conv1d, 1), "Conv2d": (nn.Conv2d, 2), "Conv3d": (nn.Conv3d, 3),
+    "ConvTranspose1d": (nn.ConvTranspose1d, 1), "ConvTranspose2d": (nn.ConvTranspose2d, 2),
+    "ConvTranspose3d": (nn.ConvTranspose3d, 3),
+}  # fmt: skip
+BOUND = {torch.float32: PROJECT_BOUND, torch.float64: PROJECT_BOUND * EPS["float64"] / EPS["float32"]}
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
+def trained(model: nn.Module) -> nn.Module:
+    """Give every layer statistics and parameters that are not those it starts with; in inference."""
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None:
+            layer.running_mean.normal_(1, 2)
+            layer.running_var.uniform_(0.1, 4)
+            for parameter in layer.parameters():
+                nn.init.normal_(parameter, 1.0, 0.5)
+    return model.eval()
+
+
+def pair(kind: str, order: str, *, groups: int, bias: bool, affine: bool) -> tuple[nn.Module, Tensor]:
+    make, dims = KINDS[kind]
+    padding = {} if dims == 0 else {"kernel_size": 1 if order == "before" and "T" in kind else 3, "groups": groups}
+    layer = make(4, 8, bias=bias, **padding)
+    norm = NORMS[dims or 1](4 if order == "before" else 8, affine=affine)
+    x = torch.randn(3, 4, *[5] * dims)
+    return trained(nn.Sequential(*((norm, layer) if order == "before" else (layer, norm)))), x
+
+
+@pytest.mark.parametrize("dtype", BOUND, ids=str)
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("order", ["after", "before"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind: str, order: str, groups: int, bias: bool, affine: bool, dtype: torch.dtype) -> None:
+    model, x = pair(kind, order, groups=groups, bias=bias, affine=affine)
+    model, x = model.to(dtype), x.to(dtype)
+    report = fold(model, x)
+    assert [type(m) for m in report.model if not isinstance(m, nn.Identity)] == [KINDS[kind][0]]
+    with torch.no_grad():
+        off = (report.model(x) - model(x)).abs().max() / model(x).abs().max()
+    assert off <= BOUND[dtype]
+    assert report.numbers["difference"] == pytest.approx(float(off))
+    assert not torch.equal(report.model(x + 1), report.model(x))
+
+
+@pytest.mark.parametrize("case", ["grouped", "square", "plain"])
+def test_what_todays_tool_gets_wrong(case: str) -> None:
+    """torch.nn.utils.fusion: transposed convolutions with groups fail, other cases are left to pass silently wrong."""
+    layer = {
+        "grouped": nn.ConvTranspose2d(4, 8, 3, groups=2),
+        "square": nn.ConvTranspose2d(4, 4, 3),
+        "plain": nn.Linear(4, 4),
+    }[case]
+    norm = nn.BatchNorm1d(4, affine=False) if case == "plain" else nn.BatchNorm2d(8 if case == "grouped" else 4)
+    model = trained(nn.Sequential(layer, norm))
+    x = torch.randn(2, 4) if case == "plain" else torch.randn(2, 4, 5, 5)
+    assert fold(model, x).numbers["difference"] <= PROJECT_BOUND
+    fused: Any = nn.utils.fusion.fuse_linear_bn_eval if case == "plain" else fuse_conv_bn_eval
+    try:
+        theirs = fused(*model)(x)
+    except (RuntimeError, AttributeError, TypeError):
+        return  # it fails aloud
+    assert (theirs - model(x)).abs().max() / model(x).abs().max() > PROJECT_BOUND
+
+
+def test_a_row_of_layers_and_what_passes_through() -> None:
+    model = trained(
+        nn.Sequential(
+            nn.BatchNorm2d(3), nn.Identity(), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Dropout(), nn.BatchNorm2d(4),
+            nn.BatchNorm2d(4), BatchNorm2d(4, activation="silu"), nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 2),
+        )
+    )  # fmt: skip
+    x = torch.randn(2, 3, 5, 5)
+    report = fold(model, x)
+    kinds = [type(m) for m in report.model if not isinstance(m, nn.Identity | nn.Dropout | nn.Flatten)]
+    assert kinds == [nn.Conv2d, Activated, nn.Linear]
+    assert [(c.where, c.what) for c in report.changes] == [
+        ("2", "merged into 0"), ("5", "folded into 3"), ("6", "folded into 3"), ("7", "folded into 3"),
+        ("0", "folded into 3"), ("9", "folded into 10"),
+    ]  # fmt: skip
+    assert not report.left
+    assert isinstance(model[5], nn.BatchNorm2d)  # the original is as it was
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(3))
+        self.na, self.nb = nn.BatchNorm2d(4), BatchNorm(4, activation="relu")
+        self.nc = nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        y = torch.relu(self.na(self.a(x)))
+        y = self.nb(self.b(y), x)
+        z = self.c(y)
+        return {"out": [self.nc(z), z.mean()], "rank": y.dim()}
+
+
+def test_residuals_fan_out_and_outputs_of_any_kind() -> None:
+    report = fold(trained(Residual()), (torch.randn(2, 4, 6, 6),))
+    assert report.names == ["na", "nb"]
+    assert isinstance(report.model.nb, Activated)
+    assert [(left.where, left.why) for left in report.left] == [
+        ("nc", "what c makes is used elsewhere too; nothing follows it")
+    ]
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.one, self.two = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.conv(self.one(self.conv(x))))
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x)) @ self.linear.weight
+
+
+class Sequences(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 5), nn.BatchNorm1d(5)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, L = 5, C = 4): the layer's features are L
+        return self.norm(self.linear(x))
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.BatchNorm1d(4))
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "says"),
+    [
+        (Twice(), torch.randn(2, 4, 3, 3), "one: conv is called 2 times.*two: conv is called 2 times"),
+        (Tied(), torch.randn(3, 4), "norm: the weight of linear is used elsewhere too"),
+        (Sequences(), torch.randn(2, 5, 4), "norm: the features of linear lie along another axis"),
+        (normed(), torch.randn(3, 4), "1: 0 is no Linear or convolution"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)), torch.randn(1, 4, 5, 5), "1 pads with zeros"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(1, 4, 5, 5), "1 is no Linear"),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)), torch.randn(1, 4, 5, 5), "1 pads with zeros"),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), torch.randn(3, 4), "no running"),
+        (nn.Linear(2, 2), torch.randn(1, 2), "nothing to change in Linear"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_refusals(model: nn.Module, x: Tensor, says: str) -> None:
+    before = {name: value.clone() for name, value in trained(model).state_dict().items()}
+    with pytest.raises(BatchNormError, match=says):
+        fold(model, x)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fold(model, x, allow_empty=True).changes == []
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_other_padding_pads_with_outputs(mode: str) -> None:
+    model = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3, padding=1, padding_mode=mode)))
+    assert fold(model, torch.randn(2, 4, 5, 5)).numbers["difference"] <= PROJECT_BOUND
+
+
+def test_training_is_refused_and_frozen_layers_are_not() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), BatchNorm(4)).train()
+    with pytest.raises(BatchNormError, match=r"1 is in training.*model\.eval\(\)"):
+        fold(model, torch.randn(3, 4))
+    model[1].freeze()
+    assert fold(model, torch.randn(3, 4)).names == ["1"]
+
+
+def test_a_wrong_fold_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = importlib.import_module("batchnorm.surgery.fold")
+    affine = module.affine
+    monkeypatch.setattr(module, "affine", lambda layer: affine(layer)._replace(shift=affine(layer).shift * 1.01))
+    with pytest.raises(BatchNormError, match="differ by"):
+        fold(trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), torch.randn(5, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sixteen_bits(dtype: torch.dtype) -> None:
+    model = trained(nn.Sequential(nn.Conv2d(3, 8, 3), BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), BatchNorm2d(8)))
+    model, x = model.to(dtype), torch.randn(2, 3, 8, 8).to(dtype)
+    report = fold(model, x)
+    assert report.model[0].weight.dtype == dtype
+    assert report.numbers["difference"] <= report.numbers["allowed"]
+
+
+def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = trained(
+        nn.Sequential(nn.Conv2d(3, 4, 3), BatchNorm2d(4, activation="relu"), nn.Flatten(), nn.Linear(144, 2))
+    )
+    x = torch.randn(2, 3, 8, 8)
+    folded, file = fold(model, x).model, tmp_path / "folded.onnx"
+    torch.onnx.export(folded, (x,), file, dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(file))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    want = model(x).detach().numpy()
+    assert np.abs(found - want).max() <= PROJECT_BOUND * np.abs(want).max()
+    assert b"BatchNorm" not in file.read_bytes()
