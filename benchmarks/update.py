@@ -134,8 +134,8 @@ def _steps(steps: dict[str, Any] | None) -> list[str]:
 if __name__ == "__main__":
     found = results()
     shown = goals(found, resnet50())
-    README.write_text(BETWEEN.sub(lambda _: shown, README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(BETWEEN.sub(lambda _: shown, README.read_text(encoding="utf-8"), count=1), encoding="utf-8")
     if found is not None:
         told = spoken(found, resnet50())
-        FRONT.write_text(SPEED.sub(lambda _: told, FRONT.read_text(encoding="utf-8")), encoding="utf-8")
+        FRONT.write_text(SPEED.sub(lambda _: told, FRONT.read_text(encoding="utf-8"), count=1), encoding="utf-8")
         save(found, CHART)

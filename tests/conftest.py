@@ -57,3 +57,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.line(f"{name:<{name_width}}  {file:<{file_width}}  {verdict}")
     survivors = sum(row[2] == "SURVIVED" for row in rows)
     terminalreporter.line(f"{len(rows)} mutants, {len(rows) - survivors} killed, {survivors} survived")
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Iterator[None]:
+    """Let torchvision be imported: its build for CUDA finds no operators of its own beside torch's build for CPUs."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield
+    del library

@@ -28,9 +28,15 @@ def test_the_findings_are_those_of_the_committed_run() -> None:
 
 
 def test_the_code_runs() -> None:
-    layer, advice = (c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "keras" not in c)
+    found = [c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "keras" not in c]
+    layer, tools, advice = found
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     names: dict[str, Any] = {"network": network, "inputs": torch.randn(90, 4), "labels": torch.randint(3, (90,))}
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
+    given = {"model": model, "loader": torch.randn(90, 4).split(30), "x": torch.randn(8, 4)}
+    exec(tools, given)
+    assert model[1].virtual_batch_size == 32
+    assert isinstance(given["deployed"][1], torch.nn.Identity)
     exec(layer + advice, names)
     assert 1 < names["advice"].batch_size <= 90
     assert names["images"].shape == (32, 64, 56, 56)
@@ -52,7 +58,11 @@ def test_every_make_target_it_names_exists() -> None:
 # Keras' run on each backend, in keras_backend/.
 EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - set((ROOT / "examples").glob("keras_*.py")))
 
-PRINTED = {"torch_placements": "epoch 20  test accuracy 0.8", "batch_size_loop": "gradient noise (Bcrit)"}
+PRINTED = {
+    "torch_placements": "epoch 20  test accuracy 0.8",
+    "batch_size_loop": "gradient noise (Bcrit)",
+    "recalibrate_digits": "recalibrated, sequential  accuracy 0.9",
+}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.name)

@@ -1,12 +1,17 @@
 """Batch normalization put into models that have none."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery import insert
+from batchnorm.surgery.flow import run
 from batchnorm.torch import BatchNorm
+from tolerance import assert_close
 
 
 def mlp() -> nn.Sequential:
@@ -66,3 +71,178 @@ def test_what_is_refused_is_named() -> None:
     shared = nn.Linear(4, 4)
     with pytest.raises(BatchNormError, match="0: it is called 2 times"):
         insert(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 4))
+
+
+class Block(nn.Module):
+    """A residual block as timm writes them, its normalization taken out, one ReLU for all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.act(self.conv2(self.act(self.conv1(x))) + x)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.act = nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.blocks(self.act(self.stem(x))).mean((2, 3)))
+
+
+class Transformer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.qkv, self.proj = nn.Linear(8, 24), nn.Linear(8, 8)
+        self.fc1, self.act, self.fc2 = nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        x = x + self.proj(nn.functional.scaled_dot_product_attention(q, k, v))
+        return x + self.fc2(self.act(self.fc1(x)))
+
+
+class Functional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = nn.Conv1d(3, 6, 3), nn.Linear(18, 7), nn.Linear(7, 2)
+
+    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> dict[str, torch.Tensor]:
+        x = nn.functional.max_pool1d(self.conv(x), 2).relu()
+        x = nn.functional.silu(self.fc1(x.flatten(1)) * scale)
+        return {"logits": self.fc2(x)}
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 2)
+        self.act = nn.Tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.act(self.inner(self.act(self.inner(x)))))
+
+
+CONV = nn.Sequential(
+    nn.Conv2d(1, 4, 3), nn.LeakyReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 2), nn.LeakyReLU(), nn.Flatten(),
+    nn.Linear(24, 3), nn.Softmax(1),
+)  # fmt: skip
+IMAGES = torch.randn(4, 3, 8, 8)
+CASES: dict[str, tuple[nn.Module, Any, dict[str, list[str]]]] = {
+    "mlp": (mlp(), torch.randn(8, 4), {"before": ["0", "2"], "after": ["1", "3"]}),
+    "convnet": (CONV, torch.randn(4, 1, 8, 8), {"before": ["0", "3"], "after": ["1", "4"]}),
+    "resnet": (ResNet(), IMAGES, {
+        "before": ["stem", "blocks.0.conv1", "blocks.0.conv2", "blocks.1.conv1", "blocks.1.conv2"],
+        "after": ["act", "blocks.0.conv2", "blocks.1.conv2"],
+    }),
+    "transformer": (Transformer(), torch.randn(4, 5, 8), {"before": ["fc1"], "after": ["act"]}),
+    "functional": (
+        Functional(), {"x": torch.randn(4, 3, 8), "scale": 2.0}, {"before": ["conv", "fc1"], "after": ["fc2"]},
+    ),
+    "shared": (Shared(), torch.randn(4, 4), {"before": [], "after": ["outer"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("position", ["before", "after"])
+@pytest.mark.parametrize("name", CASES)
+def test_on_models_of_many_kinds(name: str, position: Any) -> None:
+    model, inputs, expected = copy.deepcopy(CASES[name])
+    report = insert(model, inputs, position, allow_empty=True)
+    assert report.names == expected[position]
+    layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    assert len(layers) == len(report.names)
+    y = run(model.train(), inputs)
+    (y["logits"] if isinstance(y, dict) else y).sum().backward()
+    assert all(layer.num_batches_tracked == 1 for layer in layers)
+    assert all(layer.weight.grad is not None for layer in layers)
+    for layer in layers:  # along the right axis: every feature is normalised
+        assert layer.running_mean.shape == (layer.num_features,)
+    if name == "shared":
+        assert any("called 2 times" in left.why or "no module stands" in left.why for left in report.left)
+
+
+def test_a_bias_that_is_cancelled_is_dropped() -> None:
+    model = mlp()
+    x, parameters = torch.randn(64, 4), dict(model.named_parameters())
+    y = insert(copy.deepcopy(model), x, drop_bias=False).model.train()(x)
+    insert(model, x)
+    assert [m.bias is None for m in model.modules() if isinstance(m, nn.Linear)] == [True, True, False]
+    assert model[0][0].weight is parameters["0.weight"]
+    assert_close(model.train()(x).detach().numpy(), y.detach().numpy(), "float32", 8)
+
+
+def test_where_says() -> None:
+    model = mlp()
+    assert insert(model, torch.randn(2, 4), where=lambda name, module: name == "4").names == ["4"]
+    assert isinstance(model[4][1], BatchNorm)  # the output layer, when asked
+    assert insert(mlp(), torch.randn(2, 4), where=["0", "1"]).names == ["0", "1"]
+    with pytest.raises(ArgumentError, match="'7', which is no layer"):
+        insert(mlp(), torch.randn(2, 4), where="7")
+
+
+def test_without_inputs_by_the_order_of_modules() -> None:
+    for position, names in (("before", ["0", "2"]), ("after", ["1", "3"])):
+        model = mlp()
+        report = insert(model, position=position)
+        assert report.names == names
+        assert "by the order of the modules" in report.notes[0]
+        assert model(torch.randn(2, 4)).shape == (2, 2)
+    left = insert(Shared(), allow_empty=True).left
+    assert not left  # what is called twice cannot be seen
+
+
+def test_a_normalised_model_is_left_alone() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(BatchNormError, match="0: it is normalised already"):
+        insert(model, torch.randn(2, 4))
+
+
+class Reads(nn.Module):
+    """A model that reads an attribute of a layer, which what takes its place does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(torch.relu(self.a(x)) / self.a.in_features)
+
+
+def test_what_does_not_run_is_taken_out_again() -> None:
+    model = Reads()
+    before = repr(model)
+    with pytest.raises(BatchNormError, match=r"taken out again.*in_features"):
+        insert(model, torch.randn(2, 4))
+    assert repr(model) == before
+    assert model.a.bias is not None
+
+
+def test_twenty_layers_of_sigmoid_train_with_it_alone() -> None:
+    def network() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = [part for _ in range(20) for part in (nn.Linear(32, 32), nn.Sigmoid())]
+        return nn.Sequential(*layers, nn.Linear(32, 2))
+
+    torch.manual_seed(1)
+    x = torch.randn(512, 32)
+    y = (x[:, 0] > 0).long()
+
+    def accuracy(model: nn.Module) -> float:
+        optimizer = torch.optim.Adam(model.parameters(), 0.01)
+        for _ in range(60):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model.train()(x), y).backward()
+            optimizer.step()
+        return (model(x).argmax(1) == y).float().mean().item()
+
+    without, with_it = network(), network()
+    insert(with_it, x)
+    assert accuracy(without) < 0.6
+    assert accuracy(with_it) > 0.9

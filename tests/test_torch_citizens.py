@@ -1,7 +1,7 @@
 """The layer in the hands of other libraries and of torch's own tools: the same comes out as with torch's layer."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,6 @@ def test_a_step_that_the_scaler_skips_leaves_the_parameters() -> None:
     assert scaler.get_scale() == 2.0**15
     for name, parameter in before.named_parameters():
         assert torch.equal(model.get_parameter(name), parameter)
-
-
-@pytest.fixture(scope="module")
-def torchvision() -> Iterator[None]:
-    """Let torchvision be imported: its build for CUDA finds no operators of its own beside torch's build for CPUs."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield
-    del library
 
 
 @pytest.mark.usefixtures("torchvision")

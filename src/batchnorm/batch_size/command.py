@@ -15,9 +15,9 @@ from batchnorm.errors import ArgumentError
 from batchnorm.study.data import Dataset as Table
 from batchnorm.study.data import scaler
 from batchnorm.study.networks import DEPTH, WIDTH
-from batchnorm.study.own_model import call_factory
 from batchnorm.study.shipped import digits
 from batchnorm.study.sources import chosen_data
+from batchnorm.surgery.factory import call_factory
 from batchnorm.torch import BatchNorm
 
 PICTURES = (".svg", ".png", ".pdf")

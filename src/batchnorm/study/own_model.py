@@ -1,10 +1,6 @@
 """A model of the user's own in a study: replicas side by side, with batch normalization put in or switched off."""
 
-import importlib
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,36 +10,8 @@ from batchnorm.errors import BatchNormError
 from batchnorm.study.data import DataError
 from batchnorm.study.networks import Placement
 from batchnorm.surgery import insert
+from batchnorm.surgery.factory import call_factory
 from batchnorm.torch import BatchNorm
-
-
-def load_factory(option: str, name: str) -> Callable[[], Any]:
-    """Import `package.module:factory`, looking in the working directory too.
-
-    Raises:
-        DataError: in one line, if it does not import or is not callable.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise DataError(f"`{option}` must be written package.module:factory, got {name!r}")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever the user's module raises while it is imported
-        raise DataError(f"`{option} {name}` cannot be imported: {type(error).__name__}: {error}") from None
-    if not callable(factory):
-        raise DataError(f"`{option} {name}` is not callable: {type(factory).__name__}")
-    return factory
-
-
-def call_factory(option: str, name: str) -> Any:
-    """Import and call a factory; whatever it raises becomes one line."""
-    factory = load_factory(option, name)
-    try:
-        return factory()
-    except Exception as error:
-        raise DataError(f"`{option} {name}` failed: {type(error).__name__}: {error}") from None
 
 
 def has_batch_norm(model: nn.Module) -> bool:

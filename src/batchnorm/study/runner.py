@@ -25,6 +25,7 @@ from batchnorm.study.lab import Lab, plain, write_json
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, Spec, build
+from batchnorm.surgery.factory import call_factory
 
 TRANSIENT = ("--resume", "--json")
 
@@ -68,7 +69,7 @@ def prepare(settings: Settings, data: Dataset | None) -> Problem:
         datasets["scales"] = with_goals(breast_cancer(), settings.seeds)
     if settings.model is None:
         return Problem(datasets)
-    made = own_model.call_factory("--model", settings.model)
+    made = call_factory("--model", settings.model)
     own = isinstance(made, nn.Module) and own_model.has_batch_norm(made)
     problem = Problem(datasets, settings.model, own)
     spec = Study(settings, Lab(problem, Path(), jobs=1, resume=True)).spec()

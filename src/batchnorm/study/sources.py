@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import cast
 
 from batchnorm.study.data import DataError, Dataset, Task, from_arrays
-from batchnorm.study.own_model import call_factory
+from batchnorm.surgery.factory import call_factory
 
 
 def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset | None:

@@ -108,7 +108,7 @@ def _wanted(flow: Flow, position: str) -> list[Call]:
     inner = [call for call in flow.calls if kind(call) and _leads_to(flow, call, _weighted, through=True)]
     if position == "after":
         return inner
-    return [call for call in inner if _leads_to(flow, call, _activation, through=False)]
+    return [call for call in inner if _normalised(flow, call) or _leads_to(flow, call, _activation, through=False)]
 
 
 def _normalised(flow: Flow, call: Call) -> bool:

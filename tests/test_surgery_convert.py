@@ -1,0 +1,218 @@
+"""There and back between the kinds of layer, with everything that hangs on them; and what is refused."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.surgery import convert
+from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Renorm, frozen
+from tolerance import assert_close
+
+INPUTS = {1: (6, 4), 2: (6, 4, 3, 3), 3: (6, 4, 2, 2, 2)}
+TORCHS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+OURS = {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}
+
+
+def used(layer: Any, dims: int = 2) -> Any:
+    """Give a layer state that is not that of the beginning."""
+    torch.manual_seed(0)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    for _ in range(3):
+        layer(torch.randn(INPUTS[dims], dtype=next(layer.buffers()).dtype) * 2 + 1)
+    return layer
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"affine": False}, {"momentum": None, "eps": 1e-3}, {"dtype": torch.float64}], ids=str
+)
+@pytest.mark.parametrize("dims", TORCHS)
+def test_there_and_back_is_the_identity(dims: int, options: dict[str, Any]) -> None:
+    model = nn.Sequential(used(TORCHS[dims](4, **options), dims))
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model[0].eval()
+    said, before, parameters = repr(model), state(model), list(model.parameters())
+    assert convert(model, "batchnorm").names == ["0"]
+    assert type(model[0]) is OURS[dims]
+    assert not model[0].training
+    x = torch.randn(INPUTS[dims], dtype=options.get("dtype"))
+    y = model(x)
+    convert(model, "torch")
+    assert repr(model) == said
+    assert {n: v.tolist() for n, v in state(model).items()} == {n: v.tolist() for n, v in before.items()}
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert not any(p.requires_grad for p in model.parameters())
+    name = "float64" if x.dtype == torch.float64 else "float32"
+    assert_close(y.numpy(), model(x).numpy(), name, 4)
+
+
+def test_shared_layers_stay_shared_and_the_model_may_be_the_layer() -> None:
+    shared = nn.BatchNorm2d(4)
+    model = nn.Sequential(shared, nn.Sequential(shared))
+    assert convert(model).names == ["0"]
+    assert model[0] is model[1][0]
+    report = convert(nn.BatchNorm2d(4))
+    assert type(report.model) is BatchNorm2d
+    assert report.names == ["BatchNorm2d"]
+
+
+def test_synchronized_layers() -> None:
+    model = nn.Sequential(used(nn.SyncBatchNorm(4).eval(), 2))
+    before = state(model)
+    convert(model)
+    assert (type(model[0]), model[0].sync) == (BatchNorm, True)
+    convert(model, "torch")
+    assert type(model[0]) is nn.SyncBatchNorm
+    assert all(torch.equal(v, before[n]) for n, v in state(model).items())
+    plain = nn.Sequential(nn.BatchNorm2d(4), BatchNorm2d(4))
+    convert(plain, "sync")
+    assert type(plain[0]) is nn.SyncBatchNorm
+    assert (type(plain[1]), plain[1].sync) == (BatchNorm2d, True)
+    with pytest.raises(BatchNormError, match="nothing to change"):
+        convert(plain, "sync")
+
+
+def test_ghost_and_renorm_keep_state_and_function_in_inference() -> None:
+    for to, options in (("ghost", {"virtual_batch_size": 3}), ("renorm", {"rmax": 3.0, "dmax": 5.0})):
+        model = nn.Sequential(used(nn.BatchNorm2d(4))).eval()
+        x = torch.randn(INPUTS[2])
+        y = model(x)
+        convert(model, to, **options)
+        assert_close(model(x).detach().numpy(), y.detach().numpy(), "float32", 4)
+        chosen = model[0].virtual_batch_size if to == "ghost" else model[0].renorm
+        assert chosen == (3 if to == "ghost" else Renorm(**options))
+        with pytest.raises(BatchNormError, match=r"0: torch's layer would lose .*\(lose=True lets it go\)"):
+            convert(model, "torch")
+        convert(model, "torch", lose=True)
+        assert type(model[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ("to", "options", "kind"),
+    [
+        ("group", {}, nn.GroupNorm),
+        ("group", {"num_groups": 2}, nn.GroupNorm),
+        ("instance", {}, nn.InstanceNorm2d),
+        ("layer", {}, nn.GroupNorm),
+    ],
+)
+def test_other_normalizations_say_that_they_change_the_function(to: Any, options: dict[str, Any], kind: type) -> None:
+    model = nn.Sequential(used(nn.BatchNorm2d(4)))
+    weight = model[0].weight
+    report = convert(model, to, **options)
+    assert type(model[0]) is kind
+    assert model[0].weight is weight
+    assert "changes what the model computes" in str(report)
+    assert model(torch.randn(INPUTS[2])).shape == INPUTS[2]
+    if to == "group":
+        assert model[0].num_groups == options.get("num_groups", 4)
+
+
+def test_features_last_become_layer_normalization() -> None:
+    model = nn.Sequential(BatchNorm(5, axis=-1, activation="gelu"))
+    convert(model, "layer")
+    assert [type(m) for m in model[0]] == [nn.LayerNorm, nn.GELU]
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid"])
+def test_timms_layers_keep_their_activation(activation: str | None) -> None:
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    model = nn.Sequential(used(BatchNorm2d(4, activation=activation))).eval()
+    x = torch.randn(INPUTS[2])
+    y = model(x).detach().numpy()
+    for to, kind in (("timm", layers.BatchNormAct2d), ("batchnorm", BatchNorm2d), ("torch", None)):
+        convert(model, to)
+        assert kind is None or type(model[0]) is kind
+        assert_close(model(x).detach().numpy(), y, "float32", 4)
+    dropping = nn.Sequential(
+        layers.BatchNormAct2d(4, drop_layer=nn.Dropout), layers.BatchNormAct2d(4, act_layer=nn.Mish)
+    )
+    with pytest.raises(BatchNormError, match=r"0: its Dropout.*would be lost; 1: its activation Mish.* is none of"):
+        convert(dropping)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_what_todays_tool_gets_wrong() -> None:
+    """torch.nn.SyncBatchNorm.convert_sync_batchnorm drops the activation that timm's layer includes."""
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    ours, theirs = nn.Sequential(layers.BatchNormAct2d(4)), nn.Sequential(layers.BatchNormAct2d(4))
+    theirs = nn.SyncBatchNorm.convert_sync_batchnorm(theirs).eval()
+    convert(ours, "sync")
+    x = torch.randn(INPUTS[2])
+    assert theirs(x).min() < 0  # no ReLU any more
+    assert (ours[0].sync, ours.eval()(x).min().item()) == (True, 0)
+
+
+class Own(nn.BatchNorm2d):
+    """A layer of somebody's, which does more."""
+
+
+def hooked() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.register_forward_hook(lambda *_: None)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("model", "to", "options", "says"),
+    [
+        (Own(4), "batchnorm", {}, "Own: a Own, of which more than normalization"),
+        (hooked(), "batchnorm", {}, "it has hooks"),
+        (BatchNorm(4), "torch", {}, "say rank=2, 3, 4 or 5"),
+        (BatchNorm(4, axis=-1), "torch", {"rank": 3}, "this one along -1"),
+        (BatchNorm(4, axis=-1), "group", {}, "along axis -1"),
+        (BatchNorm2d(4, running_variance="biased"), "torch", {}, "lose running_variance='biased'"),
+        (nn.BatchNorm2d(6), "group", {"num_groups": 4}, "num_groups=4 does not divide its 6 features"),
+        (nn.BatchNorm2d(6), "torch", {}, "nothing to change in BatchNorm2d;"),
+        (nn.ReLU(), "batchnorm", {}, "nothing to change in ReLU;"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_refusals_by_name(model: nn.Module, to: Any, options: dict[str, Any], says: str) -> None:
+    before = repr(model)
+    with pytest.raises(BatchNormError, match=says):
+        convert(model, to, **options)
+    report = convert(model, to, allow_empty=True, **options)
+    assert (report.changes, repr(report.model)) == ([], before)
+
+
+def test_frozen_layers_and_bad_arguments() -> None:
+    model = nn.Sequential(BatchNorm2d(4))
+    frozen(model).apply()
+    with pytest.raises(BatchNormError, match="lose frozen=True"):
+        convert(model, "torch")
+    for to, options, says in (
+        ("keras", {}, "must be one of batchnorm, torch, .* got 'keras'"),
+        ("group", {"groups": 2}, 'to="group" takes num_groups, got groups'),
+        ("ghost", {}, 'to="ghost" needs `virtual_batch_size`'),
+        ("batchnorm", {"layers": "5"}, "'5', which is no layer"),
+    ):
+        with pytest.raises(ArgumentError, match=says):
+            convert(nn.Sequential(nn.BatchNorm2d(4)), to, **options)  # type: ignore[arg-type]
+
+
+def test_optimizers_stay_valid() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.Adam(model.parameters())
+    convert(model, nonfinite="raise")
+    assert model[1].nonfinite == "raise"
+    before = copy.deepcopy(model[1].weight)
+    model(torch.randn(8, 4)).square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(model[1].weight, before)
+
+
+def test_only_the_layers_that_are_named() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    assert convert(model, layers="1.*").names == ["1.0"]
+    assert convert(model, layers=lambda name, _: name == "0").names == ["0"]

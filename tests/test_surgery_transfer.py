@@ -1,0 +1,120 @@
+"""A layer's state in another framework gives the same outputs, and goes on training alike."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from batchnorm.errors import ArgumentError, ShapeError
+from batchnorm.surgery import transfer
+from batchnorm.torch import BatchNorm, Renorm
+
+TOGETHER = ("torch", "batchnorm", "keras", "tf_keras", "nnx")
+INFERENCE, TRAINED = 1e-6, 1e-4  # of the largest output, by which the project promises to be right
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[tuple[str, str], tuple[float, float]]:
+    script = Path(__file__).parent / "transferring.py"
+    given = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    ran = subprocess.run([sys.executable, script, *TOGETHER], env=given, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    lines = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("found ")]
+    return {(a, b): (float(i) / float(largest), float(t) / float(largest)) for a, b, i, t, largest in lines}
+
+
+@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(TOGETHER, 2)))
+def test_between_frameworks(found: dict[tuple[str, str], tuple[float, float]], source: str, target: str) -> None:
+    inference, trained = found[source, target]
+    assert inference <= INFERENCE
+    assert trained <= TRAINED
+
+
+ARRAYS = [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0]), np.array([7.0, 8.0])]
+
+
+def test_names_shapes_and_order() -> None:
+    layer = nn.BatchNorm1d(2)
+    names = ("weight", "bias", "running_mean", "running_var")
+    arrays = {name: torch.from_numpy(array) for name, array in zip(names, ARRAYS, strict=True)}
+    layer.load_state_dict({**arrays, "num_batches_tracked": torch.tensor(9)})
+    keras = transfer(layer, "torch", "keras", count=8)
+    assert [w.tolist() for w in keras.state] == [[1, 2], [3, 4], [5, 6], [6.125, 7]]  # times 7/8: the biased variance
+    assert keras.config == {"axis": -1, "momentum": 0.9, "epsilon": 1e-5, "scale": True, "center": True}
+    linen = transfer(layer, "torch", "linen").state
+    assert {k: sorted(v) for k, v in linen.items()} == {"params": ["bias", "scale"], "batch_stats": ["mean", "var"]}
+    haiku = transfer(layer, "torch", "haiku")
+    assert haiku.state["state"]["mean_ema"]["average"].tolist() == [5, 6]
+    assert haiku.config["decay_rate"] == pytest.approx(0.9)
+    back = transfer(haiku.state, "haiku", "torch", config={"decay_rate": 0.9}).state
+    assert {n: v.tolist() for n, v in back.items() if n != "num_batches_tracked"} == {
+        n: v.tolist() for n, v in layer.state_dict().items() if n != "num_batches_tracked"
+    }
+    linen_back = transfer(linen, "linen", "nnx").state
+    assert linen_back["var"].tolist() == [7, 8]
+
+
+def test_variances_are_told_apart() -> None:
+    assert "give `count`" in transfer(nn.BatchNorm1d(2), "torch", "keras").notes[0]
+    ours = transfer(ARRAYS, "keras", "batchnorm")
+    assert ours.config["running_variance"] == "biased"
+    assert (ours.notes, ours.state["running_var"].tolist()) == ([], [7, 8])
+    fused = transfer(ARRAYS, "tf_keras", "batchnorm", config={"fused": True})
+    assert fused.config["running_variance"] == "unbiased"
+    assert transfer(ARRAYS, "keras", "torch", count=8).state["running_var"].tolist() == [8, pytest.approx(64 / 7)]
+
+
+def test_ghost_and_haiku_shapes_are_flattened() -> None:
+    ghost = [a.reshape(1, 1, 2) for a in ARRAYS]
+    assert transfer(ghost, "tf_keras", "batchnorm").state["weight"].shape == (2,)
+    with pytest.raises(ShapeError, match=r"\(2, 2\)"):
+        transfer([np.ones((2, 2))] * 4, "keras", "torch")
+
+
+def test_what_is_not_there() -> None:
+    found = transfer(ARRAYS[:3], "keras", "torch", config={"center": False})
+    assert (found.config["affine"], found.config["bias"]) == (True, False)
+    BatchNorm(**transfer(ARRAYS[:3], "keras", "batchnorm", config={"center": False}).config).load_state_dict(
+        found.state
+    )
+    plain = transfer(nn.BatchNorm1d(2, affine=False), "torch", "nnx")
+    assert sorted(plain.state) == ["mean", "var"]
+    assert (plain.config["use_scale"], plain.config["use_bias"]) == (False, False)
+
+
+def test_renormalization() -> None:
+    layer = BatchNorm(2, renorm=Renorm())
+    layer(torch.randn(8, 2))
+    classic = transfer(layer, "batchnorm", "tf_keras")
+    assert (len(classic.state), classic.config["renorm"]) == (7, True)
+    back = transfer(classic.state, "tf_keras", "batchnorm", config={"renorm": True}).state
+    assert back["renorm_mean"].tolist() == layer.renorm_mean.tolist()
+    dropped = transfer(layer, "batchnorm", "keras", count=8)
+    assert (len(dropped.state), "is dropped" in dropped.notes[-1]) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("state", "source", "target", "says"),
+    [
+        (ARRAYS, "keras", "caffe", "got 'caffe'"),
+        (ARRAYS[:3], "keras", "torch", "got 3 arrays"),
+        ({"gamma": ARRAYS[0]}, "torch", "keras", "got gamma"),
+        ({"kernel": ARRAYS[0]}, "nnx", "keras", "got kernel"),
+    ],
+)
+def test_refusals(state: Any, source: str, target: str, says: str) -> None:
+    with pytest.raises(ArgumentError, match=says):
+        transfer(state, source, target)
+
+
+def test_a_cumulative_average_has_no_momentum_elsewhere() -> None:
+    found = transfer(nn.BatchNorm1d(2, momentum=None), "torch", "keras", count=5)
+    assert found.config["momentum"] == pytest.approx(0.9)
+    assert "momentum=None" in found.notes[0]
