@@ -46,6 +46,14 @@ PARTS = {
         "batch_size_training",
         "batch_size_advise",
     ],
+    "surgery": [
+        "surgery_insert",
+        "surgery_convert",
+        "surgery_fold",
+        "surgery_recalibrate",
+        "surgery_adapt",
+        "surgery_transfer",
+    ],
     "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],
 }
 NATIVE = [
@@ -57,7 +65,10 @@ NATIVE = [
     "torch/operators.py",
     "torch/tensors.py",
 ]
-DESELECTED = ["strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas"]
+DESELECTED = [
+    "strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas",
+    "two_processes_agree", "between_frameworks", "onnx", "timms", "todays_tool",
+]  # fmt: skip
 
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(
@@ -82,6 +93,8 @@ def part_of(file: str) -> str:
     """Return the part that tries a file of the package."""
     if file in NATIVE:
         return "native"
+    if file == "torch/preserve.py":
+        return "batch_size"  # whose tests look after every bit
     folder = "torch" if file == "steps.py" else file.partition("/")[0]  # the steps by the layer that users see
     return folder if folder in PARTS else "definition"
 

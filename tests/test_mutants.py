@@ -11,8 +11,9 @@ import suite
 from mutants import MUTANTS, Mutant
 from mutants_batch_size import BATCH_SIZE
 from mutants_native import NATIVE
+from mutants_surgery import SURGERY
 
-EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE]
+EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE, *SURGERY]
 SOURCE = suite.ROOT / "src" / "batchnorm"
 CACHES = shutil.ignore_patterns("__pycache__")
 
