@@ -126,7 +126,7 @@ def _steps(steps: dict[str, Any] | None) -> list[str]:
     most = {row["layout"]: row["ratio"] for row in steps["rows"] if row["network"].startswith("no layer")}
     return [
         f"| training step of ResNet-50, {row['layout']}, {row['network']} | ≥ {times(goal)} | {times(row['ratio'])} "
-        f"(without any layer: {times(most[row['layout']])}) | – | {VERDICTS[row['ratio'] >= goal]} | – |"
+        f"(without any layer: {times(most.get(row['layout']))}) | – | {VERDICTS[row['ratio'] >= goal]} | – |"
         for row in rows
     ]
 

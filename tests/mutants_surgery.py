@@ -5,25 +5,31 @@ from mutants import Mutant
 SURGERY = [
     Mutant(
         "fold without epsilon",
-        "surgery/fold.py",
+        "surgery/folding.py",
         "layer.running_var.double() + layer.eps",
         "layer.running_var.double()",
     ),
     Mutant(
-        "fold forgets the mean", "surgery/fold.py", "shift = -layer.running_mean.double() * scale", "shift = 0 * scale"
+        "fold forgets the mean",
+        "surgery/folding.py",
+        "shift = -layer.running_mean.double() * scale",
+        "shift = 0 * scale",
     ),
     Mutant(
-        "fold forgets gamma", "surgery/fold.py", "scale = scale * layer.weight.detach().double()", "scale = scale * 1.0"
+        "fold forgets gamma",
+        "surgery/folding.py",
+        "scale = scale * layer.weight.detach().double()",
+        "scale = scale * 1.0",
     ),
     Mutant(
         "the bias is not scaled",
-        "surgery/fold.py",
+        "surgery/folding.py",
         "_bias_of(module, then.shift) * then.scale + then.shift",
         "_bias_of(module, then.shift) + then.shift",
     ),
     Mutant(
         "groups of a transposed convolution are mixed up",
-        "surgery/fold.py",
+        "surgery/folding.py",
         "shape = (groups, 1, -1) if outputs else (groups, -1, 1)",
         "shape = (1, 1, -1) if outputs else (groups, -1, 1)",
     ),
@@ -81,7 +87,12 @@ SURGERY = [
     Mutant("no data are no error", "surgery/recalibrate.py", "            _require_data(populations)\n", ""),
     Mutant("dropout stays on", "surgery/recalibrate.py", "        model.eval()\n", ""),
     Mutant("a mix that forgets the prior", "surgery/adapt.py", "one.samples / (prior + one.samples)", "1.0"),
-    Mutant("an adaptation that stays", "surgery/adapt.py", "            buffer.copy_(value)\n", "            pass\n"),
+    Mutant(
+        "an adaptation that stays",
+        "surgery/adapt.py",
+        "                layer.get_buffer(name).copy_(value)\n",
+        "                pass\n",
+    ),
     Mutant("parameters are copied", "surgery/convert.py", "        new.register_parameter(name, parameter)\n", ""),
     Mutant("the mode is lost", "surgery/convert.py", "    return new.train(old.training)", "    return new"),
     Mutant(
@@ -104,7 +115,10 @@ SURGERY = [
     ),
     Mutant("what fails is left inside", "surgery/insert.py", "        surgery.undo()\n", ""),
     Mutant(
-        "momentum is taken as it is", "surgery/transfer.py", "return round(1.0 - momentum, DIGITS)", "return momentum"
+        "momentum is taken as it is",
+        "surgery/transfer.py",
+        "return round(1.0 - (0.1 if momentum is None else momentum), DIGITS)",
+        "return 0.1 if momentum is None else momentum",
     ),
     Mutant(
         "the variance is rescaled the other way",

@@ -102,3 +102,28 @@ def test_a_shifted_domain_is_classified_again() -> None:
     with adapt(model, moved):
         assert accuracy(moved) > home - 0.02
     assert accuracy(moved) == away < 0.6
+
+
+def test_samples_are_counted_once_however_often_a_layer_is_called() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = BatchNorm1d(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(x) + self.norm(x + 4)
+
+    model = Twice().eval()
+    with adapt(model, torch.full((16, 2), 6.0), "mix", prior=16):
+        assert model.norm.running_mean.tolist() == [4, 4]  # (16·0 + 16·8)/(16 + 16)
+
+
+def test_undo_finds_buffers_that_were_cast_and_a_second_one_does_nothing() -> None:
+    model = nn.Sequential(BatchNorm1d(2)).eval()
+    adapted = adapt(model, torch.randn(8, 2) + 9)
+    model.double()
+    adapted.undo()
+    assert model[0].running_mean.tolist() == [0, 0]
+    model[0].running_mean += 5
+    adapted.undo()
+    assert model[0].running_mean.tolist() == [5, 5]

@@ -216,3 +216,43 @@ def test_only_the_layers_that_are_named() -> None:
     model = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     assert convert(model, layers="1.*").names == ["1.0"]
     assert convert(model, layers=lambda name, _: name == "0").names == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("to", "options"), [("ghost", {"virtual_batch_size": 2}), ("batchnorm", {"nonfinite": "raise"})]
+)
+def test_frozen_layers_stay_frozen_and_thaw(to: Any, options: dict[str, Any]) -> None:
+    model = nn.Sequential(BatchNorm2d(4))
+    frozen(model).apply()
+    convert(model, to, **options)
+    model.train()(torch.randn(INPUTS[2]) + 5)
+    assert model[0].running_mean.tolist() == [0] * 4
+    frozen(model).undo()
+    assert all(p.requires_grad for p in model.parameters())
+    frozen(model).apply()
+    with pytest.raises(BatchNormError, match="it is frozen"):
+        convert(model, "group")
+
+
+def test_an_error_leaves_every_layer_as_it_was() -> None:
+    model = nn.Sequential(BatchNorm2d(4), BatchNorm2d(4, track_running_stats=False))
+    before = repr(model)
+    with pytest.raises(ArgumentError, match="1: `renorm` follows the running statistics"):
+        convert(model, "renorm")
+    assert repr(model) == before
+    with pytest.raises(BatchNormError, match="num_groups=0 does not divide"):
+        convert(nn.Sequential(nn.BatchNorm2d(4)), "group", num_groups=0)
+
+
+def test_statistics_keep_their_dtype_and_layers_what_is_noted_on_them() -> None:
+    layer = nn.BatchNorm2d(4).half()
+    layer.running_mean = torch.full((4,), 70000.0)
+    layer.tag = "mine"
+    model = nn.Sequential(layer)
+    convert(model, "sync")
+    assert (model[0].running_mean.dtype, model[0].running_mean[0].item(), model[0].tag) == (
+        torch.float32,
+        70000.0,
+        "mine",
+    )
+    assert "changes what" in str(convert(nn.Sequential(nn.BatchNorm2d(4)), activation="relu"))

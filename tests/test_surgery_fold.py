@@ -1,6 +1,7 @@
 """Folding: every kind of layer, with the proof; what today's tool gets wrong; and refusals by name."""
 
 import importlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,58 @@ def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
     want = model(x).detach().numpy()
     assert np.abs(found - want).max() <= PROJECT_BOUND * np.abs(want).max()
     assert b"BatchNorm" not in file.read_bytes()
+
+
+@dataclass
+class Out:
+    hidden: Tensor
+    y: Tensor
+
+
+class Inside(nn.Module):
+    """A model whose output is an object, and which uses a property of what a layer makes, changes its input, draws."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.c, self.n = how, nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.how == "changes":
+            x.mul_(2)
+        h = self.c(x)
+        y = self.n(h)
+        if self.how == "draws":
+            return y + torch.randn(4)
+        if self.how == "masks":
+            return y.masked_fill(torch.eye(4) > 0, -torch.inf)
+        if self.how == "property":
+            return y + h.mT.mT
+        return Out(h, y) if self.how == "object" else y
+
+
+@pytest.mark.parametrize("how", ["object", "property"])
+def test_uses_that_are_hard_to_see_are_seen(how: str) -> None:
+    with pytest.raises(BatchNormError, match="n: what c makes is used elsewhere too"):
+        fold(trained(Inside(how)), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("how", ["changes", "draws", "masks"])
+def test_what_is_right_is_not_refused(how: str) -> None:
+    model, x = trained(Inside(how)), torch.randn(4, 4)
+    before, random = x.clone(), torch.get_rng_state()
+    assert fold(model, x).names == ["n"]
+    assert torch.equal(x, before)
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_a_proof_needs_something_to_compare() -> None:
+    model = trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Flatten()))
+    with pytest.raises(BatchNormError, match="no floating-point numbers"):
+        fold(model, torch.randn(0, 4))
+
+
+def test_hooks_are_in_the_way() -> None:
+    model = trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
+    model[0].register_forward_hook(lambda *given: given[-1] * 2)
+    with pytest.raises(BatchNormError, match="1: 0 has hooks"):
+        fold(model, torch.randn(3, 4))

@@ -1,6 +1,7 @@
 """Batch normalization put into models that have none."""
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery import insert
-from batchnorm.surgery.flow import run
+from batchnorm.surgery.flow import arguments
 from batchnorm.torch import BatchNorm
 from tolerance import assert_close
 
@@ -158,12 +159,18 @@ def test_on_models_of_many_kinds(name: str, position: Any) -> None:
     assert report.names == expected[position]
     layers = [m for m in model.modules() if isinstance(m, BatchNorm)]
     assert len(layers) == len(report.names)
-    y = run(model.train(), inputs)
+    outputs: list[torch.Tensor] = []
+    for layer in layers:
+        layer.register_forward_hook(
+            lambda layer, _, y: outputs.append(y.detach().movedim(layer.axis, -1).flatten(0, -2))
+        )
+    args, kwargs = arguments(inputs)
+    y = model.train()(*args, **kwargs)
     (y["logits"] if isinstance(y, dict) else y).sum().backward()
     assert all(layer.num_batches_tracked == 1 for layer in layers)
     assert all(layer.weight.grad is not None for layer in layers)
-    for layer in layers:  # along the right axis: every feature is normalised
-        assert layer.running_mean.shape == (layer.num_features,)
+    for rows in outputs:  # along the right axis: what a feature has made is normalised
+        assert_close(rows.mean(0).numpy(), torch.zeros(rows.shape[1]).numpy(), "float32", 1)
     if name == "shared":
         assert any("called 2 times" in left.why or "no module stands" in left.why for left in report.left)
 
@@ -202,6 +209,81 @@ def test_a_normalised_model_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
     with pytest.raises(BatchNormError, match="0: it is normalised already"):
         insert(model, torch.randn(2, 4))
+
+
+class Permuted(nn.Module):
+    """Square images whose axes are exchanged: sizes cannot tell where the features went."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.linear = nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.act(self.conv(x).permute(0, 3, 2, 1)))
+
+
+def test_features_that_went_elsewhere_are_not_guessed() -> None:
+    with pytest.raises(BatchNormError, match="act: which axis holds the features cannot be told"):
+        insert(Permuted(), torch.randn(2, 3, 6, 6), "after")
+    assert insert(Permuted(), torch.randn(2, 3, 6, 6)).names == ["conv"]
+
+
+@dataclass
+class Out:
+    hidden: torch.Tensor
+    y: torch.Tensor
+
+
+class Returning(nn.Module):
+    """A model that returns what it has inside, in an object, draws random numbers and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> Out:
+        self.calls += 1
+        hidden = self.act(self.a(x))
+        return Out(hidden, self.b(hidden) + torch.randn(2))
+
+
+def test_what_a_model_returns_is_not_normalised_and_looking_leaves_no_trace() -> None:
+    model = Returning()
+    x = torch.randn(4, 4)
+    random = torch.get_rng_state()
+    with pytest.raises(BatchNormError, match="act: the model returns what it makes"):
+        insert(model, x, "after")
+    insert(model, x)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert model.calls == 0
+
+
+def test_an_interruption_takes_it_out_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mlp()
+    before, calls = repr(model), 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyboardInterrupt
+
+    model[2].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        insert(model, torch.randn(2, 4))
+    assert repr(model) == before
+
+
+def test_without_inputs_it_keeps_out_of_what_it_cannot_see() -> None:
+    with pytest.raises(BatchNormError, match="nothing to change in TransformerEncoderLayer"):
+        insert(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    normed = nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    assert insert(normed).names == ["4"]
+    flat = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.ReLU(), nn.Linear(144, 2))
+    assert insert(flat, position="after", allow_empty=True).names == []
 
 
 class Reads(nn.Module):

@@ -197,8 +197,9 @@ def test_sequential_is_what_inference_sees() -> None:
         assert_close(layer.running_var.numpy(), values.var(0, ddof=1), "float32", 8 * (values**2).mean(0))
 
 
-@pytest.mark.parametrize("step", range(3))
-@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize(  # three batches a pass: in the second and third pass, too
+    ("step", "sequential"), [*((step, False) for step in range(3)), *((step, True) for step in (0, 2, 3, 4, 7))]
+)
 def test_a_failure_at_any_step_leaves_no_trace(step: int, sequential: bool) -> None:
     class Fails(nn.Module):
         calls = 0
@@ -211,11 +212,11 @@ def test_a_failure_at_any_step_leaves_no_trace(step: int, sequential: bool) -> N
 
     model = nn.Sequential(nn.Linear(3, 4), BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2), nn.BatchNorm1d(2), Fails())
     model[0].weight.grad = torch.ones(4, 3)
-    model[4].eval()
+    model[2].eval()
     data = torch.utils.data.DataLoader(torch.randn(12, 3), batch_size=5, shuffle=True)  # type: ignore[arg-type]
     before, modes, random = state(model), [m.training for m in model], torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
-        recalibrate(model, data, sequential=sequential, layers=["1"])
+        recalibrate(model, data, sequential=sequential)
     assert_unchanged(model, before)
     assert [m.training for m in model] == modes
     assert torch.equal(torch.get_rng_state(), random)
@@ -326,3 +327,24 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         assert first[1] == second[1] == ""  # one share of the data is enough
         for name, value in ranks[0][layer]["after"].items():
             assert torch.equal(value, ranks[1][layer]["after"][name])
+
+
+def test_a_layer_called_within_itself_may_not_settle_and_says_so() -> None:
+    class Within(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.norm(x) * 5)
+
+    report = recalibrate(Within(), torch.randn(64, 2) + 3, sequential=True)
+    assert ("still moving" in report.notes[0], report.numbers) == (True, {"samples": 64, "batches": 1})
+    assert recalibrate(deep(), torch.randn(8, 2, 8, 8), sequential=True).notes == []
+
+
+def test_samples_are_what_most_tensors_have() -> None:
+    data = [{"scale": torch.ones(1), "x": torch.randn(8, 2), "y": torch.randn(8)} for _ in range(5)]
+    model = nn.Sequential(BatchNorm1d(2))
+    report = recalibrate(model, data, call=lambda m, batch: m(batch["x"] * batch["scale"]), max_samples=10)
+    assert report.numbers["samples"] == report.changes[0].numbers["values"] == 10

@@ -51,7 +51,8 @@ def test_names_shapes_and_order() -> None:
     linen = transfer(layer, "torch", "linen").state
     assert {k: sorted(v) for k, v in linen.items()} == {"params": ["bias", "scale"], "batch_stats": ["mean", "var"]}
     haiku = transfer(layer, "torch", "haiku")
-    assert haiku.state["state"]["mean_ema"]["average"].tolist() == [5, 6]
+    assert haiku.state["state"]["batch_norm/~/mean_ema"]["average"].tolist() == [[5, 6]]
+    assert haiku.state["params"]["batch_norm"]["scale"].shape == (1, 2)
     assert haiku.config["decay_rate"] == pytest.approx(0.9)
     back = transfer(haiku.state, "haiku", "torch", config={"decay_rate": 0.9}).state
     assert {n: v.tolist() for n, v in back.items() if n != "num_batches_tracked"} == {
@@ -118,3 +119,38 @@ def test_a_cumulative_average_has_no_momentum_elsewhere() -> None:
     found = transfer(nn.BatchNorm1d(2, momentum=None), "torch", "keras", count=5)
     assert found.config["momentum"] == pytest.approx(0.9)
     assert "momentum=None" in found.notes[0]
+
+
+def test_options_go_along_or_are_told() -> None:
+    layer = BatchNorm(2, activation="relu", axis=-1, momentum=None)
+    ours = transfer(layer, "batchnorm", "batchnorm")
+    assert (ours.config["activation"], ours.config["axis"], ours.config["momentum"], ours.notes) == (
+        "relu",
+        -1,
+        None,
+        [],
+    )
+    told = " ".join(transfer(layer, "batchnorm", "keras", count=9).notes)
+    for said in ("activation='relu'", "axis=-1", "momentum=None"):
+        assert said in told
+    renormed = BatchNorm(2, renorm=Renorm(rmax=2.0))
+    found = transfer(renormed, "batchnorm", "batchnorm")
+    assert BatchNorm(**found.config).renorm == Renorm(rmax=2.0)
+    assert transfer(BatchNorm(2).bfloat16(), "batchnorm", "nnx", count=9).state["scale"].dtype == np.float32
+
+
+@pytest.mark.parametrize("target", ["torch", "keras", "nnx", "linen", "haiku"])
+def test_without_statistics_there_is_nothing_to_transfer(target: str) -> None:
+    with pytest.raises(ArgumentError, match="keeps no running statistics"):
+        transfer(nn.BatchNorm1d(2, track_running_stats=False), "torch", target)
+
+
+def test_what_does_not_fit_together() -> None:
+    with pytest.raises(ShapeError, match="one length"):
+        transfer([np.ones(2), np.ones(2), np.ones(3), np.ones(2)], "keras", "torch")
+    for count in (1, -3):
+        with pytest.raises(ArgumentError, match="`count` must be more than 1"):
+            transfer(ARRAYS, "keras", "torch", count=count)
+    for state, source in (([1, 2], "torch"), ({"params": {}}, "haiku"), ({"params": {}, "state": {}}, "haiku")):
+        with pytest.raises(ArgumentError):
+            transfer(state, source, "keras")

@@ -17,13 +17,18 @@ from batchnorm.surgery.report import Report, require_change
 class Adapted(Report):
     """What was adapted, and the way back: `undo()`, or the end of a `with` block."""
 
-    before: list[tuple[Tensor, Tensor]] = field(default_factory=list[tuple[Tensor, Tensor]], repr=False)
+    before: list[tuple[nn.Module, dict[str, Tensor]]] = field(default_factory=list[Any], repr=False)
 
     @torch.no_grad()
     def undo(self) -> nn.Module:
-        """Bring the statistics back, to the bit; return the model."""
-        for buffer, value in self.before:
-            buffer.copy_(value)
+        """Bring the statistics back, to the bit; return the model. A second time it does nothing.
+
+        Of adaptations within one another the last comes first.
+        """
+        for layer, buffers in self.before:
+            for name, value in buffers.items():
+                layer.get_buffer(name).copy_(value)
+        self.before.clear()
         return self.model
 
     def __enter__(self) -> nn.Module:
@@ -43,7 +48,12 @@ def adapt(
     layers: Layers | None = None,
     call: Run | None = None,
     allow_empty: bool = False,
-    **options: Any,
+    max_samples: int | None = None,
+    device: Any = None,
+    autocast: Any = None,
+    sequential: bool = False,
+    group: Any = None,
+    progress: bool = True,
 ) -> Adapted:
     """Normalise by the statistics of `data`, that a model meets away from home; undo it when it is back.
 
@@ -57,9 +67,14 @@ def adapt(
         prior: N ≥ 0 in "mix": 16 suits some dozens of samples, more trusts the training more.
         min_count: The least values per feature that a layer must have seen.
         layers: Which, as for `recalibrate`.
-        call: How to run a batch, as for `recalibrate`.
+        call: How to run a batch, as for `recalibrate`; and so are the rest.
         allow_empty: Whether it is right to find no layer.
-        options: `max_samples`, `device`, `autocast`, `sequential`, `group` and `progress` of `recalibrate`.
+        max_samples: Stop after so many.
+        device: Where batches go.
+        autocast: A dtype, or True.
+        sequential: Go on until nothing moves.
+        group: Whose processes' data are taken together.
+        progress: Show a bar on a terminal.
 
     Returns:
         The report, which can `undo()`, and as a context manager does so at the end of its block.
@@ -86,15 +101,19 @@ def adapt(
     if not found:
         require_change(Report("adapt", model, [], left), allow_empty)
         return Adapted("adapt", model, [], left)
-    shown = options.pop("progress", True)
-    populations = measured(model, data, found, call=call, shown=shown, label="adapt", **options)
+    if min_count < 1:
+        raise ArgumentError(f"`min_count` must be at least 1, got {min_count}")
+    populations, _ = measured(
+        model, data, found, call=call, max_samples=max_samples, device=device, autocast=autocast, sequential=sequential,
+        group=group, shown=progress, label="adapt",
+    )  # fmt: skip
     few = [f"{one.place.name}: {one.count():g}" for one in populations if one.count() < min_count]
     if few:
         raise BatchNormError(
             f"at least {min_count} values per feature are needed (`min_count`), and these layers have seen fewer: "
             f"{', '.join(few)}"
         )
-    before = [(buffer, buffer.clone()) for one in populations for buffer in one.layer.buffers()]
+    before = [(one.layer, {n: b.clone() for n, b in one.layer.named_buffers()}) for one in populations]
     changes = [renew(one, *_blend(one, mode, prior)) for one in populations]
     _, notes = notes_on(populations)
     numbers = {"samples": max(one.samples for one in populations)}

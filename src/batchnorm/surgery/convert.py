@@ -8,11 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.activations import ActivationName
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.renorm import Renorm
-from batchnorm.surgery.places import Layers, chosen, places, put
+from batchnorm.surgery.places import Layers, Place, chosen, places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from batchnorm.torch.layers import OPTIONS
@@ -33,7 +34,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
 OTHERS = ("group", "instance", "layer")
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+CHANGED = "this changes what the model computes: train it, or fine-tune it"
 ALLOWED: dict[str, set[str]] = {  # options of each target
     "batchnorm": set(OPTIONS), "torch": {"rank", "lose"}, "timm": {"lose"}, "sync": {"process_group"},
     "ghost": {"virtual_batch_size"}, "renorm": set(Renorm.__dataclass_fields__), "group": {"num_groups"},
@@ -60,7 +61,9 @@ def _is_timms(module: nn.Module) -> bool:
 
 def options_of(module: nn.Module) -> dict[str, Any] | str:
     """Return the options of our layer that does what this one does; a sentence where there is none."""
-    if any(held for name, held in vars(module).items() if name.endswith(HOOKS)):
+    if isinstance(module, LazyModuleMixin):
+        return "it does not know its features yet: run the model once"
+    if any(held for name, held in vars(module).items() if name.endswith("_hooks")):
         return "it has hooks, which would be lost"
     if type(module) in {BatchNorm, *BY_RANK.values()}:
         return {name: getattr(module, name) for name in OPTIONS}
@@ -75,6 +78,30 @@ def options_of(module: nn.Module) -> dict[str, Any] | str:
     return {"activation": found} if found is None or found in ACTIVATIONS else str(found)
 
 
+def _is_ours(module: nn.Module) -> bool:
+    return isinstance(module, BatchNorm)
+
+
+def _take_over(new: Any, old: Any) -> None:
+    """Take over the statistics in their dtype; ours are float32 at least, and torch's, of ours, as the parameters."""
+    if old.running_mean is None:
+        return
+    for name, value in old._buffers.items():
+        if value is None or new._buffers.get(name) is None:
+            continue
+        if value.is_floating_point() and _is_ours(new):
+            value = value.to(torch.promote_types(value.dtype, torch.float32))
+        elif value.is_floating_point() and _is_ours(old) and old.affine:
+            value = value.to(old.weight.dtype)
+        new._buffers[name] = value.clone()
+    if _is_ours(new):
+        for name, value in new._renorm_start(new.running_mean, new.running_var).items():
+            if old._buffers.get(name) is None:
+                new._buffers[name] = value
+    if _is_ours(new) and _is_ours(old):
+        new.frozen, new._thawed = old.frozen, old._thawed
+
+
 def _made(kind: Callable[..., nn.Module], old: Any, *first: Any, running: bool = True, **options: Any) -> nn.Module:
     """Return a layer of another kind with the state, device, dtype and mode, and the very parameters, of `old`."""
     parameters = {name: old._parameters.get(name) for name in ("weight", "bias")}
@@ -82,11 +109,11 @@ def _made(kind: Callable[..., nn.Module], old: Any, *first: Any, running: bool =
     if running:
         options |= {"momentum": old.momentum, "track_running_stats": old.track_running_stats}
     new: Any = kind(*first, eps=old.eps, affine=old.affine, device=like.device, **options)
-    new.to(dtype=like.dtype)
-    if running and old.running_mean is not None:
-        new.load_state_dict(
-            {name: value for name, value in old.state_dict().items() if name in new.state_dict()}, strict=False
-        )
+    if running:
+        _take_over(new, old)
+    for name, value in vars(old).items():  # what somebody has noted on it
+        if name not in vars(new) and name != "_thawed":
+            setattr(new, name, value)
     for name, parameter in parameters.items():
         new.register_parameter(name, parameter)
     return new.train(old.training)
@@ -147,6 +174,8 @@ def _timms(old: Any, options: dict[str, Any], lose: bool = False) -> Made:
 
 def _other(old: Any, options: dict[str, Any], to: str, rank: int | None = None, num_groups: int | None = None) -> Made:
     features, axis, kind = old.num_features, options.get("axis", 1), _kind(old, rank)
+    if getattr(old, "frozen", False):
+        return "it is frozen, and would thaw"
     if to == "layer" and axis == -1:
         layer: nn.Module = nn.LayerNorm(features, eps=old.eps, elementwise_affine=old.affine)
         layer.register_parameter("weight", old.weight)
@@ -159,8 +188,8 @@ def _other(old: Any, options: dict[str, Any], to: str, rank: int | None = None, 
             return "it takes inputs of any rank, and torch has a class for each: say rank=3, 4 or 5"
         made = _made(INSTANCE[kind], old, features, running=False)
     else:
-        groups = 1 if to == "layer" else num_groups or math.gcd(32, features)
-        if features % groups:
+        groups = 1 if to == "layer" else math.gcd(32, features) if num_groups is None else num_groups
+        if groups < 1 or features % groups:
             return f"num_groups={groups} does not divide its {features} features"
         made = _made(nn.GroupNorm, old, groups, features, running=False)
     return _followed(made, options, old)
@@ -257,14 +286,18 @@ def convert(
         raise ArgumentError(
             f'to="{to}" takes {", ".join(sorted(ALLOWED[to])) or "no options"}, got {", ".join(sorted(unknown))}'
         )
-    changes, left = list[Change](), list[Left]()
+    changes, left, found = list[Change](), list[Left](), list[tuple[Place, nn.Module]]()
     for place in chosen(places(model, lambda module: isinstance(module, _BatchNorm)), layers):
-        before = shown(place.module)
-        made = _converted(place.module, to, options)
+        try:
+            made = _converted(place.module, to, options)
+        except (BatchNormError, TypeError) as error:
+            raise ArgumentError(f"{place.name}: {error}") from None
         if isinstance(made, str):
             left.append(Left(place.name, made))
         elif made is not None:
-            model = put(model, place, made)
-            changes.append(Change(place.name, "", before, shown(made)))
-    notes = ("this changes what the model computes: train it, or fine-tune it",) if to in OTHERS and changes else ()
+            changes.append(Change(place.name, "", shown(place.module), shown(made)))
+            found.append((place, made))
+    for place, made in found:  # all of them, or none
+        model = put(model, place, made)
+    notes = (CHANGED,) if changes and (to in OTHERS or {"activation", "axis"} & set(options)) else ()
     return require_change(Report(f"convert to {to}", model, changes, left, notes=notes), allow_empty)

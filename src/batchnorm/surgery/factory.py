@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError
+from batchnorm.surgery.flow import arguments
 
 PICKLES = (".pt", ".pth", ".bin")
 WEIGHTS = (".safetensors", *PICKLES)
@@ -98,6 +99,8 @@ def check_output(path: Path, *, programs: bool = False) -> None:
         raise ArgumentError(f"`--out` must end in {', '.join(known)}, got {path}")
     if not path.parent.is_dir():
         raise ArgumentError(f"`--out` must lie in a folder that exists, got {path}")
+    if path.is_dir():
+        raise ArgumentError(f"`--out` must be a file, and {path} is a folder")
 
 
 def write(model: nn.Module, path: Path, example_inputs: Any = None) -> None:
@@ -106,15 +109,16 @@ def write(model: nn.Module, path: Path, example_inputs: Any = None) -> None:
     Raises:
         ArgumentError: if it cannot be written.
     """
-    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args, kwargs = arguments(example_inputs)
     try:
         if path.suffix == ".onnx":
-            torch.onnx.export(model, arguments, path, dynamo=True, verbose=False)
+            torch.onnx.export(model, args, path, kwargs=kwargs, dynamo=True, verbose=False)
         elif path.suffix == ".pt2":
-            torch.export.save(torch.export.export(model, arguments), path)
+            torch.export.save(torch.export.export(model, args, kwargs), path)
         elif path.suffix == ".safetensors":
             save_file({name: value.contiguous().clone() for name, value in model.state_dict().items()}, path)
         else:
             torch.save(model.state_dict(), path)
-    except (OSError, ImportError) as error:
-        raise ArgumentError(f"{path} cannot be written: {error}") from None
+    except Exception as error:  # of an exporter, a disk, a library that is not there
+        why = " ".join(str(error).split())[:400]
+        raise ArgumentError(f"{path} cannot be written: {type(error).__name__}: {why}") from None

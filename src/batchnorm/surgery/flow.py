@@ -5,7 +5,8 @@ else runs is seen operation by operation. Unlike a symbolic trace it follows any
 inputs take.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 from batchnorm.surgery.places import places
+from batchnorm.torch.preserve import preserved
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 READS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"}  # uses that make no tensor
@@ -61,14 +63,14 @@ class Flow:
 
     def note(self, name: str, module: nn.Module | None, given: Any, made: Any) -> None:
         """Add a call."""
-        taken = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-        if module is None:
-            self.outside |= {id(leaf) for leaf in taken if isinstance(leaf, nn.Parameter)}
-        inputs = tuple(dict.fromkeys(self.number(leaf) for leaf in taken))
-        tensors = [leaf for leaf in tree_leaves(made) if isinstance(leaf, Tensor)]
+        taken = tensors_in(given)
+        inputs = tuple(self.number(leaf) for leaf in taken)
+        tensors = tensors_in(made)
         if name in IN_PLACE and taken:
             tensors = taken[:1]
         if inputs and (tensors or name in READS):
+            if module is None:
+                self.outside |= {id(leaf) for leaf in taken if isinstance(leaf, nn.Parameter)}
             self.calls.append(Call(name, module, inputs, tuple(self.number(one, new=True) for one in tensors)))
 
     def maker(self, value: int) -> Call | None:
@@ -103,9 +105,26 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", str(func))
-        if self.inside == 0 and name not in ("__get__", "__set__"):
+        if name == "__get__":  # a property, such as .mT
+            name = getattr(func.__self__, "__name__", name)
+        if self.inside == 0:
             self.flow.note(name, None, (args, kwargs), made)
         return made
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in a value: in tuples, lists, mappings, and objects with attributes, dataclasses say."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        parts: Any = value.values()
+    elif isinstance(value, tuple | list | set):
+        parts = value
+    elif isinstance(value, type | nn.Module) or not hasattr(value, "__dict__"):
+        return []
+    else:
+        parts = vars(value).values()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def is_one_call(module: nn.Module) -> bool:
@@ -119,12 +138,11 @@ def record(model: nn.Module, example_inputs: Any) -> Flow:
     """Run the model once, in inference and without gradients, and return what was called with what.
 
     Args:
-        model: Its modes are those of before afterwards.
+        model: Left as it is, with its modes and buffers, and the random numbers too.
         example_inputs: A tensor, a tuple or list of arguments, or a dict of keyword arguments.
     """
     flow, handles = Flow(), list[Any]()
     recorder = _Recorder(flow)
-    modes = {module: module.training for module in model.modules()}
 
     def enter(*_: Any) -> None:
         recorder.inside += 1
@@ -139,20 +157,29 @@ def record(model: nn.Module, example_inputs: Any) -> Flow:
             hook = partial(leave, place.name)
             handles.append(place.module.register_forward_pre_hook(enter))
             handles.append(place.module.register_forward_hook(hook, with_kwargs=True))
-        model.eval()
-        with torch.no_grad(), recorder:
-            flow.result = run(model, example_inputs)
+        with preserved(model):
+            flow.result = run(model.eval(), example_inputs, recorder)
     finally:
         for handle in handles:
             handle.remove()
-        for module, training in modes.items():
-            module.training = training
-    flow.results = frozenset(flow.number(leaf) for leaf in tree_leaves(flow.result) if isinstance(leaf, Tensor))
+    flow.results = frozenset(flow.number(leaf) for leaf in tensors_in(flow.result))
     return flow
 
 
-def run(model: nn.Module, inputs: Any) -> Any:
-    """Call a model: a tuple or list as arguments, a dict as keyword arguments, anything else as the one argument."""
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return how inputs are handed over: a tuple or list as arguments, a dict by name, anything else as the one."""
     if isinstance(inputs, dict):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+        return (), inputs
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
+
+
+def run(model: nn.Module, inputs: Any, watched: Any = None) -> Any:
+    """Call a model on copies of the inputs, without gradients."""
+    copied: Any = tree_map(_copied, inputs)
+    args, kwargs = arguments(copied)
+    with torch.no_grad(), watched or nullcontext():
+        return model(*args, **kwargs)

@@ -1,31 +1,32 @@
 """Fold batch normalization into the layers beside it, for inference, and prove that nothing changed."""
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
-from torch.utils._pytree import tree_leaves
 
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import ACTIVATIONS, options_of
-from batchnorm.surgery.flow import Call, Flow, record, run
+from batchnorm.surgery.flow import Call, Flow, record, run, tensors_in
+from batchnorm.surgery.folding import CONVOLUTIONS, TRANSPOSED, affine, after, ahead, merged
 from batchnorm.surgery.places import places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
+from batchnorm.torch.preserve import preserved
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-POWER = 0.6  # of ε: rounding, which grows over layers, stays below ε^0.6; mistakes do not
-
-
-class Affine(NamedTuple):
-    """What a batch normalization is in inference, per feature: y = scale·x + shift, float64."""
-
-    scale: Tensor
-    shift: Tensor
+DROPPING = {
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+}
+POWER = 0.6  # of ε, times √layers: rounding stays below, mistakes do not
 
 
 class Activated(nn.Module):
@@ -50,80 +51,6 @@ def normalization(layer: nn.Module) -> nn.Module | str | None:
     return None if name is None else ACTIVATIONS[name]()
 
 
-def affine(layer: Any) -> Affine:
-    """Return scale = γ/√(σ²+ε) and shift = β − μ·scale by the running statistics."""
-    scale = 1 / torch.sqrt(layer.running_var.double() + layer.eps)
-    if layer.weight is not None:
-        scale = scale * layer.weight.detach().double()
-    shift = -layer.running_mean.double() * scale
-    return Affine(scale, shift if layer.bias is None else shift + layer.bias.detach().double())
-
-
-def _weights(module: Any, scale: Tensor, *, outputs: bool) -> Tensor:
-    """Return the weight, float64, times a number for each output feature or each input feature."""
-    weight, groups = module.weight.detach().double(), getattr(module, "groups", 1)
-    if isinstance(module, TRANSPOSED):  # (in, out/groups, …): inputs of a group lie together, outputs likewise
-        grouped = weight.unflatten(0, (groups, -1))
-        shape = (groups, 1, -1) if outputs else (groups, -1, 1)
-        return (grouped * scale.reshape(shape + (1,) * (weight.dim() - 2))).flatten(0, 1)
-    rest = (1,) * (weight.dim() - 2)
-    if outputs:
-        return weight * scale.reshape(-1, 1, *rest)
-    grouped = weight.unflatten(0, (groups, -1))  # (out, in/groups, …)
-    return (grouped * scale.reshape(groups, 1, -1, *rest)).flatten(0, 1)
-
-
-def _bias_of(module: Any, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if module.bias is None else module.bias.detach().double()
-
-
-def _renewed(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
-    """Return a copy of a layer with other weights, in the dtype and memory format of its own."""
-    new = copy.copy(module)
-    new._parameters = dict(module._parameters)
-    old = module.weight
-    for name, value in (("weight", weight), ("bias", bias)):
-        made = value.to(old.dtype)
-        made = (
-            made.to(memory_format=torch.preserve_format).contiguous()
-            if name == "bias"
-            else torch.empty_like(old).copy_(made)
-        )
-        new._parameters[name] = nn.Parameter(made, requires_grad=old.requires_grad)
-    return new
-
-
-def after(module: nn.Module, then: Affine) -> nn.Module:
-    """Return the layer that does both: W' = scale·W and b' = scale·b + shift, per output feature."""
-    return _renewed(
-        module, _weights(module, then.scale, outputs=True), _bias_of(module, then.shift) * then.scale + then.shift
-    )
-
-
-def ahead(module: Any, first: Affine) -> nn.Module:
-    """Return the layer that does both: W' = W·scale per input feature, b' = b + Σ W·shift over taps and inputs."""
-    moved = _weights(module, first.shift, outputs=False)
-    if isinstance(module, TRANSPOSED):
-        groups = module.groups
-        sums = moved.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)).flatten()
-    else:
-        sums = moved.flatten(1).sum(1)
-    return _renewed(module, _weights(module, first.scale, outputs=False), _bias_of(module, sums) + sums)
-
-
-def merged(layer: Any, then: Affine) -> nn.Module:
-    """Return one batch normalization that does two, one after the other: γ' = γ·scale, β' = β·scale + shift."""
-    new, one = copy.copy(layer), torch.ones_like(then.scale)
-    gamma = one if layer.weight is None else layer.weight.detach().double()
-    beta = one - one if layer.bias is None else layer.bias.detach().double()
-    new._parameters = {
-        name: nn.Parameter(value.to(layer.running_mean.dtype if layer.weight is None else layer.weight.dtype))
-        for name, value in (("weight", gamma * then.scale), ("bias", beta * then.scale + then.shift))
-    }
-    new.affine = True
-    return new
-
-
 class _Folding:
     """A model on its way: what each module has become, and what was left and why."""
 
@@ -135,6 +62,8 @@ class _Folding:
         self.changes: dict[int, Change] = {}
 
     def passes(self, call: Call) -> bool:
+        if call.module is None:
+            return call.name in DROPPING  # in inference
         return isinstance(call.module, PASSING) or id(call.module) in self.gone
 
     def current(self, module: nn.Module) -> Any:
@@ -176,9 +105,10 @@ class _Folding:
             return self.once(module)
         if any(id(p) in self.flow.outside for p in module.parameters()):
             return f"the weight of {name} is used elsewhere too"
-        if module._forward_pre_hooks or "weight" not in module._parameters:
-            return f"the weight of {name} is computed anew in each call"
-        if features_axis != (rank - 1 if isinstance(module, nn.Linear) else 1):
+        if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:
+            return f"{name} has hooks, or a weight that is computed anew in each call"
+        expected = {1: rank - 1} if isinstance(module, nn.Linear) else {1: 1 if rank == module.weight.dim() else rank}
+        if features_axis != expected[1]:
             return f"the features of {name} lie along another axis"
         return None
 
@@ -202,7 +132,12 @@ def _refused(folding: _Folding, call: Call) -> str | None:
     if layer.running_mean is None:
         return "it keeps no running statistics, and normalises by the batch in inference too"
     found = normalization(layer)
-    return found if isinstance(found, str) else folding.once(layer)
+    if isinstance(found, str):
+        return found
+    values = call.inputs[1:]
+    if len(values) > 1 or (values and values[0] == call.inputs[0]):
+        return "it is given more than an input and a residual"
+    return folding.once(layer)
 
 
 def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
@@ -253,14 +188,20 @@ def _sees_every_tap(module: Any) -> bool:
 
 
 def _difference(before: Any, now: Any) -> tuple[float, float]:
-    """Return the largest difference of outputs, and what is allowed; both over the largest output."""
+    """Return the largest difference of outputs, and what is allowed after one fold; both over the largest output."""
     worst, allowed = 0.0, 0.0
-    for old, new in zip(tree_leaves(before), tree_leaves(now), strict=True):
-        if isinstance(old, Tensor) and old.is_floating_point() and old.numel():
-            scale = float(old.double().abs().max()) or 1.0
-            difference = float((old.double() - new.double()).abs().max()) / scale
+    for old, new in zip(tensors_in(before), tensors_in(now), strict=True):
+        if old.is_floating_point() and old.numel():
+            a, b = old.double(), new.double()
+            same = (a == b) | (a.isnan() & b.isnan())  # inf, and NaN in the same places
+            off = torch.where(same, 0.0, (a - b).abs())
+            finite = a[a.isfinite()]
+            largest = (float(finite.abs().max()) if finite.numel() else 0.0) or 1.0
+            difference = float(off.max()) / largest
             worst = difference if not difference <= worst else worst  # NaN stays
             allowed = max(allowed, torch.finfo(old.dtype).eps ** POWER)
+    if not allowed:
+        raise BatchNormError("the outputs hold no floating-point numbers that could show that nothing has changed")
     return worst, allowed
 
 
@@ -286,8 +227,8 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
         over the largest output.
 
     Raises:
-        BatchNormError: if the model is in training, if the difference is more than rounding explains (ε^0.6 of the
-            outputs' dtype), or if there was nothing to fold.
+        BatchNormError: if the model is in training, if the difference is more than rounding explains (ε^0.6·√layers, ε
+            of the outputs' dtype), if the outputs hold nothing to compare, or if there was nothing to fold.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> report = fold(net, torch.randn(2, 3, 8, 8))
@@ -321,8 +262,9 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
 def _proven(report: Report, flow: Flow, example_inputs: Any, allow_empty: bool) -> Report:
     """Run the folded model on the same inputs, and return the report with how far its outputs are off."""
     require_change(report, allow_empty)
-    with torch.no_grad():
+    with preserved(report.model):  # the same random numbers as before
         off, allowed = _difference(flow.result, run(report.model, example_inputs))
+    allowed *= max(1, len(report.changes)) ** 0.5
     if not off <= allowed:
         raise BatchNormError(
             f"the folded model's outputs differ by {off:.1e} of the largest, where rounding explains {allowed:.1e}: "

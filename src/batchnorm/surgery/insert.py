@@ -6,13 +6,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
-from torch.utils._pytree import tree_leaves
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery.flow import Call, Flow, record, run
+from batchnorm.surgery.flow import Call, Flow, is_one_call, record, run, tensors_in
 from batchnorm.surgery.places import Layers, Place, chosen, places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
+from batchnorm.torch.preserve import preserved
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -20,14 +20,19 @@ CONVOLUTIONS = (
 WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,
-    nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
+    nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Hardshrink, nn.LogSigmoid, nn.RReLU,
+    nn.Softshrink, nn.Tanhshrink, nn.Threshold,
 )  # fmt: skip
 FUNCTIONS = {name for kind in ACTIVATIONS for name in (kind.__name__.lower(), f"{kind.__name__.lower()}_")} | {
     "leaky_relu", "leaky_relu_", "clamp_min", "clamp_min_",
 }  # fmt: skip
 NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+ORDERED = (*WEIGHTED, *ACTIVATIONS, *NORMALIZATIONS, nn.Flatten, nn.Unflatten, nn.RNNBase, nn.MultiheadAttention)
+ALREADY = "it is normalised already"
 BY_ORDER = "by the order of the modules, without example inputs: functions, and modules called twice, are not seen"
 MIXING = {"matmul", "__matmul__", "bmm", "einsum", "softmax", "scaled_dot_product_attention", "linear"}  # of features
+NORMALIZING = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
+REORDERING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "H", "mH"}
 
 
 class _Spot(NamedTuple):
@@ -49,7 +54,11 @@ def _activation(call: Call) -> bool:
 
 def _ends(call: Call) -> bool:
     """Return whether what comes after a call has other features than what comes before."""
-    return _weighted(call) or isinstance(call.module, (*NORMALIZATIONS, nn.MultiheadAttention)) or call.name in MIXING
+    return (
+        _weighted(call)
+        or isinstance(call.module, (*NORMALIZATIONS, nn.MultiheadAttention, nn.RNNBase))
+        or call.name in MIXING | NORMALIZING
+    )
 
 
 def _leads_to(flow: Flow, call: Call, wanted: Callable[[Call], bool], *, through: bool) -> bool:
@@ -68,10 +77,9 @@ def _leads_to(flow: Flow, call: Call, wanted: Callable[[Call], bool], *, through
 def _features(flow: Flow, call: Call) -> tuple[int, int] | None:
     """Return how many features the output of a call has, and along which axis; None where that cannot be told."""
     shape = flow.shapes[call.outputs[0]]
-    source = (
-        call if _weighted(call) else next((up for up in flow.upstream(call, lambda c: not _ends(c)) if _ends(up)), None)
-    )
-    if len(shape) < 2:
+    way = [call] if _weighted(call) else list(flow.upstream(call, lambda up: not _ends(up)))
+    source = way[-1] if way and _ends(way[-1]) else None
+    if len(shape) < 2 or any(up.module is None and up.name in REORDERING for up in way):
         return None
     if source is None or not _weighted(source):
         return (shape[1], 1) if len(shape) == 2 else None
@@ -84,21 +92,21 @@ def _features(flow: Flow, call: Call) -> tuple[int, int] | None:
     return shape[axis], axis
 
 
-def _spot(flow: Flow, call: Call) -> _Spot | str:
+def _spot(flow: Flow, call: Call, asked: bool) -> _Spot | str:
     """Return where the layer goes that normalises what a call makes, or why none can."""
     found = _features(flow, call)
     if found is None:
         return "which axis holds the features cannot be told"
     if call.module is not None and len(flow.of(call.module)) == 1:
+        if call.outputs[0] in flow.results and not asked:
+            return "the model returns what it makes"
         return _Spot(call.module, False, *found)
     if call.module is not None and not _activation(call):
         return f"it is called {len(flow.of(call.module))} times: one set of statistics cannot serve them all"
     users = flow.users(call.outputs[0])
     user = users[0].module if len(users) == 1 and call.outputs[0] not in flow.results else None
     if user is None or len(flow.of(user)) != 1 or len(users[0].inputs) != 1:
-        return (
-            "no module stands for it alone, neither it nor what follows: give it one of its own, or one to what follows"
-        )
+        return "no module stands for it alone, neither its own nor that of what follows: give it one"
     return _Spot(user, True, *found)
 
 
@@ -113,31 +121,41 @@ def _wanted(flow: Flow, position: str) -> list[Call]:
 
 def _normalised(flow: Flow, call: Call) -> bool:
     users = [user for value in call.outputs for user in flow.users(value)]
-    return bool(users) and all(isinstance(user.module, NORMALIZATIONS) for user in users)
+    return bool(users) and all(isinstance(user.module, NORMALIZATIONS) or user.name in NORMALIZING for user in users)
 
 
 def _by_flow(flow: Flow, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
     """Return what is to be normalised by what feeds what, each with its spot, or why it has none."""
     calls = _wanted(flow, position) if picked is None else [c for c in flow.calls if id(c.module) in picked]
-    spots = [_spot(flow, call) if not _normalised(flow, call) else "it is normalised already" for call in calls]
+    asked = picked is not None
+    spots = [_spot(flow, call, asked) if not _normalised(flow, call) else ALREADY for call in calls]
     return [(call.name, spot) for call, spot in zip(calls, spots, strict=True)]
 
 
 def _by_order(model: nn.Module, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
     """Return the same by the order in which the modules are defined, where there are no inputs to run on."""
-    found = places(model, lambda module: isinstance(module, (*WEIGHTED, *ACTIVATIONS)))
+    inside = {id(part) for whole in model.modules() if _opaque(whole) for part in whole.modules() if part is not whole}
+    found = places(model, lambda module: isinstance(module, ORDERED) and id(module) not in inside)
     last = max((i for i, place in enumerate(found) if isinstance(place.module, WEIGHTED)), default=0)
     spots: list[tuple[str, _Spot | str]] = []
-    source: nn.Module | None = None
+    source: Any = None
     for i, (module, names) in enumerate(found):
-        source = module if isinstance(module, WEIGHTED) else source
-        by_default = i < last and (source is module) == (position == "before")
+        if not isinstance(module, ACTIVATIONS):
+            source = module if isinstance(module, WEIGHTED) else None  # else who knows along which axis
+        follows = found[i + 1].module if i + 1 < len(found) else None
+        wanted = ACTIVATIONS if source is module else WEIGHTED
+        by_default = i < last and (source is module) == (position == "before") and isinstance(follows, wanted)
         if source is None or not (by_default if picked is None else id(module) in picked):
             continue
-        features = source.out_features if isinstance(source, nn.Linear) else source.out_channels  # pyright: ignore
-        spot = _Spot(module, False, int(features), -1 if isinstance(source, nn.Linear) else 1)  # pyright: ignore
+        linear = isinstance(source, nn.Linear)
+        spot = _Spot(module, False, source.out_features if linear else source.out_channels, -1 if linear else 1)
         spots.append((names[0], spot if len(names) == 1 else f"it is used {len(names)} times, as {', '.join(names)}"))
     return spots
+
+
+def _opaque(module: nn.Module) -> bool:
+    """Return whether a module of torch's uses its parts in ways of its own: attention, say."""
+    return is_one_call(module) and not isinstance(module, (*WEIGHTED, *ACTIVATIONS)) and any(module.children())
 
 
 def _beside(spot: _Spot, model: nn.Module) -> nn.Sequential:
@@ -145,11 +163,13 @@ def _beside(spot: _Spot, model: nn.Module) -> nn.Sequential:
     like = next(spot.module.parameters(), next(model.parameters(), torch.empty(0)))
     layer = BatchNorm(spot.features, axis=spot.axis, device=like.device, dtype=like.dtype)
     pair = (layer, spot.module) if spot.ahead else (spot.module, layer)
-    return nn.Sequential(*(module.train(spot.module.training) for module in pair))
+    made = nn.Sequential(*pair)
+    made.training = layer.training = spot.module.training
+    return made
 
 
 def _same_shapes(a: Any, b: Any) -> bool:
-    shapes = [[tuple(leaf.shape) for leaf in tree_leaves(one) if hasattr(leaf, "shape")] for one in (a, b)]
+    shapes = [[tuple(tensor.shape) for tensor in tensors_in(one)] for one in (a, b)]
     return shapes[0] == shapes[1]
 
 
@@ -237,6 +257,12 @@ def insert(
             changes[id(spot.module)] = surgery.operate(there[id(spot.module)], spot, drop_bias=drop_bias)
     if flow is not None:
         _try(surgery, flow, example_inputs)
+        never = [
+            place.name
+            for place in there.values()
+            if picked and id(place.module) in picked and not flow.of(place.module)
+        ]
+        left |= {Left(name, "it is not called as one module"): None for name in never}
     notes = [] if flow is not None else [BY_ORDER]
     if not found:
         notes.append(f"no layer to normalise {position} an activation" if where is None else "`where` is never called")
@@ -245,17 +271,15 @@ def insert(
 
 def _try(surgery: _Surgery, before: Flow, example_inputs: Any) -> None:
     """Run the model with what was inserted; take it out if that fails or changes the shape of the outputs."""
-    modes = {module: module.training for module in surgery.model.modules()}
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with preserved(surgery.model):
             now = run(surgery.model.eval(), example_inputs)
         if not _same_shapes(now, before.result):
             raise BatchNormError("the outputs have other shapes")
-    except Exception as error:
+    except BaseException as error:
         surgery.undo()
+        if not isinstance(error, Exception):
+            raise
         raise BatchNormError(
             f"the model does not run with what was inserted, which was taken out again: {error}"
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -1,5 +1,6 @@
 """What layers see over all of the data: moments pooled over batches, calls and processes."""
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial, reduce
@@ -47,8 +48,6 @@ class Population:
             self.skipped += 1
             return
         self.moments = found if self.moments is None else merge(self.moments, found, xp)
-        self.batches += 1
-        self.samples += int(x.shape[0])
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Return the mean, and the variance by the estimator of the layer, in the shape of its buffers; float64."""
@@ -81,7 +80,8 @@ def listening(populations: list[Population], *, normalise_by_them: bool) -> Gene
 
     def show(population: Population, _: nn.Module, args: Any, kwargs: Any) -> None:
         named = dict(zip(("input", "residual", "weights"), args, strict=False)) | kwargs
-        population.take(named["input"].detach(), named.get("weights"))
+        x = named["input"] if "input" in named else next(v for v in named.values() if isinstance(v, Tensor))
+        population.take(x.detach(), named.get("weights"))
         if normalise_by_them and population.moments is not None:
             settle(population.layer, *population.statistics())
 
@@ -102,8 +102,10 @@ def first_of(model: nn.Module, batch: Any) -> Any:
     return model(batch[0] if isinstance(batch, tuple | list) else batch)
 
 
-def _samples(batch: Any) -> int:
-    return next((int(leaf.shape[0]) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim), 1)
+def samples_in(batch: Any) -> int:
+    """Return the size of the first axis that most tensors of a batch share; of two as frequent the larger."""
+    sizes = Counter(int(leaf.shape[0]) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    return max(sizes, key=lambda size: (sizes[size], size), default=1)
 
 
 def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[Any]:
@@ -114,7 +116,7 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[Any]:
         raise ArgumentError(f"`data` must be batches, as a DataLoader gives them, got {type(data).__name__}")
     seen = 0
     for batch in data:
-        size = _samples(batch)
+        size = samples_in(batch)
         keep = size if max_samples is None else min(size, max_samples - seen)
 
         def there(leaf: Any, size: int = size, keep: int = keep) -> Any:
@@ -128,17 +130,19 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[Any]:
             return
 
 
-def one_pass(model: nn.Module, given: Iterator[Any], call: Run, autocast: Any, told: Callable[[], None]) -> int:
-    """Run the model on every batch, in inference and without gradients; return how many there were."""
+def one_pass(
+    model: nn.Module, given: Iterator[Any], call: Run, autocast: Any, told: Callable[[], None]
+) -> tuple[int, int]:
+    """Run the model on every batch, without gradients; return how many there were, and of how many samples."""
     kind = next((p.device.type for p in (*model.parameters(), *model.buffers())), "cpu")
     dtype = autocast if isinstance(autocast, torch.dtype) else None
-    many = 0
+    many = samples = 0
     with torch.no_grad(), torch.autocast(kind, dtype) if autocast else nullcontext():
         for batch in given:
             call(model, batch)
-            many += 1
+            many, samples = many + 1, samples + samples_in(batch)
             told()
-    return many
+    return many, samples
 
 
 @contextmanager

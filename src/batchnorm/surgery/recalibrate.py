@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery.places import Layers, Place, chosen, places
@@ -31,7 +32,9 @@ def measurable(model: nn.Module, layers: Layers | None) -> tuple[list[Place], li
     found, left = list[Place](), list[Left]()
     for place in chosen(places(model, lambda module: isinstance(module, _BatchNorm)), layers):
         layer: Any = place.module
-        if layer.running_mean is None:
+        if isinstance(layer, LazyModuleMixin):
+            left.append(Left(place.name, "it does not know its features yet: run the model once"))
+        elif layer.running_mean is None:
             left.append(Left(place.name, "it keeps no running statistics"))
         elif getattr(layer, "frozen", False):
             left.append(Left(place.name, "it is frozen"))
@@ -55,15 +58,16 @@ def measured(
     group: Any = None,
     shown: bool = True,
     label: str = "recalibrate",
-) -> list[Population]:
-    """Return what each layer sees over the data, and leave the model as it is, to the bit."""
-    if max_samples is not None and max_samples < 1:
-        raise ArgumentError(f"`max_samples` must be at least 1, got {max_samples}")
+) -> tuple[list[Population], bool]:
+    """Return what each layer sees over the data, and whether it has settled; leave the model as it is, to the bit."""
+    if max_samples is not None and not (isinstance(max_samples, int) and max_samples > 0):
+        raise ArgumentError(f"`max_samples` must be a number, at least 1, got {max_samples!r}")
     if sequential and isinstance(data, Iterator):
         raise ArgumentError(
             "sequential=True goes over the data several times, got an iterator, which is used up after one"
         )
-    device = device or next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    if device is None:
+        device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     total = len(data) if hasattr(data, "__len__") and max_samples is None and not isinstance(data, Tensor) else None
     populations: list[Population] = []
     with preserved(model):
@@ -74,7 +78,9 @@ def measured(
             try:
                 given, name = batches(data, device, max_samples), f"{label}, pass {turn + 1}" if sequential else label
                 with progress(name, total, shown) as told, listening(populations, normalise_by_them=turn == 0):
-                    one_pass(model, given, call or first_of, autocast, told)
+                    seen = one_pass(model, given, call or first_of, autocast, told)
+                for one in populations:
+                    one.batches, one.samples = seen if one.moments is not None else (0, 0)
             except Exception as error:
                 failure = error
             over_ranks(populations, failure, group)
@@ -83,8 +89,8 @@ def measured(
                 if one.moments is not None:
                     settle(one.layer, *one.statistics())
             if before and all(_same(a, b) for a, b in zip(before, populations, strict=True)):
-                break
-    return populations
+                return populations, True
+    return populations, not sequential
 
 
 def _require_data(populations: list[Population]) -> None:
@@ -161,7 +167,8 @@ def recalibrate(
     In one pass a layer that is normalised ahead of another is normalised by what it has seen so far, this batch
     included: exact for every layer that none comes before, and close for the others. `sequential=True` goes over the
     data until nothing moves any more, once for each layer in a chain and once more at most: then the statistics are
-    those of inference, for every layer and any split of the data.
+    those of inference, for every layer and any split of the data (a layer that is called twice within itself may go on
+    moving: a note says so).
 
     Everything runs in inference, so that dropout is off, and without gradients. A layer that is frozen keeps its
     statistics: one of `batchnorm.torch` that is frozen, and one in inference in a model that is in training. If the
@@ -204,11 +211,13 @@ def recalibrate(
     found, left = measurable(model, layers)
     if not found:
         return require_change(Report("recalibrate", model, [], left), allow_empty)
-    populations = measured(
+    populations, settled = measured(
         model, data, found, call=call, max_samples=max_samples, device=device, autocast=autocast, sequential=sequential,
         group=group, shown=progress,
     )  # fmt: skip
     unseen, notes = notes_on(populations)
     changes = [renew(one, *one.statistics()) for one in populations if one.moments is not None]
+    if not settled:
+        notes.append("the statistics were still moving in the last pass: is a layer called more than once?")
     numbers = {"samples": max(one.samples for one in populations), "batches": max(one.batches for one in populations)}
     return require_change(Report("recalibrate", model, changes, [*left, *unseen], numbers, notes), allow_empty)

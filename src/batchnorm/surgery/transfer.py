@@ -11,9 +11,12 @@ from torch import nn
 
 from batchnorm.conventions import Estimator
 from batchnorm.errors import ArgumentError, ShapeError
+from batchnorm.renorm import Renorm
+from batchnorm.torch.layers import OPTIONS
 
 Numbers = NDArray[Any] | None
 DIGITS = 12  # of a momentum
+SETTLED = 2**30  # a count of batches after which Haiku corrects its averages no more
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,13 @@ class LayerState:
     gamma: Numbers = None
     beta: Numbers = None
     eps: float = 1e-5
-    momentum: float = 0.1
+    momentum: float | None = 0.1
     estimator: Estimator = "unbiased"
     batches: int = 0
     stddev: Numbers = None
     renorm_mean: Numbers = None
     renorm_stddev: Numbers = None
-    notes: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict[str, Any])  # of our layer, that are not its defaults
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,22 @@ class Framework(NamedTuple):
     estimator: Estimator
 
 
-def rest(momentum: float) -> float:
+def rest(momentum: float | None) -> float:
     """Return 1 − momentum, as it would be written down.
 
     >>> rest(0.9)
     0.1
     """
-    return round(1.0 - momentum, DIGITS)
+    return round(1.0 - (0.1 if momentum is None else momentum), DIGITS)
 
 
 def _flat(value: Any) -> Numbers:
     """Return numbers as a float array of shape (C,): whatever holds them, and whatever 1s their shape has."""
     if value is None:
         return None
-    value = value.detach().cpu() if isinstance(value, torch.Tensor) else value
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype.itemsize < torch.float32.itemsize else value
     value = value.numpy() if hasattr(value, "numpy") else getattr(value, "value", value)
     array = np.asarray(value)
     if array.size != max(array.shape, default=1):
@@ -95,18 +100,18 @@ TORCH = {
 def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
     if isinstance(state, nn.Module):
         found: Any = state
-        own = {name: getattr(found, name) for name in ("eps", "momentum", "running_variance") if hasattr(found, name)}
+        own = {name: getattr(found, name) for name in ("eps", "momentum", *OPTIONS) if hasattr(found, name)}
         state, config = found.state_dict(), {**own, **config}
+    if not isinstance(state, Mapping):
+        raise ArgumentError(f"a layer of torch, or its state_dict, is needed, got {type(state).__name__}")
     batches = state.get("num_batches_tracked")
-    momentum = config.get("momentum", 0.1)
-    note = (
-        () if momentum is not None else ("momentum=None averages all batches, which the target does not: 0.1 instead",)
-    )
+    options = {name: value for name, value in config.items() if name in OPTIONS and value != OPTIONS[name]}
+    estimator: Estimator = options.pop("running_variance", "unbiased")
+    taken: Any = _taken(state, TORCH, "a layer's state_dict")
+    eps, momentum = config.get("eps", 1e-5), config.get("momentum", 0.1)
     return LayerState(
-        **_taken(state, TORCH, "a layer's state_dict"),  # pyright: ignore[reportArgumentType]
-        eps=config.get("eps", 1e-5), momentum=0.1 if momentum is None else momentum, batches=int(batches or 0),
-        estimator=config.get("running_variance", "unbiased"), notes=note,
-    )  # fmt: skip
+        **taken, eps=eps, momentum=momentum, batches=int(batches or 0), estimator=estimator, options=options
+    )
 
 
 def _write_torch(layer: LayerState) -> tuple[Any, dict[str, Any]]:
@@ -122,7 +127,8 @@ def _write_torch(layer: LayerState) -> tuple[Any, dict[str, Any]]:
 
 def _write_ours(layer: LayerState) -> tuple[Any, dict[str, Any]]:
     state, config = _write_torch(layer)
-    return state, {**config, "running_variance": layer.estimator}
+    renorm = {"renorm": Renorm()} if layer.renorm_mean is not None else {}
+    return state, {**config, "running_variance": layer.estimator, **renorm, **layer.options}
 
 
 def _read_keras(state: Any, config: dict[str, Any]) -> LayerState:
@@ -182,25 +188,36 @@ def _write_linen(layer: LayerState) -> tuple[Any, dict[str, Any]]:
     return {"params": params, "batch_stats": {name: state[name] for name in ("mean", "var")}}, _flax_config(layer)
 
 
+def _ending(found: Any, name: str) -> Any:
+    """Return the entry of a name, or of one that ends in it: Haiku's have the path of the module ahead."""
+    return next((value for key, value in found.items() if key == name or key.endswith(f"/{name}")), None)
+
+
 def _read_haiku(state: Any, config: dict[str, Any]) -> LayerState:
-    params, averages = state.get("params", {}), state["state"]
-    mean, variance = (_flat(averages[name]["average"]) for name in ("mean_ema", "var_ema"))
+    if not isinstance(state, Mapping) or not {"params", "state"} <= set(state):
+        raise ArgumentError('a layer of Haiku is {"params": ..., "state": ...}, as its `init` returns them')
+    mean, var = (_ending(state["state"], name) for name in ("mean_ema", "var_ema"))
+    if mean is None or var is None:
+        raise ArgumentError(f"the state of Haiku's layer holds mean_ema and var_ema, got {', '.join(state['state'])}")
+    params = next((p for p in state["params"].values() if isinstance(p, Mapping)), state["params"])
     gamma, beta = _flat(params.get("scale")), _flat(params.get("offset"))
-    momentum = rest(config.get("decay_rate", 0.99))
-    batches = int(np.asarray(averages["mean_ema"].get("counter", 0)))
-    return LayerState(mean, variance, gamma, beta, config.get("eps", 1e-5), momentum, "biased", batches)
+    momentum, batches = rest(config.get("decay_rate", 0.99)), int(np.asarray(mean.get("counter", 0)))
+    kept: Any = {"eps": config.get("eps", 1e-5), "momentum": momentum, "batches": 0 if batches == SETTLED else batches}
+    return LayerState(_flat(mean["average"]), _flat(var["average"]), gamma, beta, estimator="biased", **kept)
 
 
 def _write_haiku(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    def average(values: Any) -> dict[str, Any]:  # a count so high that nothing is left to be debiased
-        kept = np.asarray(values)
-        return {"counter": np.int32(2**30), "hidden": kept, "average": kept}
+    def shaped(values: Any) -> Any:
+        return None if values is None else np.asarray(values)[None]  # (1, C), of inputs (N, C)
 
-    params = {"scale": layer.gamma, "offset": layer.beta}
-    state = {"mean_ema": average(layer.mean), "var_ema": average(layer.variance)}
+    def average(values: Any) -> dict[str, Any]:  # a count so high that nothing is left to be debiased
+        return {"counter": np.int32(SETTLED), "hidden": shaped(values), "average": shaped(values)}
+
+    params = {"scale": shaped(layer.gamma), "offset": shaped(layer.beta)}
+    state = {"batch_norm/~/mean_ema": average(layer.mean), "batch_norm/~/var_ema": average(layer.variance)}
     config = {"create_scale": layer.gamma is not None, "create_offset": layer.beta is not None}
     config |= {"decay_rate": rest(layer.momentum), "eps": layer.eps}
-    return {"params": {n: a for n, a in params.items() if a is not None}, "state": state}, config
+    return {"params": {"batch_norm": {n: a for n, a in params.items() if a is not None}}, "state": state}, config
 
 
 FRAMEWORKS = {
@@ -215,6 +232,22 @@ FRAMEWORKS = {
 WITH_RENORM = ("batchnorm", "tf_keras")
 
 
+def _whole(layer: LayerState) -> LayerState:
+    """Return the layer if it has statistics, and all of its arrays one length.
+
+    Raises:
+        ArgumentError: if it keeps no running statistics.
+        ShapeError: if its arrays have different lengths.
+    """
+    if layer.mean is None or layer.variance is None:
+        raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
+    names = ("mean", "variance", "gamma", "beta", "stddev", "renorm_mean", "renorm_stddev")
+    lengths = {name: getattr(layer, name).size for name in names if getattr(layer, name) is not None}
+    if len(set(lengths.values())) > 1:
+        raise ShapeError(f"the arrays of a layer have one length, got {lengths}")
+    return layer
+
+
 def transfer(
     state: Any, source: str, target: str, *, config: Mapping[str, Any] | None = None, count: float | None = None
 ) -> Transferred:
@@ -226,7 +259,7 @@ def transfer(
     | "keras", "tf_keras" | a layer, or its `get_weights()` | epsilon, momentum: s ← momentum·s + (1 − momentum)·batch |
     | "nnx" | a layer, or {"scale", "bias", "mean", "var"} | epsilon, momentum as Keras |
     | "linen" | {"params": …, "batch_stats": …} | epsilon, momentum as Keras |
-    | "haiku" | {"params": …, "state": {"mean_ema": …, "var_ema": …}} | eps, decay_rate as Keras' momentum |
+    | "haiku" | {"params": …, "state": …}, of inputs (N, C) | eps, decay_rate as Keras' momentum |
 
     Shapes with 1s around the features, as of ghost batches in tf.keras or of Haiku, become (C,). Missing γ or β are
     told by the config. Features lie along axis 1 in torch and along the last axis elsewhere: it is the inputs that are
@@ -258,14 +291,24 @@ def transfer(
     for name in (source, target):
         if name not in FRAMEWORKS:
             raise ArgumentError(f"`source` and `target` must be of {', '.join(FRAMEWORKS)}, got {name!r}")
-    layer = FRAMEWORKS[source].read(state, dict(config or {}))
-    notes, wanted = [*layer.notes], FRAMEWORKS[target].estimator
+    if count is not None and not count > 1:
+        raise ArgumentError(f"`count` must be more than 1 value per feature, got {count}")
+    layer = _whole(FRAMEWORKS[source].read(state, dict(config or {})))
+    notes, wanted = list[str](), FRAMEWORKS[target].estimator
+    if target not in ("torch", "batchnorm") and layer.momentum is None:
+        notes.append("momentum=None averages all batches, as the target does not: 0.1 instead")
+    if target != "batchnorm":
+        notes += [
+            f"{name}={value!r} is no part of {target}'s layer"
+            for name, value in layer.options.items()
+            if name != "renorm"
+        ]
     if target != "batchnorm" and layer.variance is not None and layer.estimator != wanted:
         if count is None:
             notes.append(
                 f"the running variance is the {layer.estimator} one, and {target} remembers the {wanted}: give `count`"
             )
-        elif count > 1:
+        else:
             factor = (count - 1) / count if wanted == "biased" else count / (count - 1)
             layer = replace(layer, variance=layer.variance * layer.variance.dtype.type(factor))
     if layer.renorm_mean is not None and target not in WITH_RENORM:

@@ -1,0 +1,91 @@
+"""The arithmetic of folding, in float64: a batch normalization in inference, and the layer beside it, as one layer."""
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+class Affine(NamedTuple):
+    """What a batch normalization is in inference, per feature: y = scale·x + shift, float64."""
+
+    scale: Tensor
+    shift: Tensor
+
+
+def affine(layer: Any) -> Affine:
+    """Return scale = γ/√(σ²+ε) and shift = β − μ·scale by the running statistics."""
+    scale = 1 / torch.sqrt(layer.running_var.double() + layer.eps)
+    if layer.weight is not None:
+        scale = scale * layer.weight.detach().double()
+    shift = -layer.running_mean.double() * scale
+    return Affine(scale, shift if layer.bias is None else shift + layer.bias.detach().double())
+
+
+def _weights(module: Any, scale: Tensor, *, outputs: bool) -> Tensor:
+    """Return the weight, float64, times a number for each output feature or each input feature."""
+    weight, groups = module.weight.detach().double(), getattr(module, "groups", 1)
+    if isinstance(module, TRANSPOSED):  # (in, out/groups, …): inputs of a group lie together, outputs likewise
+        grouped = weight.unflatten(0, (groups, -1))
+        shape = (groups, 1, -1) if outputs else (groups, -1, 1)
+        return (grouped * scale.reshape(shape + (1,) * (weight.dim() - 2))).flatten(0, 1)
+    rest = (1,) * (weight.dim() - 2)
+    if outputs:
+        return weight * scale.reshape(-1, 1, *rest)
+    grouped = weight.unflatten(0, (groups, -1))  # (out, in/groups, …)
+    return (grouped * scale.reshape(groups, 1, -1, *rest)).flatten(0, 1)
+
+
+def _bias_of(module: Any, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if module.bias is None else module.bias.detach().double()
+
+
+def _renewed(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
+    """Return a copy of a layer with other weights, in the dtype and memory format of its own."""
+    new = copy.copy(module)
+    new._parameters = dict(module._parameters)
+    old = module.weight
+    for name, value in (("weight", weight), ("bias", bias)):
+        made = value.to(old.dtype)
+        made = (
+            made.to(memory_format=torch.preserve_format).contiguous()
+            if name == "bias"
+            else torch.empty_like(old).copy_(made)
+        )
+        new._parameters[name] = nn.Parameter(made, requires_grad=old.requires_grad)
+    return new
+
+
+def after(module: nn.Module, then: Affine) -> nn.Module:
+    """Return the layer that does both: W' = scale·W and b' = scale·b + shift, per output feature."""
+    return _renewed(
+        module, _weights(module, then.scale, outputs=True), _bias_of(module, then.shift) * then.scale + then.shift
+    )
+
+
+def ahead(module: Any, first: Affine) -> nn.Module:
+    """Return the layer that does both: W' = W·scale per input feature, b' = b + Σ W·shift over taps and inputs."""
+    moved = _weights(module, first.shift, outputs=False)
+    if isinstance(module, TRANSPOSED):
+        groups = module.groups
+        sums = moved.unflatten(0, (groups, -1)).flatten(3).sum((1, 3)).flatten()
+    else:
+        sums = moved.flatten(1).sum(1)
+    return _renewed(module, _weights(module, first.scale, outputs=False), _bias_of(module, sums) + sums)
+
+
+def merged(layer: Any, then: Affine) -> nn.Module:
+    """Return one batch normalization that does two, one after the other: γ' = γ·scale, β' = β·scale + shift."""
+    new, one = copy.copy(layer), torch.ones_like(then.scale)
+    gamma = one if layer.weight is None else layer.weight.detach().double()
+    beta = one - one if layer.bias is None else layer.bias.detach().double()
+    new._parameters = {
+        name: nn.Parameter(value.to(layer.running_mean.dtype if layer.weight is None else layer.weight.dtype))
+        for name, value in (("weight", gamma * then.scale), ("bias", beta * then.scale + then.shift))
+    }
+    new.affine = True
+    return new
