@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from batchnorm.cli import app
 from batchnorm.errors import ArgumentError
 from batchnorm.surgery import Change, Left, Report, factory
-from batchnorm.surgery.flow import record
+from batchnorm.surgery.flow import record, tensors_in
 from batchnorm.surgery.places import chosen, places, put
 
 OWN = """
@@ -139,6 +139,14 @@ def test_a_report_prints_and_serialises() -> None:
     told = json.loads(report.to_json())
     assert told["changes"][0]["numbers"] == {"off_by": 0.00123, "values": 1234567.0, "none": None}
     assert str(Report("turn", nn.ReLU(), [])) == "turn: nothing to change"
+
+
+def test_tensors_are_found_in_what_holds_itself() -> None:
+    class Cache:
+        def __init__(self) -> None:
+            self.own, self.key = self, torch.ones(2)
+
+    assert len(tensors_in([Cache(), nn.Linear(2, 2), None])) == 1
 
 
 def test_the_flow_follows_functions_modules_and_changes_in_place() -> None:
