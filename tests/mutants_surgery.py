@@ -93,7 +93,12 @@ SURGERY = [
         "                layer.get_buffer(name).copy_(value)\n",
         "                pass\n",
     ),
-    Mutant("parameters are copied", "surgery/convert.py", "        new.register_parameter(name, parameter)\n", ""),
+    Mutant(
+        "parameters are copied",
+        "surgery/convert.py",
+        "        new.register_parameter(name, parameter)\n",
+        "        pass\n",
+    ),
     Mutant("the mode is lost", "surgery/convert.py", "    return new.train(old.training)", "    return new"),
     Mutant(
         "options are lost in silence",

@@ -175,6 +175,12 @@ def test_on_models_of_many_kinds(name: str, position: Any) -> None:
         assert any("called 2 times" in left.why or "no module stands" in left.why for left in report.left)
 
 
+def test_a_final_output_is_not_normalised_though_it_is_activated() -> None:
+    for position, name in (("before", "0"), ("after", "1")):
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2), nn.Sigmoid())
+        assert insert(model, torch.randn(2, 4), position).names == [name]
+
+
 def test_a_bias_that_is_cancelled_is_dropped() -> None:
     model = mlp()
     x, parameters = torch.randn(64, 4), dict(model.named_parameters())

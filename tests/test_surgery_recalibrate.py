@@ -85,7 +85,7 @@ class TestWhatTodaysToolGetsWrong:
             model[0].running_mean += 5
         used_up, before = iter([torch.randn(4, 2)]), state(ours)
         assert len(list(used_up)) == 1
-        with pytest.raises(BatchNormError, match="no batch"):
+        with pytest.raises(BatchNormError, match="the data gave no batch"):
             recalibrate(ours, used_up)
         assert_unchanged(ours, before)
         update_bn(used_up, theirs)
