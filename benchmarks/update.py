@@ -96,13 +96,18 @@ def spoken(run: Results, steps: dict[str, Any] | None) -> str:
         lines.append(f"| {said} | {' | '.join(cells)} |")
     if steps is not None:
         rows = {row["layout"]: row["ratio"] for row in steps["rows"] if "fused" in row["network"]}
-        most = {row["layout"]: row["ratio"] for row in steps["rows"] if row["network"].startswith("no layer")}
+        most = _without(steps)
         cells = [f"{rows[name]:.2f}× (without any layer: {most[name]:.2f})" for name in ("NCHW", "NHWC")]
         lines.append(f"| a whole step of ResNet-50, batch 32 of 64×64 | {' | '.join(cells)} |")
     slower = [row for row in ours if (row.ratio or 1.0) < 1]
     inference = sum(row.case.op == "inference" for row in slower)
     lines += ["", f"In {len(slower)} of {len(ours)} cases torch's layer was faster, {inference} of them inference."]
     return "\n".join([*lines, "", ""])
+
+
+def _without(steps: dict[str, Any]) -> dict[str, float]:
+    """Return how many times as fast a step is without any layer, by layout."""
+    return {row["layout"]: row["ratio"] for row in steps["rows"] if row["network"].startswith("no layer")}
 
 
 def _line(one: Judged, by_default: Judged | None) -> str:
@@ -123,7 +128,7 @@ def _steps(steps: dict[str, Any] | None) -> list[str]:
         return []
     rows = [row for row in steps["rows"] if row["network"].startswith("batchnorm")]
     goal = steps["goal"]
-    most = {row["layout"]: row["ratio"] for row in steps["rows"] if row["network"].startswith("no layer")}
+    most = _without(steps)
     return [
         f"| training step of ResNet-50, {row['layout']}, {row['network']} | ≥ {times(goal)} | {times(row['ratio'])} "
         f"(without any layer: {times(most.get(row['layout']))}) | – | {VERDICTS[row['ratio'] >= goal]} | – |"

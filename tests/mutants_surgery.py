@@ -115,14 +115,14 @@ SURGERY = [
     Mutant(
         "features last are taken for first",
         "surgery/insert.py",
-        "axis = 1 if isinstance(source.module, CONVOLUTIONS) else -1",
+        "axis = -1 if isinstance(source.module, nn.Linear) else 1",
         "axis = 1",
     ),
     Mutant("what fails is left inside", "surgery/insert.py", "        surgery.undo()\n", ""),
     Mutant(
         "momentum is taken as it is",
         "surgery/transfer.py",
-        "return round(1.0 - (0.1 if momentum is None else momentum), DIGITS)",
+        "return round(1.0 - (TORCH.momentum if momentum is None else momentum), DIGITS)",
         "return 0.1 if momentum is None else momentum",
     ),
     Mutant(

@@ -5,6 +5,7 @@ else runs is seen operation by operation. Unlike a symbolic trace it follows any
 inputs take.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -50,6 +51,8 @@ class Flow:
         self.results: frozenset[int] = frozenset()  # what the model returns
         self.result: Any = None
         self.outside: set[int] = set()  # ids of parameters that something else than their module uses
+        self._makers: dict[int, Call] = {}
+        self._users: defaultdict[int, list[Call]] = defaultdict(list)
         self._numbers: dict[int, int] = {}
         self._alive: list[Tensor] = []  # so that no id is taken twice
 
@@ -71,15 +74,19 @@ class Flow:
         if inputs and (tensors or name in READS):
             if module is None:
                 self.outside |= {id(leaf) for leaf in taken if isinstance(leaf, nn.Parameter)}
-            self.calls.append(Call(name, module, inputs, tuple(self.number(one, new=True) for one in tensors)))
+            call = Call(name, module, inputs, tuple(self.number(one, new=True) for one in tensors))
+            self.calls.append(call)
+            self._makers |= dict.fromkeys(call.outputs, call)
+            for value in dict.fromkeys(inputs):
+                self._users[value].append(call)
 
     def maker(self, value: int) -> Call | None:
         """Return the call that has made a value; None where it came from outside."""
-        return next((call for call in self.calls if value in call.outputs), None)
+        return self._makers.get(value)
 
     def users(self, value: int) -> list[Call]:
         """Return the calls that use a value."""
-        return [call for call in self.calls if value in call.inputs]
+        return self._users.get(value, [])
 
     def of(self, module: nn.Module) -> list[Call]:
         """Return the calls of a module."""

@@ -10,12 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import ACTIVATIONS, options_of
 from batchnorm.surgery.flow import Call, Flow, record, run, tensors_in
-from batchnorm.surgery.folding import CONVOLUTIONS, TRANSPOSED, affine, after, ahead, merged
+from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged
 from batchnorm.surgery.places import places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch.preserve import preserved
 
-WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPPING = {
     "dropout",
@@ -107,8 +106,8 @@ class _Folding:
             return f"the weight of {name} is used elsewhere too"
         if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:
             return f"{name} has hooks, or a weight that is computed anew in each call"
-        expected = {1: rank - 1} if isinstance(module, nn.Linear) else {1: 1 if rank == module.weight.dim() else rank}
-        if features_axis != expected[1]:
+        batched = isinstance(module, nn.Linear) or rank == module.weight.dim()
+        if not batched or features_axis != (rank - 1 if isinstance(module, nn.Linear) else 1):
             return f"the features of {name} lie along another axis"
         return None
 

@@ -9,15 +9,12 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery.flow import Call, Flow, is_one_call, record, run, tensors_in
+from batchnorm.surgery.folding import WEIGHTED
 from batchnorm.surgery.places import Layers, Place, chosen, places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.preserve import preserved
 
-CONVOLUTIONS = (
-    nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
-)  # fmt: skip
-WEIGHTED = (nn.Linear, *CONVOLUTIONS)
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,
     nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Hardshrink, nn.LogSigmoid, nn.RReLU,
@@ -84,7 +81,7 @@ def _features(flow: Flow, call: Call) -> tuple[int, int] | None:
     if source is None or not _weighted(source):
         return (shape[1], 1) if len(shape) == 2 else None
     of_source = flow.shapes[source.outputs[0]]
-    axis = 1 if isinstance(source.module, CONVOLUTIONS) else -1
+    axis = -1 if isinstance(source.module, nn.Linear) else 1
     if len(shape) == 2 < len(of_source):  # flattened, or averaged over positions
         axis = 1
     elif len(shape) != len(of_source) or shape[axis] != of_source[axis]:

@@ -108,8 +108,8 @@ def samples_in(batch: Any) -> int:
     return max(sizes, key=lambda size: (sizes[size], size), default=1)
 
 
-def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[Any]:
-    """Yield each batch on the device, until so many samples have been seen; the last is cut to fit."""
+def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[tuple[Any, int]]:
+    """Yield each batch on the device, and its samples, until so many have been seen; the last is cut to fit."""
     if isinstance(data, Tensor):
         data = [data]
     if not isinstance(data, Iterable):
@@ -124,23 +124,23 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[Any]:
                 return leaf
             return (leaf[:keep] if leaf.ndim and leaf.shape[0] == size else leaf).to(device)
 
-        yield tree_map(there, batch)
+        yield tree_map(there, batch), keep
         seen += keep
         if max_samples is not None and seen >= max_samples:
             return
 
 
 def one_pass(
-    model: nn.Module, given: Iterator[Any], call: Run, autocast: Any, told: Callable[[], None]
+    model: nn.Module, given: Iterator[tuple[Any, int]], call: Run, autocast: Any, told: Callable[[], None]
 ) -> tuple[int, int]:
     """Run the model on every batch, without gradients; return how many there were, and of how many samples."""
     kind = next((p.device.type for p in (*model.parameters(), *model.buffers())), "cpu")
     dtype = autocast if isinstance(autocast, torch.dtype) else None
     many = samples = 0
     with torch.no_grad(), torch.autocast(kind, dtype) if autocast else nullcontext():
-        for batch in given:
+        for batch, size in given:
             call(model, batch)
-            many, samples = many + 1, samples + samples_in(batch)
+            many, samples = many + 1, samples + size
             told()
     return many, samples
 

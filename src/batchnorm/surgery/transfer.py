@@ -9,12 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from batchnorm.conventions import Estimator
+from batchnorm.conventions import FLAX, KERAS, TORCH, Convention, Estimator
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.renorm import Renorm
 from batchnorm.torch.layers import OPTIONS
 
 Numbers = NDArray[Any] | None
+ARRAYS = ("gamma", "beta", "mean", "variance", "stddev", "renorm_mean", "renorm_stddev")  # in the order of Keras
 DIGITS = 12  # of a momentum
 SETTLED = 2**30  # a count of batches after which Haiku corrects its averages no more
 
@@ -23,18 +24,32 @@ SETTLED = 2**30  # a count of batches after which Haiku corrects its averages no
 class LayerState:
     """A layer without a framework: per-feature arrays of shape (C,), `momentum` the weight of the NEW observation."""
 
-    mean: Numbers
-    variance: Numbers
+    mean: NDArray[Any]
+    variance: NDArray[Any]
     gamma: Numbers = None
     beta: Numbers = None
-    eps: float = 1e-5
-    momentum: float | None = 0.1
-    estimator: Estimator = "unbiased"
+    eps: float = TORCH.epsilon
+    momentum: float | None = TORCH.momentum
+    estimator: Estimator = TORCH.running_variance
     batches: int = 0
     stddev: Numbers = None
     renorm_mean: Numbers = None
     renorm_stddev: Numbers = None
     options: dict[str, Any] = field(default_factory=dict[str, Any])  # of our layer, that are not its defaults
+
+    def __post_init__(self) -> None:
+        """Refuse a layer without statistics, and arrays of different lengths.
+
+        Raises:
+            ArgumentError: if it keeps no running statistics.
+            ShapeError: if its arrays have different lengths.
+        """
+        arrays: dict[str, Any] = {name: getattr(self, name) for name in ARRAYS}
+        if arrays["mean"] is None or arrays["variance"] is None:
+            raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
+        lengths = {name: array.size for name, array in arrays.items() if array is not None}
+        if len(set(lengths.values())) > 1:
+            raise ShapeError(f"the arrays of a layer have one length, got {lengths}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Framework(NamedTuple):
 
     read: Callable[[Any, dict[str, Any]], LayerState]
     write: Callable[[LayerState], tuple[Any, dict[str, Any]]]
-    estimator: Estimator
+    convention: Convention
 
 
 def rest(momentum: float | None) -> float:
@@ -66,7 +81,7 @@ def rest(momentum: float | None) -> float:
     >>> rest(0.9)
     0.1
     """
-    return round(1.0 - (0.1 if momentum is None else momentum), DIGITS)
+    return round(1.0 - (TORCH.momentum if momentum is None else momentum), DIGITS)
 
 
 def _flat(value: Any) -> Numbers:
@@ -91,7 +106,7 @@ def _taken(state: Mapping[str, Any], names: Mapping[str, str], where: str) -> di
     return {ours: _flat(state.get(theirs)) for theirs, ours in names.items() if ours}
 
 
-TORCH = {
+NAMES_OF_TORCH = {
     "weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance", "num_batches_tracked": "",
     "running_stddev": "stddev", "renorm_mean": "renorm_mean", "renorm_stddev": "renorm_stddev",
 }  # fmt: skip
@@ -106,9 +121,9 @@ def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
         raise ArgumentError(f"a layer of torch, or its state_dict, is needed, got {type(state).__name__}")
     batches = state.get("num_batches_tracked")
     options = {name: value for name, value in config.items() if name in OPTIONS and value != OPTIONS[name]}
-    estimator: Estimator = options.pop("running_variance", "unbiased")
-    taken: Any = _taken(state, TORCH, "a layer's state_dict")
-    eps, momentum = config.get("eps", 1e-5), config.get("momentum", 0.1)
+    estimator: Estimator = options.pop("running_variance", TORCH.running_variance)
+    taken: Any = _taken(state, NAMES_OF_TORCH, "a layer's state_dict")
+    eps, momentum = config.get("eps", TORCH.epsilon), config.get("momentum", TORCH.momentum)
     return LayerState(
         **taken, eps=eps, momentum=momentum, batches=int(batches or 0), estimator=estimator, options=options
     )
@@ -117,10 +132,10 @@ def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
 def _write_torch(layer: LayerState) -> tuple[Any, dict[str, Any]]:
     if layer.gamma is None and layer.beta is not None:  # β alone is not to be had
         layer = replace(layer, gamma=np.ones_like(layer.beta))
-    arrays = {theirs: getattr(layer, ours) for theirs, ours in TORCH.items() if ours}
+    arrays = {theirs: getattr(layer, ours) for theirs, ours in NAMES_OF_TORCH.items() if ours}
     state = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
     state["num_batches_tracked"] = torch.tensor(layer.batches)
-    features = {"num_features": 0 if layer.mean is None else layer.mean.size}
+    features = {"num_features": layer.mean.size}
     affine = {"affine": layer.gamma is not None, "bias": layer.beta is not None}
     return state, {**features, "eps": layer.eps, "momentum": layer.momentum, **affine}
 
@@ -129,6 +144,12 @@ def _write_ours(layer: LayerState) -> tuple[Any, dict[str, Any]]:
     state, config = _write_torch(layer)
     renorm = {"renorm": Renorm()} if layer.renorm_mean is not None else {}
     return state, {**config, "running_variance": layer.estimator, **renorm, **layer.options}
+
+
+def _of_keras_kind(config: dict[str, Any], convention: Convention) -> dict[str, Any]:
+    """Return our ε and momentum of a config that writes `epsilon`, and a momentum that weighs the old."""
+    momentum = rest(config.get("momentum", convention.momentum))
+    return {"eps": config.get("epsilon", convention.epsilon), "momentum": momentum}
 
 
 def _read_keras(state: Any, config: dict[str, Any]) -> LayerState:
@@ -143,21 +164,18 @@ def _read_keras(state: Any, config: dict[str, Any]) -> LayerState:
         )
     arrays: Any = {name: _flat(value) for name, value in zip(names, state, strict=True)}
     estimator: Estimator = config.get("running_variance") or ("unbiased" if config.get("fused") else "biased")
-    return LayerState(
-        **arrays, eps=config.get("epsilon", 1e-3), momentum=rest(config.get("momentum", 0.99)), estimator=estimator
-    )
+    return LayerState(**arrays, **_of_keras_kind(config, KERAS), estimator=estimator)
 
 
 def _write_keras(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    names = ("gamma", "beta", "mean", "variance", "stddev", "renorm_mean", "renorm_stddev")
-    found = [getattr(layer, name) for name in names]
+    found = [getattr(layer, name) for name in ARRAYS]
     affine = {"scale": layer.gamma is not None, "center": layer.beta is not None}
     renorm = {"renorm": True} if layer.renorm_mean is not None else {}
     config = {"axis": -1, "momentum": rest(layer.momentum), "epsilon": layer.eps, **affine, **renorm}
     return [a for a in found if a is not None], config
 
 
-FLAX = {"scale": "gamma", "bias": "beta", "mean": "mean", "var": "variance"}
+NAMES_OF_FLAX = {"scale": "gamma", "bias": "beta", "mean": "mean", "var": "variance"}
 
 
 def _read_flax(state: Any, config: dict[str, Any]) -> LayerState:
@@ -165,11 +183,9 @@ def _read_flax(state: Any, config: dict[str, Any]) -> LayerState:
         state = {**state.get("params", {}), **state.get("batch_stats", {})}
     elif not isinstance(state, Mapping):
         config = {name: getattr(state, name) for name in ("epsilon", "momentum") if hasattr(state, name)} | config
-        state = {name: getattr(state, name, None) for name in FLAX}
-    taken: Any = _taken(state, FLAX, "a Flax layer")
-    return LayerState(
-        **taken, eps=config.get("epsilon", 1e-5), momentum=rest(config.get("momentum", 0.99)), estimator="biased"
-    )
+        state = {name: getattr(state, name, None) for name in NAMES_OF_FLAX}
+    taken: Any = _taken(state, NAMES_OF_FLAX, "a Flax layer")
+    return LayerState(**taken, **_of_keras_kind(config, FLAX), estimator=FLAX.running_variance)
 
 
 def _flax_config(layer: LayerState) -> dict[str, Any]:
@@ -178,8 +194,8 @@ def _flax_config(layer: LayerState) -> dict[str, Any]:
 
 
 def _write_nnx(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    state = {theirs: getattr(layer, ours) for theirs, ours in FLAX.items() if getattr(layer, ours) is not None}
-    return state, {"num_features": 0 if layer.mean is None else layer.mean.size, **_flax_config(layer)}
+    state = {theirs: getattr(layer, ours) for theirs, ours in NAMES_OF_FLAX.items() if getattr(layer, ours) is not None}
+    return state, {"num_features": layer.mean.size, **_flax_config(layer)}
 
 
 def _write_linen(layer: LayerState) -> tuple[Any, dict[str, Any]]:
@@ -200,10 +216,10 @@ def _read_haiku(state: Any, config: dict[str, Any]) -> LayerState:
     if mean is None or var is None:
         raise ArgumentError(f"the state of Haiku's layer holds mean_ema and var_ema, got {', '.join(state['state'])}")
     params = next((p for p in state["params"].values() if isinstance(p, Mapping)), state["params"])
-    gamma, beta = _flat(params.get("scale")), _flat(params.get("offset"))
+    arrays: Any = [_flat(a) for a in (mean["average"], var["average"], params.get("scale"), params.get("offset"))]
     momentum, batches = rest(config.get("decay_rate", 0.99)), int(np.asarray(mean.get("counter", 0)))
     kept: Any = {"eps": config.get("eps", 1e-5), "momentum": momentum, "batches": 0 if batches == SETTLED else batches}
-    return LayerState(_flat(mean["average"]), _flat(var["average"]), gamma, beta, estimator="biased", **kept)
+    return LayerState(*arrays, estimator=FLAX.running_variance, **kept)
 
 
 def _write_haiku(layer: LayerState) -> tuple[Any, dict[str, Any]]:
@@ -221,31 +237,15 @@ def _write_haiku(layer: LayerState) -> tuple[Any, dict[str, Any]]:
 
 
 FRAMEWORKS = {
-    "torch": Framework(_read_torch, _write_torch, "unbiased"),
-    "batchnorm": Framework(_read_torch, _write_ours, "unbiased"),
-    "keras": Framework(_read_keras, _write_keras, "biased"),
-    "tf_keras": Framework(_read_keras, _write_keras, "biased"),
-    "nnx": Framework(_read_flax, _write_nnx, "biased"),
-    "linen": Framework(_read_flax, _write_linen, "biased"),
-    "haiku": Framework(_read_haiku, _write_haiku, "biased"),
+    "torch": Framework(_read_torch, _write_torch, TORCH),
+    "batchnorm": Framework(_read_torch, _write_ours, TORCH),
+    "keras": Framework(_read_keras, _write_keras, KERAS),
+    "tf_keras": Framework(_read_keras, _write_keras, KERAS),
+    "nnx": Framework(_read_flax, _write_nnx, FLAX),
+    "linen": Framework(_read_flax, _write_linen, FLAX),
+    "haiku": Framework(_read_haiku, _write_haiku, FLAX),  # whose conventions are Haiku's too
 }
 WITH_RENORM = ("batchnorm", "tf_keras")
-
-
-def _whole(layer: LayerState) -> LayerState:
-    """Return the layer if it has statistics, and all of its arrays one length.
-
-    Raises:
-        ArgumentError: if it keeps no running statistics.
-        ShapeError: if its arrays have different lengths.
-    """
-    if layer.mean is None or layer.variance is None:
-        raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
-    names = ("mean", "variance", "gamma", "beta", "stddev", "renorm_mean", "renorm_stddev")
-    lengths = {name: getattr(layer, name).size for name in names if getattr(layer, name) is not None}
-    if len(set(lengths.values())) > 1:
-        raise ShapeError(f"the arrays of a layer have one length, got {lengths}")
-    return layer
 
 
 def transfer(
@@ -293,8 +293,8 @@ def transfer(
             raise ArgumentError(f"`source` and `target` must be of {', '.join(FRAMEWORKS)}, got {name!r}")
     if count is not None and not count > 1:
         raise ArgumentError(f"`count` must be more than 1 value per feature, got {count}")
-    layer = _whole(FRAMEWORKS[source].read(state, dict(config or {})))
-    notes, wanted = list[str](), FRAMEWORKS[target].estimator
+    layer = FRAMEWORKS[source].read(state, dict(config or {}))
+    notes, wanted = list[str](), FRAMEWORKS[target].convention.running_variance
     if target not in ("torch", "batchnorm") and layer.momentum is None:
         notes.append("momentum=None averages all batches, as the target does not: 0.1 instead")
     if target != "batchnorm":
@@ -303,7 +303,7 @@ def transfer(
             for name, value in layer.options.items()
             if name != "renorm"
         ]
-    if target != "batchnorm" and layer.variance is not None and layer.estimator != wanted:
+    if target != "batchnorm" and layer.estimator != wanted:
         if count is None:
             notes.append(
                 f"the running variance is the {layer.estimator} one, and {target} remembers the {wanted}: give `count`"
