@@ -121,7 +121,7 @@ SURGERY = [
     Mutant("what fails is left inside", "surgery/insert.py", "        surgery.undo()\n", ""),
     Mutant(
         "momentum is taken as it is",
-        "surgery/transfer.py",
+        "surgery/frameworks.py",
         "return round(1.0 - (TORCH.momentum if momentum is None else momentum), DIGITS)",
         "return 0.1 if momentum is None else momentum",
     ),
@@ -130,5 +130,11 @@ SURGERY = [
         "surgery/transfer.py",
         '(count - 1) / count if wanted == "biased"',
         'count / (count - 1) if wanted == "biased"',
+    ),
+    Mutant(
+        "batch renormalization is taken to remember the unbiased variance",
+        "surgery/frameworks.py",
+        'RENORMALISED: Estimator = "biased"',
+        'RENORMALISED: Estimator = "unbiased"',
     ),
 ]

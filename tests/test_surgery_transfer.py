@@ -1,6 +1,5 @@
 """A layer's state in another framework gives the same outputs, and goes on training alike."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -12,29 +11,28 @@ import pytest
 import torch
 from torch import nn
 
+import transferring
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.surgery import transfer
 from batchnorm.torch import BatchNorm, Renorm
 
-TOGETHER = ("torch", "batchnorm", "keras", "tf_keras", "nnx")
+TOGETHER = ["torch", "batchnorm", "keras", "tf_keras", "nnx", "linen", "haiku"]
 INFERENCE, TRAINED = 1e-6, 1e-4  # of the largest output, by which the project promises to be right
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[tuple[str, str], tuple[float, float]]:
+def test_between_frameworks() -> None:
+    """One process for all pairs, as each worker would load every framework anew."""
     script = Path(__file__).parent / "transferring.py"
     given = {**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     ran = subprocess.run([sys.executable, script, *TOGETHER], env=given, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
-    lines = [line.split()[1:] for line in ran.stdout.splitlines() if line.startswith("found ")]
-    return {(a, b): (float(i) / float(largest), float(t) / float(largest)) for a, b, i, t, largest in lines}
-
-
-@pytest.mark.parametrize(("source", "target"), list(itertools.permutations(TOGETHER, 2)))
-def test_between_frameworks(found: dict[tuple[str, str], tuple[float, float]], source: str, target: str) -> None:
-    inference, trained = found[source, target]
-    assert inference <= INFERENCE
-    assert trained <= TRAINED
+    found = [line.split("\t")[1:] for line in ran.stdout.splitlines() if line.startswith("found\t")]
+    assert [(source, target, case) for source, target, *_, case in found] == list(transferring.cases(TOGETHER))
+    for source, target, inference, trained, there_and_back, case in found:
+        apart = f"{source} → {target}, {case}: {inference} {trained} {there_and_back}"
+        assert float(inference) <= INFERENCE, apart
+        assert float(trained) <= TRAINED, apart
+        assert float(there_and_back) <= TRAINED, apart
 
 
 ARRAYS = [np.array([1.0, 2.0]), np.array([3.0, 4.0]), np.array([5.0, 6.0]), np.array([7.0, 8.0])]
@@ -91,14 +89,34 @@ def test_what_is_not_there() -> None:
 
 
 def test_renormalization() -> None:
-    layer = BatchNorm(2, renorm=Renorm())
+    layer = BatchNorm(2, renorm=Renorm(rmax=2.0, dmax=0.5, momentum=0.3))
     layer(torch.randn(8, 2))
     classic = transfer(layer, "batchnorm", "tf_keras")
-    assert (len(classic.state), classic.config["renorm"]) == (7, True)
-    back = transfer(classic.state, "tf_keras", "batchnorm", config={"renorm": True}).state
-    assert back["renorm_mean"].tolist() == layer.renorm_mean.tolist()
+    assert (len(classic.state), classic.config["renorm"], classic.config["renorm_momentum"]) == (7, True, 0.7)
+    assert classic.config["renorm_clipping"] == {"rmax": 2.0, "dmax": 0.5}
+    back = transfer(classic.state, "tf_keras", "batchnorm", config=classic.config)
+    assert back.state["renorm_mean"].tolist() == layer.renorm_mean.tolist()
+    assert BatchNorm(**back.config).renorm == layer.renorm
     dropped = transfer(layer, "batchnorm", "keras", count=8)
-    assert (len(dropped.state), "is dropped" in dropped.notes[-1]) == (4, True)
+    assert (len(dropped.state), "is no part of keras" in dropped.notes[0]) == (4, True)
+    assert dropped.state[3].tolist() == layer.running_var.tolist()  # renormalization remembers the biased variance
+    torchs = transfer(layer, "batchnorm", "torch", count=8).state
+    assert torchs["running_var"].tolist() == pytest.approx((layer.running_var * 8 / 7).tolist())
+
+
+def test_what_keras_layers_were_asked_for() -> None:
+    asked = {"synchronized": True, "virtual_batch_size": 4, "activation": "relu"}
+    config = transfer(ARRAYS, "keras", "batchnorm", config=asked).config
+    assert (config["sync"], config["virtual_batch_size"], config["activation"]) == (True, 4, "relu")
+    assert "virtual_batch_size=4 is no part of torch's layer" in transfer(ARRAYS, "keras", "torch", config=asked).notes
+
+
+def test_what_goes_on_otherwise_is_told() -> None:
+    assert "no β alone" in transfer(ARRAYS[1:], "keras", "torch", config={"scale": False}, count=9).notes[0]
+    haiku = transfer(ARRAYS, "keras", "haiku")
+    assert not transfer(haiku.state, "haiku", "nnx").notes
+    haiku.state["state"]["batch_norm/~/mean_ema"]["counter"] = np.int32(3)
+    assert "after 3 batches Haiku still weighs" in transfer(haiku.state, "haiku", "nnx").notes[0]
 
 
 @pytest.mark.parametrize(

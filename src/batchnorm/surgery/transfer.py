@@ -1,55 +1,11 @@
-"""Move the state of a layer from one framework to another: names, shapes, order, and what the numbers mean."""
+"""Move the state of a layer from one framework to another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-
-from batchnorm.conventions import FLAX, KERAS, TORCH, Convention, Estimator
-from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.renorm import Renorm
-from batchnorm.torch.layers import OPTIONS
-
-Numbers = NDArray[Any] | None
-ARRAYS = ("gamma", "beta", "mean", "variance", "stddev", "renorm_mean", "renorm_stddev")  # in the order of Keras
-DIGITS = 12  # of a momentum
-SETTLED = 2**30  # a count of batches after which Haiku corrects its averages no more
-
-
-@dataclass(frozen=True)
-class LayerState:
-    """A layer without a framework: per-feature arrays of shape (C,), `momentum` the weight of the NEW observation."""
-
-    mean: NDArray[Any]
-    variance: NDArray[Any]
-    gamma: Numbers = None
-    beta: Numbers = None
-    eps: float = TORCH.epsilon
-    momentum: float | None = TORCH.momentum
-    estimator: Estimator = TORCH.running_variance
-    batches: int = 0
-    stddev: Numbers = None
-    renorm_mean: Numbers = None
-    renorm_stddev: Numbers = None
-    options: dict[str, Any] = field(default_factory=dict[str, Any])  # of our layer, that are not its defaults
-
-    def __post_init__(self) -> None:
-        """Refuse a layer without statistics, and arrays of different lengths.
-
-        Raises:
-            ArgumentError: if it keeps no running statistics.
-            ShapeError: if its arrays have different lengths.
-        """
-        arrays: dict[str, Any] = {name: getattr(self, name) for name in ARRAYS}
-        if arrays["mean"] is None or arrays["variance"] is None:
-            raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
-        lengths = {name: array.size for name, array in arrays.items() if array is not None}
-        if len(set(lengths.values())) > 1:
-            raise ShapeError(f"the arrays of a layer have one length, got {lengths}")
+from batchnorm.errors import ArgumentError
+from batchnorm.surgery.frameworks import FRAMEWORKS, RENORMALISED, LayerState
 
 
 @dataclass(frozen=True)
@@ -67,185 +23,41 @@ class Transferred:
     notes: list[str] = field(default_factory=list[str])
 
 
-class Framework(NamedTuple):
-    """How a framework writes a layer down."""
-
-    read: Callable[[Any, dict[str, Any]], LayerState]
-    write: Callable[[LayerState], tuple[Any, dict[str, Any]]]
-    convention: Convention
+UNSETTLED = 1e-4  # of an average: the share of its start that makes a difference
 
 
-def rest(momentum: float | None) -> float:
-    """Return 1 − momentum, as it would be written down.
-
-    >>> rest(0.9)
-    0.1
-    """
-    return round(1.0 - (TORCH.momentum if momentum is None else momentum), DIGITS)
-
-
-def _flat(value: Any) -> Numbers:
-    """Return numbers as a float array of shape (C,): whatever holds them, and whatever 1s their shape has."""
-    if value is None:
-        return None
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        value = value.float() if value.dtype.itemsize < torch.float32.itemsize else value
-    value = value.numpy() if hasattr(value, "numpy") else getattr(value, "value", value)
-    array = np.asarray(value)
-    if array.size != max(array.shape, default=1):
-        raise ShapeError(f"a layer's numbers lie along one axis, got shape {array.shape}")
-    return array.reshape(-1).astype(array.dtype if array.dtype.kind == "f" and array.itemsize >= 4 else np.float32)
+def _options_kept(layer: LayerState, target: str) -> tuple[LayerState, list[str]]:
+    """Return a layer without the options that the target does not have, and a note on each."""
+    if target == "batchnorm":
+        return layer, []
+    kept = {n: v for n, v in layer.options.items() if n == "renorm" and FRAMEWORKS[target].renorm}
+    notes = [f"{n}={v!r} is no part of {target}'s layer" for n, v in layer.options.items() if n not in kept]
+    if "renorm" not in kept:
+        layer = replace(layer, stddev=None, renorm_mean=None, renorm_stddev=None)
+    if layer.momentum is None and target != "torch":
+        notes.append("momentum=None averages all batches, as the target does not: 0.1 instead")
+    return replace(layer, options=kept), notes
 
 
-def _taken(state: Mapping[str, Any], names: Mapping[str, str], where: str) -> dict[str, Numbers]:
-    """Return the arrays under our names; refuse names that are not known."""
-    unknown = [name for name in state if name not in names]
-    if unknown:
-        raise ArgumentError(f"{where} holds {', '.join(names)}; got {', '.join(map(str, unknown))}")
-    return {ours: _flat(state.get(theirs)) for theirs, ours in names.items() if ours}
-
-
-NAMES_OF_TORCH = {
-    "weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance", "num_batches_tracked": "",
-    "running_stddev": "stddev", "renorm_mean": "renorm_mean", "renorm_stddev": "renorm_stddev",
-}  # fmt: skip
-
-
-def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
-    if isinstance(state, nn.Module):
-        found: Any = state
-        own = {name: getattr(found, name) for name in ("eps", "momentum", *OPTIONS) if hasattr(found, name)}
-        state, config = found.state_dict(), {**own, **config}
-    if not isinstance(state, Mapping):
-        raise ArgumentError(f"a layer of torch, or its state_dict, is needed, got {type(state).__name__}")
-    batches = state.get("num_batches_tracked")
-    options = {name: value for name, value in config.items() if name in OPTIONS and value != OPTIONS[name]}
-    estimator: Estimator = options.pop("running_variance", TORCH.running_variance)
-    taken: Any = _taken(state, NAMES_OF_TORCH, "a layer's state_dict")
-    eps, momentum = config.get("eps", TORCH.epsilon), config.get("momentum", TORCH.momentum)
-    return LayerState(
-        **taken, eps=eps, momentum=momentum, batches=int(batches or 0), estimator=estimator, options=options
-    )
-
-
-def _write_torch(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    if layer.gamma is None and layer.beta is not None:  # β alone is not to be had
-        layer = replace(layer, gamma=np.ones_like(layer.beta))
-    arrays = {theirs: getattr(layer, ours) for theirs, ours in NAMES_OF_TORCH.items() if ours}
-    state = {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items() if a is not None}
-    state["num_batches_tracked"] = torch.tensor(layer.batches)
-    features = {"num_features": layer.mean.size}
-    affine = {"affine": layer.gamma is not None, "bias": layer.beta is not None}
-    return state, {**features, "eps": layer.eps, "momentum": layer.momentum, **affine}
-
-
-def _write_ours(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    state, config = _write_torch(layer)
-    renorm = {"renorm": Renorm()} if layer.renorm_mean is not None else {}
-    return state, {**config, "running_variance": layer.estimator, **renorm, **layer.options}
-
-
-def _of_keras_kind(config: dict[str, Any], convention: Convention) -> dict[str, Any]:
-    """Return our ε and momentum of a config that writes `epsilon`, and a momentum that weighs the old."""
-    momentum = rest(config.get("momentum", convention.momentum))
-    return {"eps": config.get("epsilon", convention.epsilon), "momentum": momentum}
-
-
-def _read_keras(state: Any, config: dict[str, Any]) -> LayerState:
-    if hasattr(state, "get_weights"):
-        state, config = state.get_weights(), {**state.get_config(), **config}
-    names = ["gamma"] * config.get("scale", True) + ["beta"] * config.get("center", True) + ["mean", "variance"]
-    if config.get("renorm"):
-        names += ["stddev", "renorm_mean", "renorm_stddev"]
-    if len(state) != len(names):
-        raise ArgumentError(
-            f"get_weights() of this layer holds {', '.join(names)} (`config` says which); got {len(state)} arrays"
+def _fitted(layer: LayerState, target: str, count: float | None) -> tuple[LayerState, list[str]]:
+    """Return what of a layer the target can hold, with its estimate of the variance, and notes on the rest."""
+    layer, notes = _options_kept(layer, target)
+    wanted = FRAMEWORKS[target].convention.running_variance if layer.renorm_mean is None else RENORMALISED
+    if layer.estimator != wanted and count is not None:
+        factor = (count - 1) / count if wanted == "biased" else count / (count - 1)
+        layer = replace(layer, variance=layer.variance * layer.variance.dtype.type(factor), estimator=wanted)
+    elif layer.estimator != wanted and target != "batchnorm":
+        notes.append(
+            f"the running variance is the {layer.estimator} one, and {target} remembers the {wanted}: give `count`"
         )
-    arrays: Any = {name: _flat(value) for name, value in zip(names, state, strict=True)}
-    estimator: Estimator = config.get("running_variance") or ("unbiased" if config.get("fused") else "biased")
-    return LayerState(**arrays, **_of_keras_kind(config, KERAS), estimator=estimator)
-
-
-def _write_keras(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    found = [getattr(layer, name) for name in ARRAYS]
-    affine = {"scale": layer.gamma is not None, "center": layer.beta is not None}
-    renorm = {"renorm": True} if layer.renorm_mean is not None else {}
-    config = {"axis": -1, "momentum": rest(layer.momentum), "epsilon": layer.eps, **affine, **renorm}
-    return [a for a in found if a is not None], config
-
-
-NAMES_OF_FLAX = {"scale": "gamma", "bias": "beta", "mean": "mean", "var": "variance"}
-
-
-def _read_flax(state: Any, config: dict[str, Any]) -> LayerState:
-    if isinstance(state, Mapping) and {"params", "batch_stats"} & set(state):  # Linen's two collections
-        state = {**state.get("params", {}), **state.get("batch_stats", {})}
-    elif not isinstance(state, Mapping):
-        config = {name: getattr(state, name) for name in ("epsilon", "momentum") if hasattr(state, name)} | config
-        state = {name: getattr(state, name, None) for name in NAMES_OF_FLAX}
-    taken: Any = _taken(state, NAMES_OF_FLAX, "a Flax layer")
-    return LayerState(**taken, **_of_keras_kind(config, FLAX), estimator=FLAX.running_variance)
-
-
-def _flax_config(layer: LayerState) -> dict[str, Any]:
-    affine = {"use_scale": layer.gamma is not None, "use_bias": layer.beta is not None}
-    return {"axis": -1, "momentum": rest(layer.momentum), "epsilon": layer.eps, **affine}
-
-
-def _write_nnx(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    state = {theirs: getattr(layer, ours) for theirs, ours in NAMES_OF_FLAX.items() if getattr(layer, ours) is not None}
-    return state, {"num_features": layer.mean.size, **_flax_config(layer)}
-
-
-def _write_linen(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    state, _ = _write_nnx(layer)
-    params = {name: state[name] for name in ("scale", "bias") if name in state}
-    return {"params": params, "batch_stats": {name: state[name] for name in ("mean", "var")}}, _flax_config(layer)
-
-
-def _ending(found: Any, name: str) -> Any:
-    """Return the entry of a name, or of one that ends in it: Haiku's have the path of the module ahead."""
-    return next((value for key, value in found.items() if key == name or key.endswith(f"/{name}")), None)
-
-
-def _read_haiku(state: Any, config: dict[str, Any]) -> LayerState:
-    if not isinstance(state, Mapping) or not {"params", "state"} <= set(state):
-        raise ArgumentError('a layer of Haiku is {"params": ..., "state": ...}, as its `init` returns them')
-    mean, var = (_ending(state["state"], name) for name in ("mean_ema", "var_ema"))
-    if mean is None or var is None:
-        raise ArgumentError(f"the state of Haiku's layer holds mean_ema and var_ema, got {', '.join(state['state'])}")
-    params = next((p for p in state["params"].values() if isinstance(p, Mapping)), state["params"])
-    arrays: Any = [_flat(a) for a in (mean["average"], var["average"], params.get("scale"), params.get("offset"))]
-    momentum, batches = rest(config.get("decay_rate", 0.99)), int(np.asarray(mean.get("counter", 0)))
-    kept: Any = {"eps": config.get("eps", 1e-5), "momentum": momentum, "batches": 0 if batches == SETTLED else batches}
-    return LayerState(*arrays, estimator=FLAX.running_variance, **kept)
-
-
-def _write_haiku(layer: LayerState) -> tuple[Any, dict[str, Any]]:
-    def shaped(values: Any) -> Any:
-        return None if values is None else np.asarray(values)[None]  # (1, C), of inputs (N, C)
-
-    def average(values: Any) -> dict[str, Any]:  # a count so high that nothing is left to be debiased
-        return {"counter": np.int32(SETTLED), "hidden": shaped(values), "average": shaped(values)}
-
-    params = {"scale": shaped(layer.gamma), "offset": shaped(layer.beta)}
-    state = {"batch_norm/~/mean_ema": average(layer.mean), "batch_norm/~/var_ema": average(layer.variance)}
-    config = {"create_scale": layer.gamma is not None, "create_offset": layer.beta is not None}
-    config |= {"decay_rate": rest(layer.momentum), "eps": layer.eps}
-    return {"params": {"batch_norm": {n: a for n, a in params.items() if a is not None}}, "state": state}, config
-
-
-FRAMEWORKS = {
-    "torch": Framework(_read_torch, _write_torch, TORCH),
-    "batchnorm": Framework(_read_torch, _write_ours, TORCH),
-    "keras": Framework(_read_keras, _write_keras, KERAS),
-    "tf_keras": Framework(_read_keras, _write_keras, KERAS),
-    "nnx": Framework(_read_flax, _write_nnx, FLAX),
-    "linen": Framework(_read_flax, _write_linen, FLAX),
-    "haiku": Framework(_read_haiku, _write_haiku, FLAX),  # whose conventions are Haiku's too
-}
-WITH_RENORM = ("batchnorm", "tf_keras")
+    if target in ("torch", "batchnorm") and layer.gamma is None and layer.beta is not None:
+        notes.append(f"{target}'s layer has no β alone: it gets γ=1, which is learned too unless you freeze it")
+    if layer.momentum is not None and (1 - layer.momentum) ** layer.averaged > UNSETTLED:
+        notes.append(
+            f"after {layer.averaged} batches Haiku still weighs new ones more than decay_rate says; from here on they "
+            "are weighed by it"
+        )
+    return layer, notes
 
 
 def transfer(
@@ -264,16 +76,16 @@ def transfer(
     Shapes with 1s around the features, as of ghost batches in tf.keras or of Haiku, become (C,). Missing γ or β are
     told by the config. Features lie along axis 1 in torch and along the last axis elsewhere: it is the inputs that are
     transposed. Inference gives the same. torch remembers the unbiased variance and the others the biased one: training
-    goes on by the target's, unless that is "batchnorm", whose config tells the layer to go on as the source has begun.
-    With `count`, the values per feature of a training batch, the running variance is made what the target would have
-    remembered, times (N−1)/N or N/(N−1).
+    goes on by the target's. With `count`, the values per feature of a training batch, the running variance is made what
+    the target would have remembered, times (N−1)/N or N/(N−1). Without, "batchnorm" is told by its config to go on as
+    the source has begun, and of the others a note says that they do not.
 
     Args:
         state: As in the table.
         source: Where it comes from.
         target: Where it goes.
         config: Arguments that the source's layer was made with, in its own words; a layer tells them itself.
-        count: N, to rescale the running variance by. None: it stays, so that inference does, and a note says so.
+        count: N, to rescale the running variance by. None: it stays, and so does inference.
 
     Returns:
         What the target loads: tensors for `load_state_dict`, a list for `set_weights`, a dict for the others, with the
@@ -283,7 +95,8 @@ def transfer(
         ArgumentError: for a framework that is not known, or a state that is not of its form.
         ShapeError: if an array has more than one axis of features.
 
-    >>> layer = nn.BatchNorm1d(3, momentum=0.25)
+    >>> import torch
+    >>> layer = torch.nn.BatchNorm1d(3, momentum=0.25)
     >>> found = transfer(layer, "torch", "keras")
     >>> [w.shape for w in found.state], found.config["momentum"], found.config["epsilon"]
     ([(3,), (3,), (3,), (3,)], 0.75, 1e-05)
@@ -294,25 +107,6 @@ def transfer(
     if count is not None and not count > 1:
         raise ArgumentError(f"`count` must be more than 1 value per feature, got {count}")
     layer = FRAMEWORKS[source].read(state, dict(config or {}))
-    notes, wanted = list[str](), FRAMEWORKS[target].convention.running_variance
-    if target not in ("torch", "batchnorm") and layer.momentum is None:
-        notes.append("momentum=None averages all batches, as the target does not: 0.1 instead")
-    if target != "batchnorm":
-        notes += [
-            f"{name}={value!r} is no part of {target}'s layer"
-            for name, value in layer.options.items()
-            if name != "renorm"
-        ]
-    if target != "batchnorm" and layer.estimator != wanted:
-        if count is None:
-            notes.append(
-                f"the running variance is the {layer.estimator} one, and {target} remembers the {wanted}: give `count`"
-            )
-        else:
-            factor = (count - 1) / count if wanted == "biased" else count / (count - 1)
-            layer = replace(layer, variance=layer.variance * layer.variance.dtype.type(factor))
-    if layer.renorm_mean is not None and target not in WITH_RENORM:
-        notes.append(f"{target} has no batch renormalization: its state is dropped")
-        layer = replace(layer, stddev=None, renorm_mean=None, renorm_stddev=None)
+    layer, notes = _fitted(layer, target, count)
     made, arguments = FRAMEWORKS[target].write(layer)
     return Transferred(made, arguments, notes)
