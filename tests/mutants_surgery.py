@@ -134,7 +134,7 @@ SURGERY = [
     Mutant(
         "batch renormalization is taken to remember the unbiased variance",
         "surgery/frameworks.py",
-        'RENORMALISED: Estimator = "biased"',
-        'RENORMALISED: Estimator = "unbiased"',
+        'object.__setattr__(self, "estimator", REMEMBERED)',
+        "pass",
     ),
 ]

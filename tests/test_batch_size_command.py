@@ -123,7 +123,7 @@ def test_a_loader_brings_its_batch_size(mine: str) -> None:
         (("--group", "1"), "`group` must be None or an int ≥ 2, got 1"),
         (("--budget", "0"), "`budget_s` must be a number of seconds > 0, got 0.0"),
         (("--device", "nowhere"), "`device` must be one that torch can use here, got 'nowhere'"),
-        (("--out", "picture.txt"), "`--out` must end in .svg, .png, .pdf, got picture.txt"),
+        (("--out", "picture.txt"), "`--out` must end in .svg, .png or .pdf, got picture.txt"),
         (("--out", "no/folder.svg"), "`--out` must lie in a folder that exists"),
         (("--model", "nowhere:model"), "`--model nowhere:model` cannot be imported"),
     ],

@@ -83,7 +83,7 @@ def test_fold_writes_programs(own: Path, ending: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((*RECALIBRATE, "--out", "x.txt"), "`--out` must end in .safetensors, .pt, .pth, .bin, got x.txt"),
+        ((*RECALIBRATE, "--out", "x.txt"), "`--out` must end in .safetensors, .pt, .pth or .bin, got x.txt"),
         ((*RECALIBRATE, "--out", "there/x.pt"), "must lie in a folder that exists"),
         ((*RECALIBRATE, "--out", "x.pt", "--weights", "no.pt"), "no.pt cannot be read as weights"),
         ((*RECALIBRATE, "--out", "x.pt", "--weights", "own_tools.py"), "weights must be a file in .safetensors"),

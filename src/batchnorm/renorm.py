@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+from batchnorm.conventions import Estimator
 from batchnorm.errors import ArgumentError
 
 Clip = float | Callable[[Any], Any]
+REMEMBERED: Estimator = "biased"  # the variance that enters the running statistics, in every framework
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """What `advise` answers: the batch size, the limits it follows from, and how sure that is."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from batchnorm.batch_size.decision import Objective
+from batchnorm.outputs import plain
 
 LimitName = Literal["memory", "throughput", "gradient_noise", "statistics_noise"]
 Binding = Literal["memory", "throughput", "gradient_noise", "statistics_noise", "data"]
@@ -87,8 +87,8 @@ class Advice:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data; infinities and NaN as None."""
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return _plain({**plain, "limits": {name: vars(limit) for name, limit in self.limits.items()}})
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return plain({**fields, "limits": {name: vars(limit) for name, limit in self.limits.items()}})
 
     def to_json(self) -> str:
         """Return everything as JSON."""
@@ -121,13 +121,3 @@ class Advice:
         from batchnorm.batch_size.picture import draw
 
         return draw(self)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

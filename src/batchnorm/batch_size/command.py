@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.work import Loop
 from batchnorm.errors import ArgumentError
+from batchnorm.outputs import check_file
 from batchnorm.study.data import Dataset as Table
 from batchnorm.study.data import scaler
 from batchnorm.study.networks import DEPTH, WIDTH
@@ -148,10 +149,8 @@ def check_picture(out: Path | None) -> None:
     Raises:
         ArgumentError: if its ending is no picture's, or its folder is not there.
     """
-    if out is not None and out.suffix.lower() not in PICTURES:
-        raise ArgumentError(f"`--out` must end in {', '.join(PICTURES)}, got {out}")
-    if out is not None and not out.parent.is_dir():
-        raise ArgumentError(f"`--out` must lie in a folder that exists, got {out}")
+    if out is not None:
+        check_file("--out", out, PICTURES)
 
 
 def write_picture(advice: Advice, out: Path) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryFile
 
 from rich.console import Console
 
@@ -16,6 +15,7 @@ from batchnorm.bench.memory import MODES
 from batchnorm.bench.results import Results
 from batchnorm.bench.screen import WIDTH, page
 from batchnorm.errors import ArgumentError, MissingExtraError
+from batchnorm.outputs import check_file
 
 PICTURES = (".png", ".svg")
 ROUNDS, QUICK_ROUNDS = 15, 7
@@ -80,16 +80,6 @@ def check_read(read: Path | None, asked: dict[str, object]) -> None:
         )
 
 
-def _try(option: str, file: Path) -> None:
-    try:
-        if file.exists():
-            file.open("ab").close()
-        else:
-            TemporaryFile(dir=file.parent).close()
-    except OSError as error:
-        raise ArgumentError(f"`{option}` must be a file that can be written, got {file} ({error.strerror})") from None
-
-
 def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] | None = None) -> None:
     """Refuse files that cannot be written, and a chart that would be empty, before anything is measured.
 
@@ -97,17 +87,14 @@ def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] |
         ArgumentError: if a folder is not there, a chart's ending is no picture's, or it would show none of the cases.
         MissingExtraError: if there is nothing to draw a chart with.
     """
-    if chart is not None and chart.suffix.lower() not in PICTURES:
-        raise ArgumentError(f"`--chart` must end in {' or '.join(PICTURES)}, got {chart}")
-    if chart is not None and find_spec("matplotlib") is None:
+    for file in [] if out is None else map(out.with_suffix, (".txt", ".json")):
+        check_file("--out", file)
+    if chart is None:
+        return
+    check_file("--chart", chart, PICTURES)
+    if find_spec("matplotlib") is None:
         raise MissingExtraError("batchnorm bench --chart", "matplotlib", "study")
-    for option, path in (("--out", out), ("--chart", chart)):
-        if path is not None and not path.parent.is_dir():
-            raise ArgumentError(f"`{option}` must lie in a folder that exists, got {path}")
-        endings = (".txt", ".json") if option == "--out" else (path.suffix if path else "",)
-        for file in [] if path is None else map(path.with_suffix, endings):
-            _try(option, file)
-    if chart is not None and cases is not None:
+    if cases is not None:
         from batchnorm.bench.chart import check
 
         check(cases)

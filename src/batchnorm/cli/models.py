@@ -8,6 +8,7 @@ from rich.console import Console
 
 from batchnorm.cli import INTERRUPTED, app, fail
 from batchnorm.errors import BatchNormError, MissingExtraError
+from batchnorm.outputs import check_file
 
 Weights = Annotated[
     Path | None, typer.Option(help="Weights to load into the model: .safetensors, or a .pt that holds a state_dict.")
@@ -40,7 +41,7 @@ def recalibrate(
         with console.status("Loading PyTorch"):
             from batchnorm import surgery
             from batchnorm.surgery import factory
-        factory.check_output(out)
+        check_file("--out", out, factory.WEIGHTS)
         made, batches = factory.made_model(model, weights), factory.call_factory("--data", data)
         named = None if layers is None else [name.strip() for name in layers.split(",")]
         report = surgery.recalibrate(made.eval(), batches, layers=named, max_samples=max_samples, sequential=sequential)
@@ -76,7 +77,7 @@ def fold(
         with console.status("Loading PyTorch"):
             from batchnorm import surgery
             from batchnorm.surgery import factory
-        factory.check_output(out, programs=True)
+        check_file("--out", out, factory.WEIGHTS + factory.PROGRAMS)
         made, example = factory.made_model(model, weights), factory.call_factory("--inputs", inputs)
         report = surgery.fold(made.eval(), example)
         factory.write(report.model, out, example)

@@ -15,6 +15,7 @@ from batchnorm.keras.arguments import CLIPS, Held, axes_of, check_fused, check_m
 from batchnorm.keras.door import Door, door
 from batchnorm.keras.namespace import ops
 from batchnorm.layout import Axis, Plan, weights_shape
+from batchnorm.renorm import REMEMBERED
 from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
 
@@ -290,7 +291,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
             y, moments = by_groups(inputs, recipe, groups, way.by_batch, xp)
             layout = layout.grouped()
         if not way.repeating():
-            estimator = self.estimator if self._renorm is None else "biased"
+            estimator = self.estimator if self._renorm is None else REMEMBERED
             self._remember(observed(moments, estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
         return y
 

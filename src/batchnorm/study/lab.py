@@ -15,21 +15,11 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from batchnorm import __version__
+from batchnorm.outputs import plain
 from batchnorm.study.training import Outcome, Problem, Spec, train
 
 MOST_TOGETHER = 32
 NAME_LENGTH = 24
-
-
-def plain(value: Any) -> Any:
-    """Return plain data fit for JSON: tuples as lists, NaN and infinities as None."""
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def restored(value: Any) -> Any:

@@ -16,12 +16,13 @@ from joblib import cpu_count
 from torch import nn
 
 from batchnorm import __version__
+from batchnorm.outputs import plain
 from batchnorm.study import answer, own_model, pictures, report
 from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.goals import with_goals
-from batchnorm.study.lab import Lab, plain, write_json
+from batchnorm.study.lab import Lab, write_json
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, Spec, build

@@ -88,21 +88,6 @@ def read(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def check_output(path: Path, *, programs: bool = False) -> None:
-    """Refuse a file that could not be written, before the work is done.
-
-    Raises:
-        ArgumentError: if its ending is none that is known, or its folder is not there.
-    """
-    known = WEIGHTS + (PROGRAMS if programs else ())
-    if path.suffix not in known:
-        raise ArgumentError(f"`--out` must end in {', '.join(known)}, got {path}")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"`--out` must lie in a folder that exists, got {path}")
-    if path.is_dir():
-        raise ArgumentError(f"`--out` must be a file, and {path} is a folder")
-
-
 def write(model: nn.Module, path: Path, example_inputs: Any = None) -> None:
     """Write the weights of a model, or by the ending .onnx or .pt2 the program that it is on such inputs.
 

@@ -12,13 +12,12 @@ from torch import nn
 
 from batchnorm.conventions import FLAX, KERAS, TORCH, Convention, Estimator
 from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.renorm import Renorm
+from batchnorm.renorm import REMEMBERED, Renorm
 from batchnorm.torch.layers import OPTIONS
 
 Numbers = NDArray[Any] | None
 ARRAYS = ("gamma", "beta", "mean", "variance", "stddev", "renorm_mean", "renorm_stddev")  # in the order of Keras
 DIGITS = 12  # of a momentum
-RENORMALISED: Estimator = "biased"  # what batch renormalization remembers in every framework
 SETTLED = 2**30  # a count of batches after which Haiku corrects its averages no more
 
 
@@ -51,7 +50,7 @@ class LayerState:
         if arrays["mean"] is None or arrays["variance"] is None:
             raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
         if self.renorm_mean is not None:
-            object.__setattr__(self, "estimator", RENORMALISED)
+            object.__setattr__(self, "estimator", REMEMBERED)
         lengths = {name: array.size for name, array in arrays.items() if array is not None}
         if len(set(lengths.values())) > 1:
             raise ShapeError(f"the arrays of a layer have one length, got {lengths}")

@@ -14,8 +14,10 @@ from torch import Tensor, distributed, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from batchnorm import kernels
+from batchnorm.conventions import TORCH, Estimator
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.layout import plan
+from batchnorm.renorm import REMEMBERED
 from batchnorm.statistics import Moments, merge, observed_variance
 from batchnorm.steps import silence
 from batchnorm.surgery.places import Place
@@ -54,7 +56,9 @@ class Population:
         if self.moments is None:
             raise BatchNormError(f"{self.place.name} has seen no data")
         shape = self.layer.running_mean.shape
-        var = observed_variance(self.moments, getattr(self.layer, "running_variance", "unbiased"), xp)
+        chosen: Estimator = getattr(self.layer, "running_variance", TORCH.running_variance)
+        estimator = chosen if getattr(self.layer, "renorm", None) is None else REMEMBERED
+        var = observed_variance(self.moments, estimator, xp)
         return (self.moments.mean + self.moments.mean_low).reshape(shape), var.reshape(shape)
 
     def count(self) -> float:

@@ -12,6 +12,7 @@ from rich.text import Text
 from torch import nn
 
 from batchnorm.errors import BatchNormError
+from batchnorm.outputs import plain
 
 WIDTH = 110  # characters of a table as text
 
@@ -80,7 +81,7 @@ class Report:
 
     def to_json(self) -> str:
         """Return it as JSON; a number that is none is null."""
-        return json.dumps(_plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
+        return json.dumps(plain(self.to_dict()), indent=2, ensure_ascii=False, allow_nan=False)
 
     def __rich__(self) -> RenderableType:
         """Return the table, and below it what was left and what else there is to know."""
@@ -122,14 +123,6 @@ def written(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inside) for key, inside in value.items()}
-    if isinstance(value, list):
-        return [_plain(inside) for inside in value]
-    return None if isinstance(value, float) and value - value != 0 else value
 
 
 def require_change(report: Report, allow_empty: bool) -> Report:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from batchnorm.errors import ArgumentError
-from batchnorm.surgery.frameworks import FRAMEWORKS, RENORMALISED, LayerState
+from batchnorm.renorm import REMEMBERED
+from batchnorm.surgery.frameworks import FRAMEWORKS, LayerState
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def _options_kept(layer: LayerState, target: str) -> tuple[LayerState, list[str]
 def _fitted(layer: LayerState, target: str, count: float | None) -> tuple[LayerState, list[str]]:
     """Return what of a layer the target can hold, with its estimate of the variance, and notes on the rest."""
     layer, notes = _options_kept(layer, target)
-    wanted = FRAMEWORKS[target].convention.running_variance if layer.renorm_mean is None else RENORMALISED
+    wanted = FRAMEWORKS[target].convention.running_variance if layer.renorm_mean is None else REMEMBERED
     if layer.estimator != wanted and count is not None:
         factor = (count - 1) / count if wanted == "biased" else count / (count - 1)
         layer = replace(layer, variance=layer.variance * layer.variance.dtype.type(factor), estimator=wanted)

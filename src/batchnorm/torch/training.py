@@ -14,6 +14,7 @@ from batchnorm.activations import check_activation
 from batchnorm.conventions import TORCH, Estimator, check_epsilon, check_groups, check_running_variance
 from batchnorm.errors import ArgumentError, NonFiniteError, ShapeError
 from batchnorm.layout import Axis, Plan
+from batchnorm.renorm import REMEMBERED
 from batchnorm.statistics import Moments, Observed, Running
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence
 from batchnorm.torch.check import check_count, check_input, check_residual, check_weights
@@ -204,7 +205,7 @@ def remember(
     Returns:
         Whether they have moved; None for yes.
     """
-    seen = observed(step, "biased" if renorm is not None else estimator)
+    seen = observed(step, REMEMBERED if renorm is not None else estimator)
     moved = good
     if isinstance(seen.count, Tensor):
         heard = (seen.count > 0).all()
