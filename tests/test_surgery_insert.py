@@ -196,8 +196,11 @@ def test_where_says() -> None:
     assert insert(model, torch.randn(2, 4), where=lambda name, module: name == "4").names == ["4"]
     assert isinstance(model[4][1], BatchNorm)  # the output layer, when asked
     assert insert(mlp(), torch.randn(2, 4), where=["0", "1"]).names == ["0", "1"]
-    with pytest.raises(ArgumentError, match="'7', which is no layer"):
+    with pytest.raises(ArgumentError, match="`where` names '7', which is no layer"):
         insert(mlp(), torch.randn(2, 4), where="7")
+    with pytest.raises(ArgumentError, match="`where` must be names, modules, classes or a predicate, got 4"):
+        insert(mlp(), torch.randn(2, 4), where=4)  # type: ignore[arg-type]
+    assert insert(mlp(), torch.randn(2, 4), where=nn.Linear).names == ["0", "2", "4"]
 
 
 def test_without_inputs_by_the_order_of_modules() -> None:

@@ -17,10 +17,10 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from batchnorm.surgery.places import places
+from batchnorm.surgery.places import places, require_numbers, uncompiled
 from batchnorm.torch.preserve import preserved
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel, nn.parallel.DistributedDataParallel)
 READS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"}  # uses that make no tensor
 IN_PLACE = {"__setitem__", "copy_"}
 
@@ -152,7 +152,11 @@ def record(model: nn.Module, example_inputs: Any) -> Flow:
     Args:
         model: Left as it is, with its modes and buffers, and the random numbers too.
         example_inputs: A tensor, a tuple or list of arguments, or a dict of keyword arguments.
+
+    Raises:
+        BatchNormError: if it cannot run yet.
     """
+    require_numbers(model)
     flow, handles = Flow(), list[Any]()
     recorder = _Recorder(flow)
 
@@ -169,7 +173,7 @@ def record(model: nn.Module, example_inputs: Any) -> Flow:
             hook = partial(leave, place.name)
             handles.append(place.module.register_forward_pre_hook(enter))
             handles.append(place.module.register_forward_hook(hook, with_kwargs=True))
-        with preserved(model):
+        with preserved(model), uncompiled(model):
             flow.result = run(model.eval(), example_inputs, recorder)
     finally:
         for handle in handles:

@@ -243,7 +243,7 @@ def insert(
     if position not in ("before", "after"):
         raise ArgumentError(f'`position` must be "before" or "after" the activation, got {position!r}')
     there = {id(place.module): place for place in places(model)}
-    picked = None if where is None else {id(place.module) for place in chosen(list(there.values()), where)}
+    picked = None if where is None else {id(place.module) for place in chosen(list(there.values()), where, "where")}
     flow = None if example_inputs is None else record(model, example_inputs)
     found = _by_order(model, position, picked) if flow is None else _by_flow(flow, position, picked)
     surgery, left, changes = _Surgery(model), dict[Left, None](), dict[int, Change]()

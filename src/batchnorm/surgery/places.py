@@ -1,14 +1,19 @@
 """Where layers hang in a model: one walk for all tools, in which a shared module is one layer with several names."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, BatchNormError
 
-Layers = str | nn.Module | Iterable[str | nn.Module] | Callable[[str, nn.Module], bool]
+One = str | nn.Module | type[nn.Module]
+Layers = One | Iterable[One] | Callable[[str, nn.Module], bool]
+SHOWN = 3  # names in a message
 
 
 class Place(NamedTuple):
@@ -31,10 +36,18 @@ class Place(NamedTuple):
 def places(model: nn.Module, wanted: Callable[[nn.Module], bool] = lambda _: True) -> list[Place]:
     """Return each wanted module once, in the order of the model, with all of its names.
 
+    Raises:
+        ArgumentError: if `model` is none whose parts can be reached.
+
     >>> relu = nn.ReLU()
     >>> [place.names for place in places(nn.Sequential(nn.Linear(2, 2), relu, relu))]
     [('',), ('0',), ('1', '2')]
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ArgumentError("`model` is TorchScript, whose layers cannot be reached: give the module it was made from")
+    if not isinstance(model, nn.Module):  # pyright: ignore[reportUnnecessaryIsInstance]
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise ArgumentError(f"`model` must be a torch.nn.Module, got {kind}")
     found: dict[int, Place] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if wanted(module):
@@ -43,34 +56,71 @@ def places(model: nn.Module, wanted: Callable[[nn.Module], bool] = lambda _: Tru
     return list(found.values())
 
 
-def chosen(found: Sequence[Place], layers: Layers | None) -> list[Place]:
-    """Return those that `layers` names: names with wildcards, modules, or a predicate of both; all if None.
+def chosen(found: Sequence[Place], layers: Layers | None, option: str = "layers") -> list[Place]:
+    """Return those that are named: names with wildcards, modules, classes, or a predicate of name and module.
 
     Raises:
         ArgumentError: if one of them is none of what was found.
     """
     if layers is None:
         return list(found)
-    if callable(layers) and not isinstance(layers, nn.Module):
+    single = isinstance(layers, str | nn.Module | type)
+    if callable(layers) and not single:
         return [place for place in found if layers(place.names[0], place.module)]
+    if not single and not isinstance(layers, Iterable):
+        raise ArgumentError(f"`{option}` must be names, modules, classes or a predicate, got {layers!r}")
     kept: set[int] = set()
-    for one in (layers,) if isinstance(layers, str | nn.Module) else layers:
+    for one in (layers,) if single else layers:
         those = [place for place in found if _is(place, one)]
         if not those:
-            there = ", ".join(place.name for place in found) or "none"
-            raise ArgumentError(f"`layers` names {_written(one)}, which is no layer of this kind (there are: {there})")
+            there = few([place.name for place in found]) or "none"
+            raise ArgumentError(f"`{option}` names {_written(one)}, which is no layer to choose (there are: {there})")
         kept |= {id(place.module) for place in those}
     return [place for place in found if id(place.module) in kept]
 
 
-def _is(place: Place, one: str | nn.Module) -> bool:
+def _is(place: Place, one: One) -> bool:
     if isinstance(one, str):
         return any(fnmatchcase(name, one) for name in place.names)
-    return place.module is one
+    return isinstance(place.module, one) if isinstance(one, type) else place.module is one
 
 
-def _written(one: str | nn.Module) -> str:
-    return repr(one) if isinstance(one, str) else type(one).__name__
+def _written(one: Any) -> str:
+    return repr(one) if isinstance(one, str) else (one if isinstance(one, type) else type(one)).__name__
+
+
+def few(names: Sequence[str]) -> str:
+    """Return names as a message lists them.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def require_numbers(model: nn.Module) -> None:
+    """Refuse a model that cannot run yet.
+
+    Raises:
+        BatchNormError: if parameters are lazy, or on the meta device.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise BatchNormError(f"{name} does not know its shape yet: run the model once")
+        if tensor.is_meta:
+            raise BatchNormError(f"{name} is on the meta device, where tensors have no numbers: load the weights first")
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Generator[None]:
+    """Run the model as Python does while its layers are listened to, though it may have been compiled."""
+    compiled: Any = [m for m in model.modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]  # pyright: ignore
+    if compiled:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:  # which spares the import of the compiler
+        yield
 
 
 def put(model: nn.Module, place: Place, new: nn.Module) -> nn.Module:
