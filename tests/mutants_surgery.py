@@ -58,14 +58,56 @@ SURGERY = [
     Mutant(
         "the estimator is always unbiased",
         "surgery/population.py",
-        'getattr(self.layer, "running_variance", "unbiased")',
+        'getattr(self.layer, "running_variance", TORCH.running_variance)',
         '"unbiased"',
     ),
     Mutant("a bad batch counts", "surgery/population.py", "torch.isfinite(found.mean + found.m2).all()", "True"),
-    Mutant("weights are not heard", "surgery/population.py", 'named.get("weights")', "None"),
+    Mutant(
+        "pooled in float32",
+        "surgery/population.py",
+        "part.double() if isinstance(part, Tensor)",
+        "part.float() if isinstance(part, Tensor)",
+    ),
+    Mutant("renormalization as it was told", "surgery/population.py", "is None else REMEMBERED", "is None else chosen"),
+    Mutant("what is of no weight is data", "surgery/population.py", "if real == 0:", "if False:"),
+    Mutant("left out at float32", "surgery/population.py", "if not _finite(found) and bool(", "if False and bool("),
+    Mutant("left out, but counted", "surgery/population.py", "        self._share = 0\n", ""),
+    Mutant(
+        "infinite statistics",
+        "surgery/population.py",
+        "if not bool(value.to(buffer.dtype).isfinite().all()):",
+        "if False:",
+    ),
+    Mutant("weights are not heard", "surgery/passes.py", 'named.get("weights")', "None"),
+    Mutant("settled layers go on", "surgery/passes.py", "if population.layer not in settled and", "if"),
+    Mutant(
+        "the pass before is forgotten", "surgery/passes.py", "population.statistics(earlier)", "population.statistics()"
+    ),
+    Mutant("each pass sees other data", "surgery/passes.py", "                    held_generators(data),\n", ""),
+    Mutant("gradients are on", "surgery/passes.py", "with torch.no_grad(), torch.autocast", "with torch.autocast"),
+    Mutant(
+        "compiled models stay so",
+        "surgery/passes.py",
+        "with preserved(model), uncompiled(model):",
+        "with preserved(model):",
+    ),
+    Mutant(
+        "16 bits are not heard",
+        "surgery/passes.py",
+        "torch.autocast(kind, dtype) if autocast else",
+        "nullcontext() if autocast else",
+    ),
+    Mutant(
+        "half is written",
+        "surgery/recalibrate.py",
+        "    with all_or_none(one.layer for one in ready):\n",
+        "    if True:\n",
+    ),
+    Mutant("one value has a variance", "surgery/recalibrate.py", "elif one.count() < least:", "elif False:"),
+    Mutant("the worst variance is any", "surgery/recalibrate.py", "ratio.log().abs().argmax()", "0"),
     Mutant(
         "the last batch is not cut",
-        "surgery/population.py",
+        "surgery/passes.py",
         "leaf[:keep] if leaf.ndim and leaf.shape[0] == size else leaf",
         "leaf",
     ),
@@ -78,14 +120,12 @@ SURGERY = [
     Mutant(
         "layers frozen by eval are recalibrated",
         "surgery/recalibrate.py",
-        "elif model.training and not layer.training:",
+        "elif trains and not layer.training:",
         "elif False:",
     ),
-    Mutant(
-        "one pass for the sequence", "surgery/recalibrate.py", "range(len(found) + 1 if sequential else 1)", "range(1)"
-    ),
-    Mutant("no data are no error", "surgery/recalibrate.py", "            _require_data(populations)\n", ""),
-    Mutant("dropout stays on", "surgery/recalibrate.py", "        model.eval()\n", ""),
+    Mutant("one pass for the sequence", "surgery/passes.py", "        return len(found) + 1\n", "        return 1\n"),
+    Mutant("no data are no error", "surgery/passes.py", "            _require_data(seen)\n", ""),
+    Mutant("dropout stays on", "surgery/passes.py", "        model.eval()\n", ""),
     Mutant("a mix that forgets the prior", "surgery/adapt.py", "one.samples / (prior + one.samples)", "1.0"),
     Mutant(
         "an adaptation that stays",

@@ -51,6 +51,7 @@ PARTS = {
         "surgery_convert",
         "surgery_fold",
         "surgery_recalibrate",
+        "surgery_passes",
         "surgery_adapt",
         "surgery_transfer",
     ],

@@ -73,3 +73,4 @@ EXACT_LINE = {"rel": 1e-9, "abs": 0.0}  # least squares in float64 through point
 TO_ONE_IN_A_MILLION = {"rel": 1e-6, "abs": 0.0}  # least squares, or logarithms, of numbers far apart
 ON_A_GRID = {"rel": 0.01, "abs": 0.0}  # of 1,000 or 4,000 sizes over up to seven decades
 OVERTIME = 1.2  # times the budget in seconds, beside the last step: what a measurement may take
+FAR = 0.9  # of two errors: the smaller is smaller by more than rounding

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.surgery.passes import Run, measured
 from batchnorm.surgery.places import Layers
-from batchnorm.surgery.population import Population, Run
-from batchnorm.surgery.recalibrate import measurable, measured, notes_on, renew
+from batchnorm.surgery.population import Population
+from batchnorm.surgery.recalibrate import enough, measurable, renew, samples_and_batches
 from batchnorm.surgery.report import Report, require_change
+from batchnorm.torch.preserve import all_or_none
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def adapt(
         max_samples: Stop after so many.
         device: Where batches go.
         autocast: A dtype, or True.
-        sequential: Go on until nothing moves.
+        sequential: Settle layer by layer.
         group: Whose processes' data are taken together.
         progress: Show a bar on a terminal.
 
@@ -103,21 +105,20 @@ def adapt(
         return Adapted("adapt", model, [], left)
     if min_count < 1:
         raise ArgumentError(f"`min_count` must be at least 1, got {min_count}")
-    populations, _ = measured(
+    populations, notes = measured(
         model, data, found, call=call, max_samples=max_samples, device=device, autocast=autocast, sequential=sequential,
         group=group, shown=progress, label="adapt",
     )  # fmt: skip
-    few = [f"{one.place.name}: {one.count():g}" for one in populations if one.count() < min_count]
-    if few:
+    ready, few = enough(populations, min_count)
+    if not ready or any(one.calls for one in populations if one not in ready):
         raise BatchNormError(
-            f"at least {min_count} values per feature are needed (`min_count`), and these layers have seen fewer: "
-            f"{', '.join(few)}"
+            f"at least {min_count} values per feature are needed (`min_count`): "
+            + "; ".join(f"{one.where}: {one.why}" for one in few)
         )
-    before = [(one.layer, {n: b.clone() for n, b in one.layer.named_buffers()}) for one in populations]
-    changes = [renew(one, *_blend(one, mode, prior)) for one in populations]
-    _, notes = notes_on(populations)
-    numbers = {"samples": max(one.samples for one in populations)}
-    return Adapted("adapt", model, changes, left, numbers, notes, before)
+    before = [(one.layer, {n: b.clone() for n, b in one.layer.named_buffers()}) for one in ready]
+    with all_or_none(layer for layer, _ in before):
+        changes = [renew(one, *_blend(one, mode, prior)) for one in ready]
+    return Adapted("adapt", model, changes, [*left, *few], samples_and_batches(ready), notes, before)
 
 
 def _blend(one: Population, mode: str, prior: float) -> tuple[Tensor, Tensor]:

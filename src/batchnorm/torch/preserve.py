@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
 
@@ -183,7 +183,7 @@ def held_buffers(model: nn.Module) -> Generator[None]:
 @contextmanager
 def held_generators(loader: Any) -> Generator[None]:
     """Let a look at a DataLoader leave no trace in the generators of its own that it shuffles by."""
-    owned = [getattr(owner, "generator", None) for owner in (loader, loader.sampler)]
+    owned = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
     states = [(generator, generator.get_state()) for generator in owned if isinstance(generator, torch.Generator)]
     workers = getattr(loader, "_iterator", None)  # persistent ones
     try:
@@ -196,12 +196,37 @@ def held_generators(loader: Any) -> Generator[None]:
 
 
 @contextmanager
-def preserved(model: nn.Module, optimizer: Optimizer | None = None, loss: Any = None) -> Generator[Snapshot]:
-    """Bring all of them and the global random numbers back to the bit when the block ends, however it ends."""
+def held_numbers(model: nn.Module) -> Generator[None]:
+    """Bring the global random numbers back, those of the model's device too, however the block ends."""
     python, numpy = random.getstate(), np.random.get_state()  # the global one is what models use
     away = {p.device for p in model.parameters() if p.device.type not in ("cpu", "meta")}
     kind = next((device.type for device in away), "cuda")
     with torch.random.fork_rng([device.index or 0 for device in away], device_type=kind):
+        try:
+            yield
+        finally:
+            with _uninterrupted():
+                random.setstate(python)
+                np.random.set_state(numpy)
+
+
+@contextmanager
+def all_or_none(modules: Iterable[nn.Module]) -> Generator[None]:
+    """Bring the buffers of all of them back where the block does not get to its end."""
+    values = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    except BaseException:
+        with _uninterrupted(), torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+        raise
+
+
+@contextmanager
+def preserved(model: nn.Module, optimizer: Optimizer | None = None, loss: Any = None) -> Generator[Snapshot]:
+    """Bring all of them and the global random numbers back to the bit when the block ends, however it ends."""
+    with held_numbers(model):
         snapshot: Snapshot | None = None
         try:
             with _uninterrupted():
@@ -211,5 +236,3 @@ def preserved(model: nn.Module, optimizer: Optimizer | None = None, loss: Any = 
             with _uninterrupted():
                 if snapshot is not None:
                     snapshot.restore()
-                random.setstate(python)
-                np.random.set_state(numpy)

@@ -1,0 +1,262 @@
+"""Passes of data through a model: what counts, what is refused, in which order layers settle."""
+
+import copy
+import sys
+from collections import UserDict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.surgery import adapt, recalibrate
+from batchnorm.torch import BatchNorm, BatchNorm1d
+from tolerance import FAR, FEW_ROUNDINGS, SINGLE, assert_close
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    torch.manual_seed(0)
+
+
+def chain(depth: int) -> nn.Sequential:
+    parts: list[nn.Module] = []
+    for _ in range(depth):
+        parts += [nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()]
+    return nn.Sequential(*parts)
+
+
+def by_class() -> Tensor:
+    """Rows of eight classes, sorted by class."""
+    return torch.randn(384, 8) + (3 * torch.randn(8, 8))[torch.arange(384) // 48]
+
+
+def off(model: nn.Module, truth: nn.Module) -> float:
+    """Return how far the statistics of the worst layer are off: of the mean in σ, of the variance as a share."""
+    worst = 0.0
+    for a, b in zip(model.modules(), truth.modules(), strict=True):
+        if isinstance(a, nn.BatchNorm1d) and isinstance(b, nn.BatchNorm1d):
+            assert a.running_mean is not None
+            assert b.running_mean is not None
+            assert a.running_var is not None
+            assert b.running_var is not None
+            moved = (a.running_mean - b.running_mean).abs() / (b.running_var + b.eps).sqrt()
+            worst = max(worst, moved.max().item(), (a.running_var / b.running_var - 1).abs().nan_to_num().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("sizes", [64, 16, 7, 1])
+def test_two_layers_are_exact_for_any_split(sizes: int) -> None:
+    x, start = by_class(), chain(2)
+    whole, split = copy.deepcopy(start), copy.deepcopy(start)
+    recalibrate(whole, x)  # in one batch all of the data are there at once
+    recalibrate(split, list(x.split(sizes)))
+    for a, b in zip(whole.buffers(), split.buffers(), strict=True):
+        if a.is_floating_point():
+            assert_close(b.numpy(), a.numpy(), "float32", a.abs().numpy() + 1)
+
+
+@pytest.mark.parametrize("depth", [4, 12])
+def test_deeper_ones_with_a_pass_for_each(depth: int) -> None:
+    x, start = by_class(), chain(depth)
+    truth = copy.deepcopy(start)
+    recalibrate(truth, x)
+    models = {kind: copy.deepcopy(start) for kind in ("iterator", "two passes", "sequential")}
+    data = list(x.split(16))
+    notes = recalibrate(models["iterator"], iter(data)).notes
+    assert "one pass, as an iterator gives no more" in notes[0]
+    notes = recalibrate(models["two passes"], data).notes
+    assert "sequential=True goes on" in notes[0]
+    assert recalibrate(models["sequential"], data, sequential=True).notes == []
+    found = [off(model, truth) for model in models.values()]
+    assert found[2] < FAR * found[1] < FAR * found[0]
+
+
+def test_all_passes_see_the_same_and_the_loader_is_as_before() -> None:
+    generator = torch.Generator().manual_seed(7)
+    rows = torch.randn(64, 8)
+    loader = torch.utils.data.DataLoader(rows, batch_size=5, shuffle=True, generator=generator)  # type: ignore[arg-type]
+    before = generator.get_state()
+    model, again = chain(3), chain(3)
+    again.load_state_dict(model.state_dict())
+    report = recalibrate(model, loader, sequential=True, max_samples=20)
+    assert report.notes == []  # settled, though each pass is a drawing of 20 of 64
+    assert torch.equal(generator.get_state(), before)
+    first = torch.cat(list(loader))[:20]
+    recalibrate(again, first, sequential=True)
+    assert off(again, model) < SINGLE["rel"] * 20
+
+
+def test_nothing_real_is_no_data() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = BatchNorm1d(2)
+
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            return self.norm(x, weights=weights)
+
+    model = Masked()
+    model.norm.running_mean += 3
+    with pytest.raises(BatchNormError, match="norm: no batch with finite values came to it"):
+        recalibrate(model, [(torch.randn(4, 2), torch.zeros(4))], call=lambda m, batch: m(*batch))
+    with pytest.raises(BatchNormError, match="norm: 1 values per feature came to it, and 2 are needed"):
+        recalibrate(model, [{"x": torch.randn(1, 2), "weights": torch.ones(1)}])
+    assert (model.norm.running_mean.tolist(), model.norm.running_var.tolist()) == ([3, 3], [1, 1])
+    x = torch.full((16, 2), 8.0)
+    few = (torch.arange(16) < 4).float()
+    with adapt(model, [{"x": x, "weights": few}], "mix", prior=4) as adapted:
+        assert adapted.norm.running_mean.tolist() == pytest.approx([5.5] * 2, **SINGLE)  # (4·3 + 4·8)/(4 + 4)
+
+
+def test_batches_that_are_left_out_do_not_count() -> None:
+    model, good = nn.Sequential(BatchNorm1d(2)), torch.full((16, 2), 8.0)
+    adapted = adapt(model, [good, torch.full((16, 2), torch.nan)], "mix", prior=16)
+    assert model[0].running_mean.tolist() == [4, 4]
+    assert adapted.numbers == {"samples": 16, "batches": 1}
+    assert adapted.notes == ["left out for inf or NaN: 1 of the batches"]
+
+
+def test_squares_beyond_float32_are_finite_all_the_same() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2).double()), nn.Sequential(nn.BatchNorm1d(2))
+    x = torch.randn(64, 2) * 1e20
+    assert not recalibrate(model[0], [x], device="cpu", call=lambda m, batch: m(batch.double())).notes
+    assert model[0][0].running_var.tolist() == pytest.approx(x.double().var(0).tolist(), **FEW_ROUNDINGS)
+    with pytest.raises(BatchNormError, match=r"statistics in float32 cannot hold 1.*e"):
+        recalibrate(model[1], [x])
+
+
+def test_a_dtype_that_cannot_hold_the_statistics_is_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2)).half()
+    with pytest.raises(BatchNormError, match=r"statistics in float16 cannot hold .*convert\(model, \"batchnorm\"\)"):
+        recalibrate(model, (torch.randn(64, 2) * 4000).half())
+    assert model[0].running_var.tolist() == [1, 1]
+
+
+def test_mappings_of_any_class_are_keyword_arguments() -> None:
+    model, x = nn.Sequential(BatchNorm1d(2)), torch.randn(8, 2)
+    recalibrate(model, [UserDict(input=x[:3]), UserDict(input=x[3:])])
+    assert model[0].running_mean.tolist() == pytest.approx(x.mean(0).tolist(), **SINGLE)
+
+
+@pytest.mark.parametrize("data", [(torch.ones(4, 2), torch.ones(4)), {"x": torch.ones(4, 2)}, np.ones((4, 2)), "data"])
+def test_what_is_no_series_of_batches(data: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"got {type(data).__name__}: of what is one batch make a list"):
+        recalibrate(nn.Sequential(BatchNorm1d(2)), data)
+
+
+def test_bad_options_and_bad_inputs() -> None:
+    model = nn.Sequential(BatchNorm1d(2))
+    with pytest.raises(ArgumentError, match=r"`autocast` must be .* got 'bf16'"):
+        recalibrate(model, torch.ones(4, 2), autocast="bf16")
+    with pytest.raises(BatchNormError, match="0 was given list, no tensor: `call`"):
+        recalibrate(model, [[[1.0, 2.0]]])
+    for wrong, says in ((nn.BatchNorm1d, "the class BatchNorm1d"), (None, "NoneType")):
+        with pytest.raises(ArgumentError, match=f"`model` must be a torch.nn.Module, got {says}"):
+            recalibrate(wrong, torch.ones(4, 2))  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="TorchScript"):
+        recalibrate(torch.jit.ScriptModule(), torch.ones(4, 2))
+    with pytest.raises(BatchNormError, match=r"0\.weight does not know its shape yet: run the model once"):
+        recalibrate(nn.Sequential(nn.LazyLinear(2), nn.BatchNorm1d(2)), torch.ones(4, 2))
+    with pytest.raises(BatchNormError, match=r"0\.weight is on the meta device"):
+        recalibrate(nn.Sequential(nn.BatchNorm1d(2)).to("meta"), torch.ones(4, 2))
+
+
+def test_layers_that_are_not_called_keep_theirs() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.other = BatchNorm1d(2), BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.main(x)
+
+    for tool in (recalibrate, adapt):
+        report = tool(Heads(), torch.randn(8, 2))
+        assert report.names == ["main"]
+        assert [left.where for left in report.left] == ["other"]
+        assert "nothing called it" in report.left[0].why
+
+
+def test_an_averaged_model_in_inference_is_not_frozen() -> None:
+    average = AveragedModel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval())
+    assert recalibrate(average, torch.randn(8, 2)).names == ["module.1"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_compiled_models_run_as_python_does(whole: bool) -> None:
+    inner = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    plain = nn.Sequential(copy.deepcopy(inner), nn.BatchNorm1d(2))
+    model = nn.Sequential(inner if whole else torch.compile(inner, backend="eager"), nn.BatchNorm1d(2))  # type: ignore[list-item]
+    if whole:
+        model.compile(backend="eager")
+    x = torch.randn(16, 2) + 4
+    with torch.no_grad():
+        model.eval()(x)  # it has run already, without anybody who listens
+    recalibrate(model, x)
+    recalibrate(plain, x)
+    for a, b in zip(model.buffers(), plain.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("tool", [recalibrate, adapt])
+def test_an_interruption_while_writing_leaves_no_half(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = chain(3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    written = []
+
+    def drift(*_: Any) -> dict[str, float]:
+        written.append(1)
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(sys.modules["batchnorm.surgery.recalibrate"], "drift", drift)
+    with pytest.raises(KeyboardInterrupt):
+        tool(model, torch.randn(16, 8) + 5)
+    assert len(written) == 2
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_the_variance_factor_tells_which_way() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(1, eps=1e-12))
+    change = recalibrate(model, torch.tensor([[0.0], [0.5]])).changes[0]
+    assert change.numbers["variance_factor"] == pytest.approx(0.125)
+
+
+def test_gradients_are_off_and_16_bits_on_where_asked() -> None:
+    seen: list[tuple[bool, torch.dtype]] = []
+
+    class Looks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((torch.is_grad_enabled(), x.dtype))
+            return x
+
+    model = nn.Sequential(nn.Linear(2, 2), Looks(), nn.BatchNorm1d(2))
+    recalibrate(model, torch.randn(8, 2))
+    recalibrate(model, torch.randn(8, 2), autocast=torch.bfloat16)
+    assert seen == [(False, torch.float32), (False, torch.bfloat16)]
+
+
+def test_progress_is_shown_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    recalibrate(chain(2), [torch.randn(8, 8), torch.randn(8, 8)], max_samples=12)
+    shown = capsys.readouterr().err
+    assert "pass 2 of 2" in shown
+    assert "12/12" in shown
+    recalibrate(chain(2), [torch.randn(8, 8)], progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_pooling_is_in_float64() -> None:
+    """Batches whose means differ by less than a rounding of float32 at this distance."""
+    x = (torch.arange(4096.0) % 2 + 2.0**22).reshape(-1, 1)
+    model = nn.Sequential(BatchNorm(1).double())
+    recalibrate(model, list(x.split(2)), call=lambda m, batch: m(batch.double()))
+    assert model[0].running_mean.item() == 2.0**22 + 0.5
+    assert model[0].running_var.item() == pytest.approx(0.25 * 4096 / 4095, **FEW_ROUNDINGS)
