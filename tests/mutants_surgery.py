@@ -49,6 +49,27 @@ SURGERY = [
         'if place.module.training and not getattr(place.module, "frozen", False):',
         "if False:",
     ),
+    Mutant("NaN is no difference", "surgery/fold.py", ".nan_to_num(torch.inf).max()", ".nan_to_num(0.0).max()"),
+    Mutant("judged by any dtype", "surgery/fold.py", "off / allowed > worst[0] / worst[1]", "allowed > worst[1]"),
+    Mutant(
+        "NaN statistics are folded",
+        "surgery/fold.py",
+        "torch.isfinite(layer.running_mean + layer.running_var)",
+        "torch.ones(1)",
+    ),
+    Mutant("led past what was folded", "surgery/fold.py", "and len(flow.of(new)) != 1:", "and False:"),
+    Mutant(
+        "a residual by its place",
+        "surgery/flow.py",
+        "for key in (*declared, *kwargs) if key in kwargs",
+        "for key in kwargs",
+    ),
+    Mutant(
+        "a frozen layer thaws",
+        "surgery/folding.py",
+        "requires_grad=layer.weight is not None and layer.weight.requires_grad",
+        "requires_grad=True",
+    ),
     Mutant(
         "the variance between batches is lost",
         "surgery/population.py",

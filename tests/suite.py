@@ -50,6 +50,7 @@ PARTS = {
         "surgery_insert",
         "surgery_convert",
         "surgery_fold",
+        "surgery_fold_proof",
         "surgery_recalibrate",
         "surgery_passes",
         "surgery_adapt",

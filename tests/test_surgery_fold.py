@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery import fold
@@ -67,26 +66,6 @@ def test_every_kind(kind: str, order: str, groups: int, bias: bool, affine: bool
     assert off <= BOUND[dtype]
     assert report.numbers["difference"] == pytest.approx(float(off))
     assert not torch.equal(report.model(x + 1), report.model(x))
-
-
-@pytest.mark.parametrize("case", ["grouped", "square", "plain"])
-def test_what_todays_tool_gets_wrong(case: str) -> None:
-    """torch.nn.utils.fusion: transposed convolutions with groups fail, other cases are left to pass silently wrong."""
-    layer = {
-        "grouped": nn.ConvTranspose2d(4, 8, 3, groups=2),
-        "square": nn.ConvTranspose2d(4, 4, 3),
-        "plain": nn.Linear(4, 4),
-    }[case]
-    norm = nn.BatchNorm1d(4, affine=False) if case == "plain" else nn.BatchNorm2d(8 if case == "grouped" else 4)
-    model = trained(nn.Sequential(layer, norm))
-    x = torch.randn(2, 4) if case == "plain" else torch.randn(2, 4, 5, 5)
-    assert fold(model, x).numbers["difference"] <= PROJECT_BOUND
-    fused: Any = nn.utils.fusion.fuse_linear_bn_eval if case == "plain" else fuse_conv_bn_eval
-    try:
-        theirs = fused(*model)(x)
-    except (RuntimeError, AttributeError, TypeError):
-        return  # it fails aloud
-    assert (theirs - model(x)).abs().max() / model(x).abs().max() > PROJECT_BOUND
 
 
 def test_a_row_of_layers_and_what_passes_through() -> None:
@@ -168,9 +147,13 @@ def normed() -> nn.Module:
         (Twice(), torch.randn(2, 4, 3, 3), "one: conv is called 2 times.*two: conv is called 2 times"),
         (Tied(), torch.randn(3, 4), "norm: the weight of linear is used elsewhere too"),
         (Sequences(), torch.randn(2, 5, 4), "norm: the features of linear lie along another axis"),
-        (normed(), torch.randn(3, 4), "1: 0 is no Linear or convolution"),
+        (normed(), torch.randn(3, 4), "1: 0 is parametrized: .*remove_parametrizations"),
         (nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)), torch.randn(1, 4, 5, 5), "1 pads with zeros"),
-        (nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(1, 4, 5, 5), "1 is no Linear"),
+        (
+            nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)),
+            torch.randn(1, 4, 5, 5),
+            "1 is a ReLU, no Linear",
+        ),
         (nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)), torch.randn(1, 4, 5, 5), "1 pads with zeros"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), torch.randn(3, 4), "no running"),
         (nn.Linear(2, 2), torch.randn(1, 2), "nothing to change in Linear"),
@@ -276,7 +259,7 @@ def test_what_is_right_is_not_refused(how: str) -> None:
 
 def test_a_proof_needs_something_to_compare() -> None:
     model = trained(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Flatten()))
-    with pytest.raises(BatchNormError, match="no floating-point numbers"):
+    with pytest.raises(BatchNormError, match="no finite floating-point numbers"):
         fold(model, torch.randn(0, 4))
 
 

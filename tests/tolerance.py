@@ -74,3 +74,4 @@ TO_ONE_IN_A_MILLION = {"rel": 1e-6, "abs": 0.0}  # least squares, or logarithms,
 ON_A_GRID = {"rel": 0.01, "abs": 0.0}  # of 1,000 or 4,000 sizes over up to seven decades
 OVERTIME = 1.2  # times the budget in seconds, beside the last step: what a measurement may take
 FAR = 0.9  # of two errors: the smaller is smaller by more than rounding
+SILENTLY_WRONG = 0.01  # of the largest output: nobody takes it for rounding

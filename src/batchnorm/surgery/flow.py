@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -166,7 +167,9 @@ def record(model: nn.Module, example_inputs: Any) -> Flow:
     def leave(name: str, module: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
         recorder.inside -= 1
         if recorder.inside == 0:
-            flow.note(name, module, (args, kwargs), made)
+            declared = signature(module.forward).parameters
+            given = args, {key: kwargs[key] for key in (*declared, *kwargs) if key in kwargs}  # in the order declared
+            flow.note(name, module, given, made)
 
     try:
         for place in places(model, is_one_call):

@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.nn.utils.parametrize import is_parametrized
 
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import ACTIVATIONS, options_of
-from batchnorm.surgery.flow import Call, Flow, record, run, tensors_in
+from batchnorm.surgery.flow import Call, Flow, record, tensors_in
 from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged
-from batchnorm.surgery.places import places, put
+from batchnorm.surgery.places import places, put, require_numbers
 from batchnorm.surgery.report import Change, Left, Report, require_change
-from batchnorm.torch.preserve import preserved
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPPING = {
@@ -25,7 +25,8 @@ DROPPING = {
     "dropout2d",
     "dropout3d",
 }
-POWER = 0.6  # of ε, times √layers: rounding stays below, mistakes do not
+UNREACHED = "the example inputs do not reach it, or do by another way than calling it"
+POWER = 0.7  # of ε, times √layers: rounding stays below, mistakes do not
 
 
 class Activated(nn.Module):
@@ -98,14 +99,17 @@ class _Folding:
     def unfit(self, call: Call, features_axis: int | tuple[int, ...], rank: int) -> str | None:
         """Return why a call's module cannot take a batch normalization in; None where it can."""
         module, name = call.module, call.name
+        if is_parametrized(module):
+            return f"{name} is parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
         if type(module) not in WEIGHTED:
-            return f"{name} is no Linear or convolution"
+            kind = f"a {type(module).__name__}" if module is not None else "called as a function"
+            return f"{name} is {kind}, no Linear or convolution of torch.nn"
         if self.once(module):
             return self.once(module)
         if any(id(p) in self.flow.outside for p in module.parameters()):
             return f"the weight of {name} is used elsewhere too"
         if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:
-            return f"{name} has hooks, or a weight that is computed anew in each call"
+            return f"{name} has hooks, or a weight that is computed anew in each call (weight_norm, pruning: remove it)"
         batched = isinstance(module, nn.Linear) or rank == module.weight.dim()
         if not batched or features_axis != (rank - 1 if isinstance(module, nn.Linear) else 1):
             return f"the features of {name} lie along another axis"
@@ -130,6 +134,8 @@ def _refused(folding: _Folding, call: Call) -> str | None:
     layer: Any = call.module
     if layer.running_mean is None:
         return "it keeps no running statistics, and normalises by the batch in inference too"
+    if not bool(torch.isfinite(layer.running_mean + layer.running_var).all()):
+        return "its running statistics hold inf or NaN"
     found = normalization(layer)
     if isinstance(found, str):
         return found
@@ -187,21 +193,24 @@ def _sees_every_tap(module: Any) -> bool:
 
 
 def _difference(before: Any, now: Any) -> tuple[float, float]:
-    """Return the largest difference of outputs, and what is allowed after one fold; both over the largest output."""
-    worst, allowed = 0.0, 0.0
+    """Return the largest difference of an output, over its largest number, and what its dtype allows after one fold.
+
+    Of several outputs those of the worst. What is inf or NaN must be so in both, and shows nothing.
+    """
+    worst: tuple[float, float] | None = None
     for old, new in zip(tensors_in(before), tensors_in(now), strict=True):
-        if old.is_floating_point() and old.numel():
-            a, b = old.double(), new.double()
-            same = (a == b) | (a.isnan() & b.isnan())  # inf, and NaN in the same places
-            off = torch.where(same, 0.0, (a - b).abs())
-            finite = a[a.isfinite()]
-            largest = (float(finite.abs().max()) if finite.numel() else 0.0) or 1.0
-            difference = float(off.max()) / largest
-            worst = difference if not difference <= worst else worst  # NaN stays
-            allowed = max(allowed, torch.finfo(old.dtype).eps ** POWER)
-    if not allowed:
-        raise BatchNormError("the outputs hold no floating-point numbers that could show that nothing has changed")
-    return worst, allowed
+        if not (old.is_floating_point() and old.numel()):
+            continue
+        a, b, allowed = old.double(), new.double(), torch.finfo(old.dtype).eps ** POWER
+        finite = a[a.isfinite()]
+        largest = (float(finite.abs().max()) if finite.numel() else 0.0) or 1.0
+        same = (a == b) | (a.isnan() & b.isnan())
+        off = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf).max()) / largest
+        if (finite.numel() or off) and (worst is None or off / allowed > worst[0] / worst[1]):
+            worst = off, allowed
+    if worst is None:
+        raise BatchNormError("the outputs hold no finite floating-point numbers that could show that nothing changed")
+    return worst
 
 
 def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) -> Report:
@@ -212,9 +221,11 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
     Conv1d/2d/3d and ConvTranspose1d/2d/3d, with groups, with or without bias, γ and β; of two batch normalizations in
     a row one is made. All arithmetic is float64. An activation or residual of our layer, or of timm's, stays behind.
 
-    The model is run once to see what feeds what. A layer is left as it is, and the report says why, where what comes
-    before it is used elsewhere or called twice, where a convolution that follows it pads with zeros, or where it
-    keeps no running statistics.
+    The model is run once to see what feeds what, and the folded one once to compare: what these inputs do not show (a
+    branch that they do not take, a feature that is kept and not returned, inputs of another rank) is not proven. A
+    layer is left as it is, and the report says why, where what comes before it is used elsewhere or called twice,
+    where a convolution that follows it pads with zeros, or where it keeps no running statistics. The copy is in
+    inference throughout.
 
     Args:
         model: Not changed. In inference: `model.eval()`.
@@ -226,18 +237,20 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
         over the largest output.
 
     Raises:
-        BatchNormError: if the model is in training, if the difference is more than rounding explains (ε^0.6·√layers, ε
-            of the outputs' dtype), if the outputs hold nothing to compare, or if there was nothing to fold.
+        BatchNormError: if the model is in training or cannot be copied, if the difference is more than rounding
+            explains (ε^0.7·√layers, ε of the output's dtype), if the outputs hold nothing finite to compare, or if
+            there was nothing to fold.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> report = fold(net, torch.randn(2, 3, 8, 8))
     >>> report.model[1], report.numbers["difference"] < 1e-5
     (Identity(), True)
     """
-    copied = copy.deepcopy(model)
-    for place in places(copied, lambda module: isinstance(module, _BatchNorm)):
-        if place.module.training and not getattr(place.module, "frozen", False):
-            raise BatchNormError(f"{place.name} is in training, where it normalises by the batch: model.eval() first")
+    found = places(model, lambda module: isinstance(module, _BatchNorm))
+    for name, module in ((place.name, place.module) for place in found):
+        if module.training and not getattr(module, "frozen", False):
+            raise BatchNormError(f"{name} is in training, where it normalises by the batch: model.eval() first")
+    copied = _copy(model)
     flow = record(copied, example_inputs)
     folding, left = _Folding(copied, flow), dict[str, Left]()
     calls = [call for call in flow.calls if isinstance(call.module, _BatchNorm)]
@@ -251,18 +264,40 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
             if why is not None:
                 also = "" if known is None or known.why == why else f"{known.why}; "
                 left[call.name] = Left(call.name, f"{also}{why}")
+    reached = {call.name for call in calls}
+    left |= {place.name: Left(place.name, UNREACHED) for place in found if place.name not in reached}
     for place in folding.places.values():
         copied = put(copied, place, folding.current(place.module))
-    return _proven(
-        Report("fold", copied.eval(), [*folding.changes.values()], [*left.values()]), flow, example_inputs, allow_empty
-    )
+    report = Report("fold", copied.eval(), [*folding.changes.values()], [*left.values()])
+    return _proven(require_change(report, allow_empty), folding, example_inputs)
 
 
-def _proven(report: Report, flow: Flow, example_inputs: Any, allow_empty: bool) -> Report:
+def _copy(model: nn.Module) -> nn.Module:
+    require_numbers(model)
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # of whatever a model may hold
+        raise BatchNormError(
+            f"the model cannot be copied, and fold works on a copy: {error} (weight_norm and pruning keep such "
+            "tensors: remove them first)"
+        ) from error
+
+
+def _proven(report: Report, folding: _Folding, example_inputs: Any) -> Report:
     """Run the folded model on the same inputs, and return the report with how far its outputs are off."""
-    require_change(report, allow_empty)
-    with preserved(report.model):  # the same random numbers as before
-        off, allowed = _difference(flow.result, run(report.model, example_inputs))
+    try:
+        flow = record(report.model, example_inputs)
+    except Exception as error:
+        raise BatchNormError(
+            f"the folded model does not run, as it uses a layer otherwise than by calling it: {type(error).__name__}: "
+            f"{error}"
+        ) from error
+    for old, new in folding.now.items():
+        if isinstance(new, (*WEIGHTED, _BatchNorm)) and len(flow.of(new)) != 1:
+            raise BatchNormError(
+                f"{folding.places[old].name} is called by another way than its name, which leads past what was folded"
+            )
+    off, allowed = _difference(folding.flow.result, flow.result)
     allowed *= max(1, len(report.changes)) ** 0.5
     if not off <= allowed:
         raise BatchNormError(

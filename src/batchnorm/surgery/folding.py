@@ -50,14 +50,9 @@ def _renewed(module: Any, weight: Tensor, bias: Tensor) -> nn.Module:
     new = copy.copy(module)
     new._parameters = dict(module._parameters)
     old = module.weight
-    for name, value in (("weight", weight), ("bias", bias)):
-        made = value.to(old.dtype)
-        made = (
-            made.to(memory_format=torch.preserve_format).contiguous()
-            if name == "bias"
-            else torch.empty_like(old).copy_(made)
-        )
-        new._parameters[name] = nn.Parameter(made, requires_grad=old.requires_grad)
+    made = torch.empty_like(old, requires_grad=False).copy_(weight)
+    new._parameters["weight"] = nn.Parameter(made, requires_grad=old.requires_grad)
+    new._parameters["bias"] = nn.Parameter(bias.to(old.dtype), requires_grad=old.requires_grad)
     return new
 
 
@@ -84,8 +79,9 @@ def merged(layer: Any, then: Affine) -> nn.Module:
     new, one = copy.copy(layer), torch.ones_like(then.scale)
     gamma = one if layer.weight is None else layer.weight.detach().double()
     beta = one - one if layer.bias is None else layer.bias.detach().double()
+    dtype = layer.running_mean.dtype if layer.weight is None else layer.weight.dtype
     new._parameters = {
-        name: nn.Parameter(value.to(layer.running_mean.dtype if layer.weight is None else layer.weight.dtype))
+        name: nn.Parameter(value.to(dtype), requires_grad=layer.weight is not None and layer.weight.requires_grad)
         for name, value in (("weight", gamma * then.scale), ("bias", beta * then.scale + then.shift))
     }
     new.affine = True

@@ -13,6 +13,7 @@ from torch import nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.outputs import plain
+from batchnorm.surgery.places import few
 
 WIDTH = 110  # characters of a table as text
 
@@ -91,7 +92,7 @@ class Report:
         facts = ", ".join(f"{name.replace('_', ' ')} {written(value)}" for name, value in self.numbers.items())
         if facts:
             parts.append(Text(facts))
-        parts += [Text(f"left {left.where}: {left.why}") for left in self.left]
+        parts += [Text(f"left {reason}") for reason in reasons(self.left)]
         parts += [Text(note) for note in self.notes]
         return Group(*(parts or [Text(f"{self.tool}: nothing to change")]))
 
@@ -125,6 +126,16 @@ def written(value: Any) -> str:
     return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
 
 
+def reasons(left: Sequence[Left]) -> list[str]:
+    """Return each reason once, with the names of the first layers that it holds for.
+
+    >>> reasons([Left("a", "it is frozen"), Left("b", "it is frozen")])
+    ['a, b: it is frozen']
+    """
+    why = dict.fromkeys(one.why for one in left)
+    return [f"{few([one.where for one in left if one.why == reason])}: {reason}" for reason in why]
+
+
 def require_change(report: Report, allow_empty: bool) -> Report:
     """Return the report, unless nothing was changed and that is not allowed.
 
@@ -133,8 +144,8 @@ def require_change(report: Report, allow_empty: bool) -> Report:
     """
     if report.changes or allow_empty:
         return report
-    why = "; ".join([f"{left.where}: {left.why}" for left in report.left] + list(report.notes))
+    why = "; ".join([*reasons(report.left), *report.notes]) or "it has no batch normalization"
     raise BatchNormError(
         f"{report.tool} has found nothing to change in {type(report.model).__name__}"
-        f"{f' ({why})' if why else ''}; allow_empty=True if that is right"
+        f" ({why}); allow_empty=True if that is right"
     )
