@@ -49,6 +49,21 @@ SURGERY = [
         'if place.module.training and not getattr(place.module, "frozen", False):',
         "if False:",
     ),
+    Mutant("an insertion that nothing calls", "surgery/insert.py", "called.count(key) != 1", "False"),
+    Mutant(
+        "an insertion that others notice",
+        "surgery/insert.py",
+        "if _called(before, ()) != _called(now, surgery.layers):",
+        "if False:",
+    ),
+    Mutant(
+        "images without a batch",
+        "surgery/insert.py",
+        "if not linear and len(of_source) != source.module.weight.dim():",
+        "if False:",
+    ),
+    Mutant("averaged over who knows what", "surgery/insert.py", "or of_source[1:].count(features) > 1", ""),
+    Mutant("features that were turned around", "surgery/insert.py", "or functions & RESHAPING", ""),
     Mutant("NaN is no difference", "surgery/fold.py", ".nan_to_num(torch.inf).max()", ".nan_to_num(0.0).max()"),
     Mutant("judged by any dtype", "surgery/fold.py", "off / allowed > worst[0] / worst[1]", "allowed > worst[1]"),
     Mutant(

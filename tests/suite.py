@@ -48,6 +48,7 @@ PARTS = {
     ],
     "surgery": [
         "surgery_insert",
+        "surgery_insert_refusals",
         "surgery_convert",
         "surgery_fold",
         "surgery_fold_proof",

@@ -1,6 +1,6 @@
 """Put batch normalization into a model that has none."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -8,28 +8,32 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery.flow import Call, Flow, is_one_call, record, run, tensors_in
+from batchnorm.surgery.flow import Call, Flow, is_one_call, record, tensors_in
 from batchnorm.surgery.folding import WEIGHTED
-from batchnorm.surgery.places import Layers, Place, chosen, places, put
+from batchnorm.surgery.places import Layers, Place, chosen, few, places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
-from batchnorm.torch.preserve import preserved
 
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,
     nn.ReLU6, nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh, nn.Hardshrink, nn.LogSigmoid, nn.RReLU,
-    nn.Softshrink, nn.Tanhshrink, nn.Threshold,
+    nn.Softshrink, nn.Tanhshrink, nn.Threshold, nn.GLU,
 )  # fmt: skip
 FUNCTIONS = {name for kind in ACTIVATIONS for name in (kind.__name__.lower(), f"{kind.__name__.lower()}_")} | {
-    "leaky_relu", "leaky_relu_", "clamp_min", "clamp_min_",
+    "leaky_relu", "leaky_relu_", "clamp", "clamp_", "clamp_min", "clamp_min_",
 }  # fmt: skip
 NORMALIZATIONS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 ORDERED = (*WEIGHTED, *ACTIVATIONS, *NORMALIZATIONS, nn.Flatten, nn.Unflatten, nn.RNNBase, nn.MultiheadAttention)
 ALREADY = "it is normalised already"
+NEVER = "it is not called, or by something of torch.nn that runs its parts in its own way"
 BY_ORDER = "by the order of the modules, without example inputs: functions, and modules called twice, are not seen"
 MIXING = {"matmul", "__matmul__", "bmm", "einsum", "softmax", "scaled_dot_product_attention", "linear"}  # of features
 NORMALIZING = {"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"}
-REORDERING = {"permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "H", "mH"}
+REORDERING = {
+    "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "T", "mT", "H", "mH", "rot90", "unfold",
+}  # fmt: skip
+RESHAPING = {"reshape", "view", "reshape_as", "view_as", "unflatten"}
+REDUCING = {"mean", "sum", "amax", "amin", "max", "min", "logsumexp", "norm", "select", "__getitem__", "squeeze"}
 
 
 class _Spot(NamedTuple):
@@ -76,15 +80,22 @@ def _features(flow: Flow, call: Call) -> tuple[int, int] | None:
     shape = flow.shapes[call.outputs[0]]
     way = [call] if _weighted(call) else list(flow.upstream(call, lambda up: not _ends(up)))
     source = way[-1] if way and _ends(way[-1]) else None
-    if len(shape) < 2 or any(up.module is None and up.name in REORDERING for up in way):
+    functions = {up.name for up in way if up.module is None}
+    if len(shape) < 2 or functions & REORDERING:
         return None
     if source is None or not _weighted(source):
         return (shape[1], 1) if len(shape) == 2 else None
     of_source = flow.shapes[source.outputs[0]]
-    axis = -1 if isinstance(source.module, nn.Linear) else 1
+    linear = isinstance(source.module, nn.Linear)
+    axis = -1 if linear else 1
+    if not linear and len(of_source) != source.module.weight.dim():  # without an axis for the batch
+        return None
     if len(shape) == 2 < len(of_source):  # flattened, or averaged over positions
+        features = of_source[axis]
+        if functions & REDUCING and (shape[1] != features or of_source[1:].count(features) > 1):
+            return None  # or over features
         axis = 1
-    elif len(shape) != len(of_source) or shape[axis] != of_source[axis]:
+    elif len(shape) != len(of_source) or shape[axis] != of_source[axis] or functions & RESHAPING:
         return None
     return shape[axis], axis
 
@@ -165,6 +176,12 @@ def _beside(spot: _Spot, model: nn.Module) -> nn.Sequential:
     return made
 
 
+def _called(flow: Flow, leaving_out: Container[object]) -> list[Any]:
+    """Return what is called in which order."""
+    keys = [call.name if call.module is None else id(call.module) for call in flow.calls]
+    return [key for key in keys if key not in leaving_out]
+
+
 def _same_shapes(a: Any, b: Any) -> bool:
     shapes = [[tuple(tensor.shape) for tensor in tensors_in(one)] for one in (a, b)]
     return shapes[0] == shapes[1]
@@ -175,6 +192,7 @@ class _Surgery:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self._before = model, list[tuple[Place, nn.Module, Any]]()
+        self.layers: dict[int, str] = {}  # what was inserted, and where
 
     def operate(self, place: Place, spot: _Spot, *, drop_bias: bool) -> Change:
         module, pair = place.module, _beside(spot, self.model)
@@ -185,6 +203,7 @@ class _Surgery:
             module.register_parameter("bias", None)
         self.model = put(self.model, place, pair)
         layer = pair[0 if spot.ahead else 1]
+        self.layers[id(layer)] = place.name
         after = f"{'ahead' if spot.ahead else 'behind'}{', without its bias' if drop else ''}"
         return Change(
             place.name, f"{type(layer).__name__}({spot.features}, axis={spot.axis}) {after}", type(module).__name__
@@ -215,7 +234,8 @@ def insert(
 
     Args:
         model: Changed in place: a layer m becomes `Sequential(m, BatchNorm)`, or `Sequential(BatchNorm, m)`, under the
-            same names. Of a model that is one layer itself, take `report.model`.
+            same names. Of a model that is one layer itself, take `report.model`. Make the optimizer afterwards: one
+            that is there knows nothing of γ and β, and goes on holding the biases that were dropped.
         example_inputs: A tensor, a tuple of arguments, or a dict of keyword arguments that the model accepts. None: the
             order in which modules are defined is taken for the order in which they are called.
         position: Before or after the activation.
@@ -259,20 +279,27 @@ def insert(
             for place in there.values()
             if picked and id(place.module) in picked and not flow.of(place.module)
         ]
-        left |= {Left(name, "it is not called as one module"): None for name in never}
+        left |= {Left(name, NEVER): None for name in never}
     notes = [] if flow is not None else [BY_ORDER]
-    if not found:
-        notes.append(f"no layer to normalise {position} an activation" if where is None else "`where` is never called")
+    if not found and where is None:
+        notes.append(f"no layer to normalise {position} an activation; `where` names layers to put it behind")
+        opaque = [place.name for place in there.values() if _opaque(place.module)]
+        notes += [f"torch.nn runs the parts of {few(opaque)} in its own way, with nothing between them"] * bool(opaque)
     return require_change(Report("insert", surgery.model, [*changes.values()], [*left], notes=notes), allow_empty)
 
 
 def _try(surgery: _Surgery, before: Flow, example_inputs: Any) -> None:
-    """Run the model with what was inserted; take it out if that fails or changes the shape of the outputs."""
+    """Run the model with what was inserted; take it out if that fails or changes what else is called."""
     try:
-        with preserved(surgery.model):
-            now = run(surgery.model.eval(), example_inputs)
-        if not _same_shapes(now, before.result):
+        now = record(surgery.model, example_inputs)
+        if not _same_shapes(now.result, before.result):
             raise BatchNormError("the outputs have other shapes")
+        called = [id(call.module) for call in now.calls if id(call.module) in surgery.layers]
+        past = [name for key, name in surgery.layers.items() if called.count(key) != 1]
+        if past:
+            raise BatchNormError(f"{few(past)} is called by another way than its name, which leads past it")
+        if _called(before, ()) != _called(now, surgery.layers):
+            raise BatchNormError("it calls other things than before: does it ask what kind its modules are?")
     except BaseException as error:
         surgery.undo()
         if not isinstance(error, Exception):
