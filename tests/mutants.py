@@ -335,7 +335,7 @@ MUTANTS = [
     Mutant(
         "renorm remembers the unbiased variance",
         "keras/layer.py",
-        'is None else REMEMBERED',
+        "is None else REMEMBERED",
         "is None else self.estimator",
     ),
     Mutant(

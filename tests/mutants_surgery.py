@@ -46,7 +46,7 @@ SURGERY = [
     Mutant(
         "folded in training",
         "surgery/fold.py",
-        'if place.module.training and not getattr(place.module, "frozen", False):',
+        'if module.training and not getattr(module, "frozen", False):',
         "if False:",
     ),
     Mutant("an insertion that nothing calls", "surgery/insert.py", "called.count(key) != 1", "False"),
@@ -171,16 +171,27 @@ SURGERY = [
     ),
     Mutant(
         "parameters are copied",
-        "surgery/convert.py",
+        "surgery/kinds.py",
         "        new.register_parameter(name, parameter)\n",
         "        pass\n",
     ),
-    Mutant("the mode is lost", "surgery/convert.py", "    return new.train(old.training)", "    return new"),
+    Mutant("the mode is lost", "surgery/kinds.py", "    return new.train(old.training)", "    return new"),
     Mutant(
         "options are lost in silence",
-        "surgery/convert.py",
-        "    if lost and not lose:\n        return f\"torch's",
-        "    if False:\n        return f\"torch's",
+        "surgery/kinds.py",
+        "    if gone and not lose:\n        return f\"{to}'s",
+        "    if False:\n        return f\"{to}'s",
+    ),
+    Mutant(
+        "options travel as notes",
+        "surgery/kinds.py",
+        "        if name not in theirs:",
+        "        if name not in vars(new):",
+    ),
+    Mutant("inf in 16 bits", "surgery/kinds.py", "(held.isinf() & value.isfinite()).any()", "False"),
+    Mutant("what others registered is lost", "surgery/convert.py", "    if registered(layer):", "    if False:"),
+    Mutant(
+        "the activation behind is forgotten", "surgery/convert.py", "            options |= _named(module[1])\n", ""
     ),
     Mutant(
         "the output layer is normalised",
@@ -191,8 +202,8 @@ SURGERY = [
     Mutant(
         "features last are taken for first",
         "surgery/insert.py",
-        "axis = -1 if isinstance(source.module, nn.Linear) else 1",
-        "axis = 1",
+        "axis = -1 if linear else 1\n",
+        "axis = 1\n",
     ),
     Mutant("what fails is left inside", "surgery/insert.py", "        surgery.undo()\n", ""),
     Mutant(

@@ -50,6 +50,7 @@ PARTS = {
         "surgery_insert",
         "surgery_insert_refusals",
         "surgery_convert",
+        "surgery_kinds",
         "surgery_fold",
         "surgery_fold_proof",
         "surgery_recalibrate",

@@ -134,11 +134,8 @@ def test_timms_layers_keep_their_activation(activation: str | None) -> None:
         convert(model, to)
         assert kind is None or type(model[0]) is kind
         assert_close(model(x).detach().numpy(), y, "float32", 4)
-    dropping = nn.Sequential(
-        layers.BatchNormAct2d(4, drop_layer=nn.Dropout), layers.BatchNormAct2d(4, act_layer=nn.Mish)
-    )
-    with pytest.raises(BatchNormError, match=r"0: its Dropout.*would be lost; 1: its activation Mish.* is none of"):
-        convert(dropping)
+    with pytest.raises(BatchNormError, match=r"its Dropout.*would be lost"):
+        convert(layers.BatchNormAct2d(4, drop_layer=nn.Dropout))
 
 
 @pytest.mark.usefixtures("torchvision")
@@ -163,18 +160,39 @@ def hooked() -> nn.Module:
     return layer
 
 
+def registering() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.register_buffer("ema", torch.zeros(4))
+    layer.register_parameter("scale", nn.Parameter(torch.ones(4)))
+    layer.probe = nn.Linear(1, 1)
+    return layer
+
+
+def forwarding() -> nn.Module:
+    layer = nn.BatchNorm2d(4)
+    layer.forward = lambda input: input  # type: ignore[method-assign]
+    return layer
+
+
 @pytest.mark.parametrize(
     ("model", "to", "options", "says"),
     [
         (Own(4), "batchnorm", {}, "Own: a Own, of which more than normalization"),
         (hooked(), "batchnorm", {}, "it has hooks"),
-        (BatchNorm(4), "torch", {}, "say rank=2, 3, 4 or 5"),
+        (BatchNorm(4), "torch", {}, "say rank=2 or 3 for BatchNorm1d, 4 for BatchNorm2d, 5 for BatchNorm3d"),
+        (nn.SyncBatchNorm(4), "torch", {"sync": False}, "say rank=2 or 3 for BatchNorm1d, 4 for BatchNorm2d, 5 for"),
+        (BatchNorm(4), "instance", {}, "say rank=3 for InstanceNorm1d, 4 for InstanceNorm2d, 5 for InstanceNorm3d"),
+        (registering(), "batchnorm", {}, "its scale and ema and probe would be lost"),
+        (registering(), "group", {}, "its scale and ema and probe would be lost"),
         (BatchNorm(4, axis=-1), "torch", {"rank": 3}, "this one along -1"),
         (BatchNorm(4, axis=-1), "group", {}, "along axis -1"),
         (BatchNorm2d(4, running_variance="biased"), "torch", {}, "lose running_variance='biased'"),
         (nn.BatchNorm2d(6), "group", {"num_groups": 4}, "num_groups=4 does not divide its 6 features"),
-        (nn.BatchNorm2d(6), "torch", {}, "nothing to change in BatchNorm2d;"),
-        (nn.ReLU(), "batchnorm", {}, "nothing to change in ReLU;"),
+        (forwarding(), "batchnorm", {}, "a forward of its own, which would be lost"),
+        (nn.BatchNorm2d(6), "torch", {}, "it is that already"),
+        (nn.SyncBatchNorm(6), "sync", {}, "it is that already"),
+        (BatchNorm2d(6), "batchnorm", {}, "it is that already"),
+        (nn.ReLU(), "batchnorm", {}, "nothing to change in ReLU"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
@@ -235,10 +253,10 @@ def test_frozen_layers_stay_frozen_and_thaw(to: Any, options: dict[str, Any]) ->
 
 
 def test_an_error_leaves_every_layer_as_it_was() -> None:
-    model = nn.Sequential(BatchNorm2d(4), BatchNorm2d(4, track_running_stats=False))
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.SyncBatchNorm(4))
     before = repr(model)
-    with pytest.raises(ArgumentError, match="1: `renorm` follows the running statistics"):
-        convert(model, "renorm")
+    with pytest.raises(ArgumentError, match=r"1: .*list"):
+        convert(model, "instance", rank=[4])
     assert repr(model) == before
     with pytest.raises(BatchNormError, match="num_groups=0 does not divide"):
         convert(nn.Sequential(nn.BatchNorm2d(4)), "group", num_groups=0)
@@ -256,3 +274,26 @@ def test_statistics_keep_their_dtype_and_layers_what_is_noted_on_them() -> None:
         "mine",
     )
     assert "changes what" in str(convert(nn.Sequential(nn.BatchNorm2d(4)), activation="relu"))
+
+
+def test_a_layer_that_cannot_have_an_option_is_left_and_an_impossible_one_is_an_error() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False))
+    report = convert(model, "renorm")
+    assert (report.names, [left.where for left in report.left]) == (["0"], ["1"])
+    assert "`renorm` follows the running statistics" in report.left[0].why
+    with pytest.raises(BatchNormError, match="0: it is that already; 1: `renorm` follows the running statistics"):
+        convert(model, "renorm")
+    for to, options, says in (
+        ("renorm", {"rmax": -1}, "got -1"),
+        ("ghost", {"virtual_batch_size": 0}, "got 0"),
+        ("batchnorm", {"activation": "swish"}, "got 'swish'"),
+        ("batchnorm", {"axis": None}, "got None"),
+        ("torch", {"sync": 1}, "`sync` must be a bool, got 1"),
+    ):
+        with pytest.raises(ArgumentError, match=says):
+            convert(nn.Sequential(nn.BatchNorm2d(4), nn.BatchNorm2d(4)), to, **options)  # type: ignore[arg-type]
+
+
+def test_layers_that_are_what_is_asked_for_are_listed() -> None:
+    report = convert(nn.Sequential(BatchNorm2d(4), nn.BatchNorm2d(4)))
+    assert (report.names, report.left[0].where, report.left[0].why) == (["1"], "0", "it is that already")

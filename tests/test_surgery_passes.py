@@ -148,6 +148,11 @@ def test_what_is_no_series_of_batches(data: Any) -> None:
         recalibrate(nn.Sequential(BatchNorm1d(2)), data)
 
 
+def test_a_tensor_that_was_split_is_a_series() -> None:
+    model, x = nn.Sequential(BatchNorm1d(2)), torch.randn(8, 2)
+    assert recalibrate(model, x.split(3)).numbers == {"samples": 8, "batches": 3}
+
+
 def test_bad_options_and_bad_inputs() -> None:
     model = nn.Sequential(BatchNorm1d(2))
     with pytest.raises(ArgumentError, match=r"`autocast` must be .* got 'bf16'"):

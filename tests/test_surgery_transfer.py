@@ -14,7 +14,7 @@ from torch import nn
 import transferring
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.surgery import transfer
-from batchnorm.torch import BatchNorm, Renorm
+from batchnorm.torch import BatchNorm, Renorm, frozen
 
 TOGETHER = ["torch", "batchnorm", "keras", "tf_keras", "nnx", "linen", "haiku"]
 INFERENCE, TRAINED = 1e-6, 1e-4  # of the largest output, by which the project promises to be right
@@ -27,7 +27,8 @@ def test_between_frameworks() -> None:
     ran = subprocess.run([sys.executable, script, *TOGETHER], env=given, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]
     found = [line.split("\t")[1:] for line in ran.stdout.splitlines() if line.startswith("found\t")]
-    assert [(source, target, case) for source, target, *_, case in found] == list(transferring.cases(TOGETHER))
+    expected = [*transferring.cases(TOGETHER), ("tf_keras", "batchnorm", "images")]
+    assert [(source, target, case) for source, target, *_, case in found] == expected
     for source, target, inference, trained, there_and_back, case in found:
         apart = f"{source} → {target}, {case}: {inference} {trained} {there_and_back}"
         assert float(inference) <= INFERENCE, apart
@@ -124,6 +125,8 @@ def test_what_goes_on_otherwise_is_told() -> None:
     [
         (ARRAYS, "keras", "caffe", "got 'caffe'"),
         (ARRAYS[:3], "keras", "torch", "got 3 arrays"),
+        ("weights.npz", "keras", "torch", "got str"),
+        (nn.BatchNorm1d(2), "keras", "torch", "got BatchNorm1d"),
         ({"gamma": ARRAYS[0]}, "torch", "keras", "got gamma"),
         ({"kernel": ARRAYS[0]}, "nnx", "keras", "got kernel"),
     ],
@@ -131,6 +134,23 @@ def test_what_goes_on_otherwise_is_told() -> None:
 def test_refusals(state: Any, source: str, target: str, says: str) -> None:
     with pytest.raises(ArgumentError, match=says):
         transfer(state, source, target)
+
+
+def test_words_that_a_layer_does_not_know() -> None:
+    for source, config in (
+        ("keras", {"eps": 1e-5, "mometum": 0.9}),
+        ("haiku", {"epsilon": 1.0}),
+        ("torch", {"axis": 1}),
+    ):
+        with pytest.raises(ArgumentError, match=f"arguments of {source}'s layer, got '{next(iter(config))}'"):
+            transfer(ARRAYS, source, "torch", config=config)
+
+
+def test_frozen_layers_are_told() -> None:
+    layer = BatchNorm(2)
+    frozen(layer).apply()
+    assert "frozen" in transfer(layer, "batchnorm", "torch").notes[0]
+    assert "frozen" in transfer(ARRAYS, "keras", "batchnorm", config={"trainable": False}).notes[0]
 
 
 def test_a_cumulative_average_has_no_momentum_elsewhere() -> None:

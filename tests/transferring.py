@@ -206,7 +206,7 @@ def first_layer(name: str, case: str, place: int) -> tuple[Any, dict[str, Any]]:
     kind, chosen = KINDS[name], {"gamma": True, "beta": True, **CASES[case]}
     gamma, beta, momentum, eps = kind.words
     new = 0.5 - 0.03 * place
-    config = {gamma: chosen["gamma"], beta: chosen["beta"], eps: 1e-3 * (1 + place)}
+    config = {gamma: chosen["gamma"], beta: chosen["beta"], eps: 0.5 * (1 + place)}  # so that its place matters
     config[momentum] = new if kind.weighs_new else 1 - new
     if "renorm" in chosen and name == "batchnorm":
         from batchnorm.torch import Renorm
@@ -250,9 +250,34 @@ def measured(names: list[str], source: str, target: str, case: str) -> list[floa
     return found
 
 
+def images() -> list[float]:
+    """Return the same of images, which tf.keras fuses: it remembers the unbiased variance, and our layer goes on so."""
+    import tf_keras
+
+    from batchnorm.surgery import transfer
+
+    def batch(step: int) -> Array:
+        return data(step, FEW)[0].reshape(FEW // 4, 2, 2, FEATURES)
+
+    first = tf_keras.layers.BatchNormalization(momentum=0.7)
+    for step in range(BEFORE):
+        first(batch(step), training=True)
+    handed = transfer(first, "tf_keras", "batchnorm")
+    second = Torch({**handed.config, "axis": -1}, "batchnorm")
+    second.load(handed.state)
+    found = [apart_of(np.asarray(first(batch(99))), second.infer(batch(99)))]
+    for step in range(BEFORE, BEFORE + STEPS):
+        first(batch(step), training=True)
+        second.layer.train()(second.torch.from_numpy(batch(step)))
+    return [*found, apart_of(np.asarray(first(batch(99))), second.infer(batch(99))), 0.0]
+
+
 def apart(first: Any, second: Any, x: Array) -> float:
-    expected = first.infer(x)
-    return float(np.abs(expected - second.infer(x)).max() / np.abs(expected).max())
+    return apart_of(first.infer(x), second.infer(x))
+
+
+def apart_of(expected: Array, found: Array) -> float:
+    return float(np.abs(expected - found).max() / np.abs(expected).max())
 
 
 def main() -> None:
@@ -260,6 +285,7 @@ def main() -> None:
     names = sys.argv[1:]
     for source, target, case in cases(names):
         print("found", source, target, *measured(names, source, target, case), case, sep="\t", flush=True)
+    print("found", "tf_keras", "batchnorm", *images(), "images", sep="\t", flush=True)
 
 
 if __name__ == "__main__":

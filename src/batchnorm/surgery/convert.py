@@ -1,216 +1,125 @@
 """Exchange the layers that normalise in a model: ours, torch's, timm's, synchronized ones, and other normalizations."""
 
-import importlib
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.activations import ActivationName
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.layout import normalise_axis
 from batchnorm.renorm import Renorm
-from batchnorm.surgery.places import Layers, Place, chosen, places, put
+from batchnorm.surgery.kinds import (
+    ACTIVATIONS,
+    BY_RANK,
+    OURS,
+    Followed,
+    Made,
+    followed,
+    is_ours,
+    is_timms,
+    lost,
+    made,
+    other,
+    ours,
+    registered,
+    timms,
+    torchs,
+)
+from batchnorm.surgery.places import Layers, Place, chosen, few, places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
-from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.torch import BatchNorm
 from batchnorm.torch.layers import OPTIONS
 
 Target = Literal["batchnorm", "torch", "timm", "sync", "ghost", "renorm", "group", "instance", "layer"]
-Made = nn.Module | str  # a layer, or why there can be none
 
-OURS: dict[type, Any] = {
-    nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d, nn.BatchNorm3d: BatchNorm3d, nn.SyncBatchNorm: BatchNorm,
-}  # fmt: skip
-BY_RANK = {2: BatchNorm1d, 3: BatchNorm1d, 4: BatchNorm2d, 5: BatchNorm3d}
-TORCHS: dict[type, Any] = {ours: torchs for torchs, ours in OURS.items() if ours is not BatchNorm}
-INSTANCE: dict[type, Any] = {
-    BatchNorm1d: nn.InstanceNorm1d, BatchNorm2d: nn.InstanceNorm2d, BatchNorm3d: nn.InstanceNorm3d,
-}  # fmt: skip
-ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU,
-    "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-}  # fmt: skip
 OTHERS = ("group", "instance", "layer")
 CHANGED = "this changes what the model computes: train it, or fine-tune it"
+MOVED = "the names of weights have changed for layers {}: with an activation behind it a layer is two modules"
+ALREADY = "it is that already"
 ALLOWED: dict[str, set[str]] = {  # options of each target
-    "batchnorm": set(OPTIONS), "torch": {"rank", "lose"}, "timm": {"lose"}, "sync": {"process_group"},
+    "batchnorm": set(OPTIONS), "torch": {"rank", "sync", "lose"}, "timm": {"lose"}, "sync": {"process_group"},
     "ghost": {"virtual_batch_size"}, "renorm": set(Renorm.__dataclass_fields__), "group": {"num_groups"},
     "instance": {"rank"}, "layer": set(),
 }  # fmt: skip
 
 
-def _activation(module: nn.Module) -> ActivationName | str | None:
-    """Return our name of an activation; a sentence where it has none."""
-    if isinstance(module, nn.Identity):
-        return None
+def _named(activation: nn.Module) -> dict[str, ActivationName]:
+    """Return the option of our layer that is an activation; none where it has none."""
     for name, make in ACTIVATIONS.items():
-        made = make()
-        if type(module) is type(made) and {**vars(module), "inplace": 0, "training": 0} == {
-            **vars(made), "inplace": 0, "training": 0,
+        plain = make()
+        if type(activation) is type(plain) and {**vars(activation), "inplace": 0, "training": 0} == {
+            **vars(plain), "inplace": 0, "training": 0,
         }:  # fmt: skip
-            return name
-    return f"its activation {module} is none of {', '.join(ACTIVATIONS)}"
+            return {"activation": name}
+    return {}
 
 
-def _is_timms(module: nn.Module) -> bool:
-    return type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
+def activation_of(module: nn.Module) -> nn.Module | None:
+    """Return the activation that a layer includes, as a module; None where there is none."""
+    if isinstance(module, Followed):
+        return module[1]
+    if is_timms(module):
+        return None if isinstance(module.act, nn.Identity) else module.act  # pyright: ignore[reportReturnType]
+    name: Any = module.activation if isinstance(module, BatchNorm) else None
+    return None if name is None else ACTIVATIONS[name]().train(module.training)
 
 
 def options_of(module: nn.Module) -> dict[str, Any] | str:
-    """Return the options of our layer that does what this one does; a sentence where there is none."""
+    """Return the options of our layer that does what this one does; a sentence where there is none.
+
+    An activation that ours has no name for is not among them: `activation_of` returns it.
+    """
     if isinstance(module, LazyModuleMixin):
         return "it does not know its features yet: run the model once"
-    if any(held for name, held in vars(module).items() if name.endswith("_hooks")):
-        return "it has hooks, which would be lost"
+    if "forward" in vars(module) or any(held for name, held in vars(module).items() if name.endswith("_hooks")):
+        return "it has hooks, or a forward of its own, which would be lost"
+    if isinstance(module, Followed):
+        options = options_of(module[0])
+        if isinstance(options, dict):
+            options.pop("activation", None)
+            options |= _named(module[1])
+        return options
     if type(module) in {BatchNorm, *BY_RANK.values()}:
         return {name: getattr(module, name) for name in OPTIONS}
     if type(module) in OURS:
         sync = isinstance(module, nn.SyncBatchNorm)
         return {"sync": True, "process_group": module.process_group} if sync else {}
-    if not _is_timms(module):
+    if not is_timms(module):
         return f"a {type(module).__name__}, of which more than normalization might be lost"
     if not isinstance(module.drop, nn.Identity):
         return f"its {module.drop} would be lost"
-    found = _activation(module.act) if isinstance(module.act, nn.Module) else "its activation is no module"
-    return {"activation": found} if found is None or found in ACTIVATIONS else str(found)
+    return {**_named(activation_of(module) or nn.Identity())}
 
 
-def _is_ours(module: nn.Module) -> bool:
-    return isinstance(module, BatchNorm)
-
-
-def _take_over(new: Any, old: Any) -> None:
-    """Take over the statistics in their dtype; ours are float32 at least, and torch's, of ours, as the parameters."""
-    if old.running_mean is None:
-        return
-    for name, value in old._buffers.items():
-        if value is None or new._buffers.get(name) is None:
-            continue
-        if value.is_floating_point() and _is_ours(new):
-            value = value.to(torch.promote_types(value.dtype, torch.float32))
-        elif value.is_floating_point() and _is_ours(old) and old.affine:
-            value = value.to(old.weight.dtype)
-        new._buffers[name] = value.clone()
-    if _is_ours(new):
-        for name, value in new._renorm_start(new.running_mean, new.running_var).items():
-            if old._buffers.get(name) is None:
-                new._buffers[name] = value
-    if _is_ours(new) and _is_ours(old):
-        new.frozen, new._thawed = old.frozen, old._thawed
-
-
-def _made(kind: Callable[..., nn.Module], old: Any, *first: Any, running: bool = True, **options: Any) -> nn.Module:
-    """Return a layer of another kind with the state, device, dtype and mode, and the very parameters, of `old`."""
-    parameters = {name: old._parameters.get(name) for name in ("weight", "bias")}
-    like = next((p for p in (*parameters.values(), *old.buffers()) if p is not None), torch.empty(0))
-    if running:
-        options |= {"momentum": old.momentum, "track_running_stats": old.track_running_stats}
-    new: Any = kind(*first, eps=old.eps, affine=old.affine, device=like.device, **options)
-    if running:
-        _take_over(new, old)
-    for name, value in vars(old).items():  # what somebody has noted on it
-        if name not in vars(new) and name != "_thawed":
-            setattr(new, name, value)
-    for name, parameter in parameters.items():
-        new.register_parameter(name, parameter)
-    return new.train(old.training)
-
-
-def _ours(old: Any, options: dict[str, Any]) -> nn.Module:
-    kind = OURS.get(type(old), type(old)) if not _is_timms(old) else BatchNorm2d
-    return _made(kind, old, old.num_features, **options)
-
-
-def _lost(old: nn.Module, options: dict[str, Any], kept: set[str]) -> str | None:
-    """Return the options that a target does not have, as they are written; None if there are none."""
-    lost = [f"{name}={options[name]!r}" for name in options if name not in kept and options[name] != OPTIONS[name]]
-    lost += ["frozen=True"] * bool(getattr(old, "frozen", False))
-    return ", ".join(lost) or None
-
-
-def _kind(old: nn.Module, rank: int | None) -> type[BatchNorm] | None:
-    """Return which of our classes takes the rank of a layer's inputs; None where that is not known."""
-    known = BatchNorm2d if _is_timms(old) else OURS.get(type(old), type(old))
-    return BY_RANK.get(rank or 0) if known is BatchNorm else known  # pyright: ignore[reportReturnType]
-
-
-def _followed(layer: nn.Module, options: dict[str, Any], old: nn.Module) -> nn.Module:
-    """Return a layer with the activation behind it that ours includes."""
-    name = options.get("activation")
-    return layer if name is None else nn.Sequential(layer, ACTIVATIONS[name]()).train(old.training)
-
-
-def _torchs(old: Any, options: dict[str, Any], rank: int | None = None, lose: bool = False) -> Made:
-    lost, kind = _lost(old, options, {"activation", "sync", "process_group", "axis"}), _kind(old, rank)
-    if options.get("axis", 1) != 1:
-        return f"torch's layer has its features along axis 1, this one along {options['axis']}"
-    if lost and not lose:
-        return f"torch's layer would lose {lost}, which training needs (lose=True lets it go)"
-    if options.get("sync"):
-        made = _made(nn.SyncBatchNorm, old, old.num_features, process_group=options["process_group"])
-    elif kind is None:
-        return "it takes inputs of any rank, and torch has a class for each: say rank=2, 3, 4 or 5"
-    else:
-        made = _made(TORCHS[kind], old, old.num_features)
-    return _followed(made, options, old)
-
-
-def _timms(old: Any, options: dict[str, Any], lose: bool = False) -> Made:
-    lost = _lost(old, options, {"activation", "axis"})
-    if options.get("axis", 1) != 1 or _kind(old, 4) is not BatchNorm2d:
-        return "timm's layer takes (N, C, H, W)"
-    if lost and not lose:
-        return f"timm's layer would lose {lost}, which training needs (lose=True lets it go)"
-    try:
-        kind = importlib.import_module("timm.layers").BatchNormAct2d
-    except ImportError as error:
-        raise ArgumentError('to="timm" makes timm\'s layers, and timm is not installed: pip install timm') from error
-    name = options.get("activation")
-    return _made(kind, old, old.num_features, apply_act=name is not None, act_layer=ACTIVATIONS[name] if name else None)
-
-
-def _other(old: Any, options: dict[str, Any], to: str, rank: int | None = None, num_groups: int | None = None) -> Made:
-    features, axis, kind = old.num_features, options.get("axis", 1), _kind(old, rank)
-    if getattr(old, "frozen", False):
-        return "it is frozen, and would thaw"
-    if to == "layer" and axis == -1:
-        layer: nn.Module = nn.LayerNorm(features, eps=old.eps, elementwise_affine=old.affine)
-        layer.register_parameter("weight", old.weight)
-        layer.register_parameter("bias", old.bias)
-        return _followed(layer.train(old.training), options, old)
-    if axis != 1:
-        return f"its features lie along axis {axis}, and those of the other along axis 1"
-    if to == "instance":
-        if kind is None:
-            return "it takes inputs of any rank, and torch has a class for each: say rank=3, 4 or 5"
-        made = _made(INSTANCE[kind], old, features, running=False)
-    else:
-        groups = 1 if to == "layer" else math.gcd(32, features) if num_groups is None else num_groups
-        if groups < 1 or features % groups:
-            return f"num_groups={groups} does not divide its {features} features"
-        made = _made(nn.GroupNorm, old, groups, features, running=False)
-    return _followed(made, options, old)
-
-
-def _converted(old: nn.Module, to: Target, asked: dict[str, Any]) -> Made | None:
-    """Return what takes the place of a layer, why nothing can, or None where it is what is asked for."""
-    options = options_of(old)
+def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[str, Any]) -> Made:
+    """Return what takes the place of a layer, or why nothing does."""
+    options, activation = options_of(old), activation_of(old)
+    layer: Any = old[0] if isinstance(old, Followed) else old
     if isinstance(options, str):
         return options
-    ours = isinstance(old, BatchNorm)
-    if to == "torch":
-        return None if type(old) in OURS else _torchs(old, options, **asked)
+    if registered(layer):
+        return f"its {' and '.join(registered(layer))} would be lost"
     if to == "timm":
-        return None if _is_timms(old) else _timms(old, options, **asked)
-    if to in OTHERS:
-        return _other(old, options, to, **asked)
-    if to == "sync" and type(old) in OURS:
-        return None if options.get("sync") else _made(nn.SyncBatchNorm, old, old.num_features, **asked)
-    wanted = {**options, **_wanted(to, asked)}
-    return None if ours and wanted == options else _ours(old, wanted)
+        return ALREADY if is_timms(old) else timms(layer, options, activation, **asked)
+    if to == "torch":
+        already = type(layer) in OURS and asked.get("sync") in {None, "sync" in options}
+        new = ALREADY if already else torchs(layer, options, **asked)
+    elif to in OTHERS:
+        new = other(layer, options, to, **asked)
+    elif {**options, **wanted} == options and (is_ours(layer) or to == "sync"):
+        return ALREADY
+    elif to == "sync" and type(layer) in OURS:
+        new = made(nn.SyncBatchNorm, layer, layer.num_features, **asked)
+    else:
+        wanted = {**options, **wanted}
+        activation = None if "activation" in wanted else activation
+        try:
+            new = ours(layer, wanted)
+        except BatchNormError as error:  # two options that exclude one another
+            return str(error)
+    return new if isinstance(new, str) or activation is None else followed(new, activation)
 
 
 def shown(module: nn.Module) -> str:
@@ -226,12 +135,38 @@ def shown(module: nn.Module) -> str:
 
 
 def _wanted(to: Target, asked: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of our layer that a target stands for."""
-    if to == "renorm":
-        return {"renorm": Renorm(**asked)}
+    """Return the options of our layer that a target stands for; raise for those that no layer can have."""
     if to == "ghost" and "virtual_batch_size" not in asked:
         raise ArgumentError('to="ghost" needs `virtual_batch_size`, how many samples are normalised together')
-    return {"sync": True, **asked} if to == "sync" else asked
+    given = {"renorm": Renorm(**asked)} if to == "renorm" else {"sync": True, **asked} if to == "sync" else asked
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if name in OPTIONS}
+    normalise_axis(wanted.get("axis", 1))
+    alone: dict[str, Any] = {**wanted, "axis": 1}
+    BatchNorm(1, **alone)
+    return wanted
+
+
+def _found(model: nn.Module, layers: Layers | None) -> list[Place]:
+    """Return the chosen layers, each as one with the activation that was put behind it."""
+    found = places(model, lambda module: isinstance(module, _BatchNorm | Followed))
+    inner = [place for place in found if isinstance(place.module, _BatchNorm)]
+    pairs = {
+        id(place.module[0]): place
+        for place in found
+        if isinstance(place.module, Followed) and len(place.module) == 2 and activation_of(place.module[0]) is None
+    }
+    whole = [pairs.get(id(place.module), place) for place in inner]
+    whole = [w if len(w.names) == len(place.names) else place for place, w in zip(inner, whole, strict=True)]  # shared
+    named = [place._replace(names=w.names + place.names) for place, w in zip(inner, whole, strict=True)]
+    kept = {id(place.module) for place in chosen(named, layers)}
+    return [w for place, w in zip(inner, whole, strict=True) if id(place.module) in kept]
+
+
+def _without(old: nn.Module, to: Target) -> str:
+    """Return which options a layer has had that the other kind has not."""
+    layer, options = old[0] if isinstance(old, Followed) else old, options_of(old)
+    gone = lost(layer, options, to) if to in {"torch", "timm", *OTHERS} and isinstance(options, dict) else ""
+    return gone and f"without {gone}"
 
 
 def convert(
@@ -247,7 +182,7 @@ def convert(
     | to | becomes | options |
     |---|---|---|
     | "batchnorm" | `batchnorm.torch.BatchNorm1d/2d/3d`; `BatchNorm(sync=True)` for SyncBatchNorm | any of that layer |
-    | "torch" | `torch.nn.BatchNorm1d/2d/3d` or SyncBatchNorm, an activation behind it | `rank`, `lose` |
+    | "torch" | `torch.nn.BatchNorm1d/2d/3d` or SyncBatchNorm, an activation behind it | `rank`, `sync`, `lose` |
     | "timm" | timm's BatchNormAct2d | `lose` |
     | "sync" | torch's become SyncBatchNorm, ours `sync=True` | `process_group` |
     | "ghost" | ours with virtual batches | `virtual_batch_size` |
@@ -258,19 +193,22 @@ def convert(
 
     The last three change what the model computes. With the others inference stays the same, and there and back is the
     identity. Parameters remain the same objects, so that optimizers stay valid; statistics, device, dtype, mode and
-    requires_grad are taken over. A subclass of which something would be lost, a layer with hooks, or with options that
-    the other kind has not, is left as it is, and the report says why.
+    requires_grad are taken over. A subclass of which something would be lost, a layer with hooks, with buffers of
+    somebody's, or with options or statistics that the other kind cannot hold, is left as it is, and the report says
+    why. An activation behind a layer makes two modules of one, which changes the names of weights; the way back makes
+    one of the two again.
 
     Args:
         model: Changed in place. Of a model that is one such layer itself, take `report.model`.
         to: The kind of layer.
         layers: Which: names with wildcards, modules, or a predicate `(name, module) -> bool`; all if None.
         allow_empty: Whether it is right to find nothing.
-        options: As in the table. `rank` is that of the inputs where a layer takes any; `lose=True` lets go of
-            options that matter in training alone.
+        options: As in the table. `rank` is that of the inputs with the batch axis, 4 for (N, C, H, W), where a layer
+            takes any; `sync` makes SyncBatchNorm, or the plain class, of either; `lose=True` lets go of options that
+            matter in training alone, and of digits of statistics beside 16-bit parameters.
 
     Raises:
-        ArgumentError: for an unknown target or option.
+        ArgumentError: for an unknown target or option, or a value that no layer can have.
         BatchNormError: if nothing was to be exchanged.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU())
@@ -286,18 +224,21 @@ def convert(
         raise ArgumentError(
             f'to="{to}" takes {", ".join(sorted(ALLOWED[to])) or "no options"}, got {", ".join(sorted(unknown))}'
         )
+    wanted = _wanted(to, options)
     changes, left, found = list[Change](), list[Left](), list[tuple[Place, nn.Module]]()
-    for place in chosen(places(model, lambda module: isinstance(module, _BatchNorm)), layers):
+    for place in _found(model, layers):
         try:
-            made = _converted(place.module, to, options)
+            new = _converted(place.module, to, options, wanted)
         except (BatchNormError, TypeError) as error:
             raise ArgumentError(f"{place.name}: {error}") from None
-        if isinstance(made, str):
-            left.append(Left(place.name, made))
-        elif made is not None:
-            changes.append(Change(place.name, "", shown(place.module), shown(made)))
-            found.append((place, made))
-    for place, made in found:  # all of them, or none
-        model = put(model, place, made)
-    notes = (CHANGED,) if changes and (to in OTHERS or {"activation", "axis"} & set(options)) else ()
+        if isinstance(new, str):
+            left.append(Left(place.name, new))
+        else:
+            changes.append(Change(place.name, _without(place.module, to), shown(place.module), shown(new)))
+            found.append((place, new))
+    for place, new in found:  # all of them, or none
+        model = put(model, place, new)
+    notes = [CHANGED] if changes and (to in OTHERS or {"activation", "axis"} & set(options)) else []
+    moved = [place.name for place, new in found if isinstance(place.module, Followed) != isinstance(new, Followed)]
+    notes += [MOVED.format(few(moved))] * bool(moved)
     return require_change(Report(f"convert to {to}", model, changes, left, notes=notes), allow_empty)

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.utils.parametrize import is_parametrized
 
 from batchnorm.errors import BatchNormError
-from batchnorm.surgery.convert import ACTIVATIONS, options_of
+from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
 from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged
 from batchnorm.surgery.places import places, put, require_numbers
@@ -45,10 +45,7 @@ class Activated(nn.Module):
 def normalization(layer: nn.Module) -> nn.Module | str | None:
     """Return the activation that a layer includes, None where there is none, or why it does more than normalise."""
     options = options_of(layer)
-    if isinstance(options, str):
-        return options
-    name = options.get("activation")
-    return None if name is None else ACTIVATIONS[name]()
+    return options if isinstance(options, str) else activation_of(layer)
 
 
 class _Folding:
@@ -266,8 +263,8 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
                 left[call.name] = Left(call.name, f"{also}{why}")
     reached = {call.name for call in calls}
     left |= {place.name: Left(place.name, UNREACHED) for place in found if place.name not in reached}
-    for place in folding.places.values():
-        copied = put(copied, place, folding.current(place.module))
+    for key, new in folding.now.items():
+        copied = put(copied, folding.places[key], new)
     report = Report("fold", copied.eval(), [*folding.changes.values()], [*left.values()])
     return _proven(require_change(report, allow_empty), folding, example_inputs)
 

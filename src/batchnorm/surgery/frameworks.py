@@ -37,6 +37,7 @@ class LayerState:
     stddev: Numbers = None
     renorm_mean: Numbers = None
     renorm_stddev: Numbers = None
+    frozen: bool = False
     options: dict[str, Any] = field(default_factory=dict[str, Any])  # of our layer, that are not its defaults
 
     def __post_init__(self) -> None:
@@ -56,12 +57,31 @@ class LayerState:
             raise ShapeError(f"the arrays of a layer have one length, got {lengths}")
 
 
+TORCHS = {"num_features", "eps", "momentum", "affine", "bias", "track_running_stats", "device", "dtype"}
+KERAS_LAYERS = {
+    "name", "trainable", "dtype", "axis", "momentum", "epsilon", "center", "scale", "beta_initializer",
+    "gamma_initializer", "moving_mean_initializer", "moving_variance_initializer", "beta_regularizer",
+    "gamma_regularizer", "beta_constraint", "gamma_constraint", "renorm", "renorm_clipping", "renorm_momentum", "fused",
+    "virtual_batch_size", "adjustment", "synchronized", "running_variance", "activation",
+}  # fmt: skip
+FLAX_LAYERS = {
+    "num_features", "use_running_average", "axis", "momentum", "epsilon", "dtype", "param_dtype", "use_bias",
+    "use_scale", "bias_init", "scale_init", "axis_name", "axis_index_groups", "use_fast_variance",
+    "force_float32_reductions", "promote_dtype", "rngs", "name",
+}  # fmt: skip
+HAIKUS = {
+    "create_scale", "create_offset", "decay_rate", "eps", "scale_init", "offset_init", "axis", "cross_replica_axis",
+    "cross_replica_axis_index_groups", "data_format", "name",
+}  # fmt: skip
+
+
 class Framework(NamedTuple):
     """How a framework writes a layer down."""
 
     read: Callable[[Any, dict[str, Any]], LayerState]
     write: Callable[[LayerState], tuple[Any, dict[str, Any]]]
     convention: Convention
+    words: set[str]  # the arguments of its layer
     renorm: bool = False  # whether its layer has batch renormalization
 
 
@@ -105,7 +125,7 @@ NAMES_OF_TORCH = {
 def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
     if isinstance(state, nn.Module):
         found: Any = state
-        own = {name: getattr(found, name) for name in ("eps", "momentum", *OPTIONS) if hasattr(found, name)}
+        own = {name: getattr(found, name) for name in ("eps", "momentum", "frozen", *OPTIONS) if hasattr(found, name)}
         state, config = found.state_dict(), {**own, **config}
     if not isinstance(state, Mapping):
         raise ArgumentError(f"a layer of torch, or its state_dict, is needed, got {type(state).__name__}")
@@ -114,9 +134,8 @@ def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
     estimator: Estimator = options.pop("running_variance", TORCH.running_variance)
     taken: Any = _taken(state, NAMES_OF_TORCH, "a layer's state_dict")
     eps, momentum = config.get("eps", TORCH.epsilon), config.get("momentum", TORCH.momentum)
-    return LayerState(
-        **taken, eps=eps, momentum=momentum, batches=int(batches or 0), estimator=estimator, options=options
-    )
+    kept: Any = {"batches": int(batches or 0), "frozen": config.get("frozen", False), "options": options}
+    return LayerState(**taken, eps=eps, momentum=momentum, estimator=estimator, **kept)
 
 
 def _write_torch(layer: LayerState) -> tuple[Any, dict[str, Any]]:
@@ -161,13 +180,13 @@ def _read_keras(state: Any, config: dict[str, Any]) -> LayerState:
     names = ["gamma"] * config.get("scale", True) + ["beta"] * config.get("center", True) + ["mean", "variance"]
     if config.get("renorm"):
         names += ["stddev", "renorm_mean", "renorm_stddev"]
-    if len(state) != len(names):
-        raise ArgumentError(
-            f"get_weights() of this layer holds {', '.join(names)} (`config` says which); got {len(state)} arrays"
-        )
+    if not isinstance(state, list | tuple) or len(state) != len(names):
+        got = f"{len(state)} arrays" if isinstance(state, list | tuple) else type(state).__name__
+        raise ArgumentError(f"get_weights() of this layer holds {', '.join(names)} (`config` says which); got {got}")
     arrays: Any = {name: _flat(value) for name, value in zip(names, state, strict=True)}
     estimator: Estimator = config.get("running_variance") or ("unbiased" if config.get("fused") else "biased")
     kept: Any = {**_of_keras_kind(config, KERAS), "options": _options_of_keras(config)}
+    kept["frozen"] = not config.get("trainable", True)
     return LayerState(**arrays, **kept, estimator=estimator)
 
 
@@ -224,8 +243,8 @@ def _read_haiku(state: Any, config: dict[str, Any]) -> LayerState:
         raise ArgumentError(f"the state of Haiku's layer holds mean_ema and var_ema, got {', '.join(state['state'])}")
     params = next((p for p in state["params"].values() if isinstance(p, Mapping)), state["params"])
     arrays: Any = [_flat(a) for a in (mean["average"], var["average"], params.get("scale"), params.get("offset"))]
-    momentum, batches = rest(config.get("decay_rate", 0.99)), int(np.asarray(mean.get("counter", SETTLED)))
-    kept: Any = {"eps": config.get("eps", 1e-5), "momentum": momentum}
+    momentum, batches = rest(config.get("decay_rate", FLAX.momentum)), int(np.asarray(mean.get("counter", SETTLED)))
+    kept: Any = {"eps": config.get("eps", FLAX.epsilon), "momentum": momentum}
     kept |= {"batches": batches, "averaged": batches} if batches < SETTLED else {}
     return LayerState(*arrays, estimator=FLAX.running_variance, **kept)
 
@@ -245,11 +264,11 @@ def _write_haiku(layer: LayerState) -> tuple[Any, dict[str, Any]]:
 
 
 FRAMEWORKS = {
-    "torch": Framework(_read_torch, _write_torch, TORCH),
-    "batchnorm": Framework(_read_torch, _write_ours, TORCH, renorm=True),
-    "keras": Framework(_read_keras, _write_keras, KERAS),
-    "tf_keras": Framework(_read_keras, _write_keras, KERAS, renorm=True),
-    "nnx": Framework(_read_flax, _write_nnx, FLAX),
-    "linen": Framework(_read_flax, _write_linen, FLAX),
-    "haiku": Framework(_read_haiku, _write_haiku, FLAX),  # whose conventions are Haiku's too
+    "torch": Framework(_read_torch, _write_torch, TORCH, TORCHS),
+    "batchnorm": Framework(_read_torch, _write_ours, TORCH, TORCHS | set(OPTIONS), renorm=True),
+    "keras": Framework(_read_keras, _write_keras, KERAS, KERAS_LAYERS),
+    "tf_keras": Framework(_read_keras, _write_keras, KERAS, KERAS_LAYERS, renorm=True),
+    "nnx": Framework(_read_flax, _write_nnx, FLAX, FLAX_LAYERS),
+    "linen": Framework(_read_flax, _write_linen, FLAX, FLAX_LAYERS),
+    "haiku": Framework(_read_haiku, _write_haiku, FLAX, HAIKUS),  # whose conventions are Haiku's too
 }

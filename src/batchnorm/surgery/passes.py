@@ -79,7 +79,7 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[tuple[A
     """
     if isinstance(data, Tensor):
         data = [data]
-    if not isinstance(data, Iterable) or isinstance(data, tuple | Mapping | str | np.ndarray):
+    if not isinstance(data, Iterable) or isinstance(data, Mapping | str | np.ndarray) or _one_batch(data):
         raise ArgumentError(
             f"`data` must be batches, as a DataLoader gives them, or one tensor, got {type(data).__name__}: of what is "
             "one batch make a list, [batch]; of arrays make tensors"
@@ -99,6 +99,12 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[tuple[A
         seen += keep
         if max_samples is not None and seen >= max_samples:
             return
+
+
+def _one_batch(data: Any) -> bool:
+    """Return whether a tuple is a batch, (inputs, labels), and not a series of batches as `Tensor.split` gives it."""
+    parts = data if isinstance(data, tuple) else ()
+    return len({(p.dtype, p.shape[1:]) if isinstance(p, Tensor) else type(p) for p in parts}) > 1
 
 
 def one_pass(

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from batchnorm.conventions import TORCH
 from batchnorm.errors import ArgumentError
 from batchnorm.renorm import REMEMBERED
 from batchnorm.surgery.frameworks import FRAMEWORKS, LayerState
@@ -36,7 +37,7 @@ def _options_kept(layer: LayerState, target: str) -> tuple[LayerState, list[str]
     if "renorm" not in kept:
         layer = replace(layer, stddev=None, renorm_mean=None, renorm_stddev=None)
     if layer.momentum is None and target != "torch":
-        notes.append("momentum=None averages all batches, as the target does not: 0.1 instead")
+        notes.append(f"momentum=None averages all batches, as the target does not: {TORCH.momentum} instead")
     return replace(layer, options=kept), notes
 
 
@@ -51,6 +52,8 @@ def _fitted(layer: LayerState, target: str, count: float | None) -> tuple[LayerS
         notes.append(
             f"the running variance is the {layer.estimator} one, and {target} remembers the {wanted}: give `count`"
         )
+    if layer.frozen:
+        notes.append("the layer is frozen, which its state does not hold: freeze it again")
     if target in ("torch", "batchnorm") and layer.gamma is None and layer.beta is not None:
         notes.append(f"{target}'s layer has no β alone: it gets γ=1, which is learned too unless you freeze it")
     if layer.momentum is not None and (1 - layer.momentum) ** layer.averaged > UNSETTLED:
@@ -79,7 +82,8 @@ def transfer(
     transposed. Inference gives the same. torch remembers the unbiased variance and the others the biased one: training
     goes on by the target's. With `count`, the values per feature of a training batch, the running variance is made what
     the target would have remembered, times (N−1)/N or N/(N−1). Without, "batchnorm" is told by its config to go on as
-    the source has begun, and of the others a note says that they do not.
+    the source has begun, and of the others a note says that they do not. (For images tf.keras fuses the layer and
+    remembers the unbiased variance: one that was built tells so; to one give no `count` from torch.)
 
     Args:
         state: As in the table.
@@ -107,6 +111,9 @@ def transfer(
             raise ArgumentError(f"`source` and `target` must be of {', '.join(FRAMEWORKS)}, got {name!r}")
     if count is not None and not count > 1:
         raise ArgumentError(f"`count` must be more than 1 value per feature, got {count}")
+    unknown = [name for name in config or () if name not in FRAMEWORKS[source].words]
+    if unknown:
+        raise ArgumentError(f"`config` holds arguments of {source}'s layer, got {', '.join(map(repr, unknown))}")
     layer = FRAMEWORKS[source].read(state, dict(config or {}))
     layer, notes = _fitted(layer, target, count)
     made, arguments = FRAMEWORKS[target].write(layer)
