@@ -61,7 +61,7 @@ EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - set((ROOT / "examples"
 PRINTED = {
     "torch_placements": "epoch 20  test accuracy 0.8",
     "batch_size_loop": "gradient noise (Bcrit)",
-    "recalibrate_digits": "recalibrated, sequential  accuracy 0.9",
+    "recalibrate_digits": "recalibrate sorted   accuracy 9",
 }
 
 

@@ -199,7 +199,6 @@ def test_sixteen_bits(dtype: torch.dtype) -> None:
     assert report.numbers["difference"] <= report.numbers["allowed"]
 
 
-@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # by the exporter
 def test_onnx_of_the_folded_model(tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     model = trained(

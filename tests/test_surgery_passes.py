@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery import adapt, recalibrate
 from batchnorm.torch import BatchNorm, BatchNorm1d
-from tolerance import FAR, FEW_ROUNDINGS, SINGLE, assert_close
+from tolerance import FAR, FEW_ROUNDINGS, SINGLE, TO_THE_EYE, assert_close
 
 
 @pytest.fixture(autouse=True)
@@ -228,9 +228,28 @@ def test_an_interruption_while_writing_leaves_no_half(tool: Any, monkeypatch: py
 
 
 def test_the_variance_factor_tells_which_way() -> None:
-    model = nn.Sequential(nn.BatchNorm1d(1, eps=1e-12))
-    change = recalibrate(model, torch.tensor([[0.0], [0.5]])).changes[0]
-    assert change.numbers["variance_factor"] == pytest.approx(0.125)
+    model = nn.Sequential(nn.BatchNorm1d(2, eps=1e-12))
+    change = recalibrate(model, torch.tensor([[0.0, 0.0], [1.0, 0.5]])).changes[0]
+    assert change.numbers["variance_factor"] == pytest.approx(0.125)  # of the second feature; of the first 0.5
+
+
+def test_the_estimator_is_that_of_the_layer() -> None:
+    for estimator, variance in (("biased", 4), ("unbiased", 8)):
+        model = nn.Sequential(BatchNorm1d(1, running_variance=estimator))
+        recalibrate(model, torch.tensor([[1.0], [5.0]]))
+        assert model[0].running_var.item() == variance
+
+
+def test_layers_that_are_not_settled_remember_the_pass_before() -> None:
+    model, used = chain(3), list[bool]()
+
+    def look(layer: Any, args: tuple[Tensor]) -> None:
+        used.append(torch.allclose(layer.running_mean, args[0].mean(0), **TO_THE_EYE))
+
+    data = [torch.randn(16, 8), torch.randn(16, 8) + 3]
+    model[7].register_forward_hook(lambda layer, args, _: look(layer, args))
+    recalibrate(model, data)
+    assert used == [True, False, False, False]  # by its own mean alone in the very first batch
 
 
 def test_gradients_are_off_and_16_bits_on_where_asked() -> None:

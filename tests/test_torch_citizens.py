@@ -199,7 +199,6 @@ class TestLightning:
         assert trainer.global_step == 2
         return module.model
 
-    @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
     @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers:UserWarning")
     def test_a_trainer_fits_the_layer_as_it_fits_torchs(self, tmp_path: Path) -> None:
         ours, torchs = (self.fitted(layer, tmp_path) for layer in LAYERS.values())

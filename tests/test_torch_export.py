@@ -18,7 +18,6 @@ COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 quiet = [
     pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning"),  # by torch.compile itself
 ]
 

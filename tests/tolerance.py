@@ -75,3 +75,4 @@ ON_A_GRID = {"rel": 0.01, "abs": 0.0}  # of 1,000 or 4,000 sizes over up to seve
 OVERTIME = 1.2  # times the budget in seconds, beside the last step: what a measurement may take
 FAR = 0.9  # of two errors: the smaller is smaller by more than rounding
 SILENTLY_WRONG = 0.01  # of the largest output: nobody takes it for rounding
+TO_THE_EYE = {"rtol": 1e-3, "atol": 1e-3}  # of means that are equal, or apart by a tenth of σ and more

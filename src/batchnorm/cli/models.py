@@ -1,5 +1,9 @@
 """The commands for models that exist: `batchnorm recalibrate` and `batchnorm fold`."""
 
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +15,14 @@ from batchnorm.errors import BatchNormError, MissingExtraError
 from batchnorm.outputs import check_file
 
 Weights = Annotated[
-    Path | None, typer.Option(help="Weights to load into the model: .safetensors, or a .pt that holds a state_dict.")
+    Path | None,
+    typer.Option(help="Weights to load into the model: .safetensors, or a .pt or .ckpt that holds a state_dict."),
 ]
-NeededModel = Annotated[str, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")]
+NeededModel = Annotated[
+    str, typer.Option(metavar="MODULE:FACTORY", help="Your torch model, or a function that returns it.")
+]
+AllowEmpty = Annotated[bool, typer.Option("--allow-empty", help="It is right to find nothing to change.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")]
 
 
 @app.command()
@@ -21,37 +30,41 @@ def recalibrate(
     model: NeededModel,
     data: Annotated[
         str,
-        typer.Option(metavar="MODULE:FACTORY", help="A function that returns batches, a DataLoader or alike."),
+        typer.Option(metavar="MODULE:FACTORY", help="Batches, a DataLoader or alike, or a function that returns them."),
     ],
     out: Annotated[Path, typer.Option(help="Where the weights go: .safetensors or .pt.")],
     weights: Weights = None,
     layers: Annotated[str | None, typer.Option(help="Which, with commas between; * and ? are wildcards.")] = None,
+    call: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="How to run a batch: a function of model and batch."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Where to run: cpu, cuda:0. Default: where the model is.")] = None,
     max_samples: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Go over the data until nothing moves: exact for every layer.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
+    allow_empty: AllowEmpty = False,
+    as_json: AsJson = False,
 ) -> None:
     """Replace the running statistics of a model by those of your data, pooled over all of its batches.
 
     For averaged weights, before fine-tuning on other data, before export. The report says how far they were off.
     """
-    console = Console(stderr=True)
-    try:
-        with console.status("Loading PyTorch"):
-            from batchnorm import surgery
-            from batchnorm.surgery import factory
+    with _told_in_a_line(f"`--model {model}` on `--data {data}`"):
+        from batchnorm import surgery
+        from batchnorm.surgery import factory
+
         check_file("--out", out, factory.WEIGHTS)
-        made, batches = factory.made_model(model, weights), factory.call_factory("--data", data)
+        run = None if call is None else factory.load_factory("--call", call)
+        made, batches = factory.made_model(model, weights, device), factory.call_factory("--data", data)
         named = None if layers is None else [name.strip() for name in layers.split(",")]
-        report = surgery.recalibrate(made.eval(), batches, layers=named, max_samples=max_samples, sequential=sequential)
-        factory.write(made, out)
-    except (BatchNormError, MissingExtraError, RuntimeError) as error:  # the last: a model that does not take the data
-        fail(error)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted: nothing is written.")
-        raise typer.Exit(INTERRUPTED) from None
-    _report(report, as_json)
+        report = surgery.recalibrate(
+            made, batches, call=run, layers=named, max_samples=max_samples, sequential=sequential,
+            allow_empty=allow_empty,
+        )  # fmt: skip
+        lines = factory.write(made, out)
+    _report(report, as_json, lines)
 
 
 @app.command()
@@ -59,35 +72,59 @@ def fold(
     model: NeededModel,
     inputs: Annotated[
         str,
-        typer.Option(metavar="MODULE:FACTORY", help="A function that returns example inputs."),
+        typer.Option(metavar="MODULE:FACTORY", help="Example inputs, or a function that returns them."),
     ],
     out: Annotated[
         Path,
-        typer.Option(help="The folded model: a program, .onnx or .pt2, or its weights, .safetensors or .pt."),
+        typer.Option(
+            help="The folded model: a program, .onnx or .pt2, or its weights, .safetensors or .pt. These fit the "
+            "folded model alone: fold(model().eval(), example()).model.load_state_dict(...) is the way back."
+        ),
     ],
     weights: Weights = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
+    allow_empty: AllowEmpty = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make batch normalization part of the layers beside it, for inference, and prove that nothing changed.
 
     The report tells what became of each layer, and the largest difference of the outputs on the example inputs.
     """
+    with _told_in_a_line(f"`--model {model}` on `--inputs {inputs}`"):
+        from batchnorm import surgery
+        from batchnorm.surgery import factory
+
+        check_file("--out", out, factory.WEIGHTS + factory.PROGRAMS)
+        factory.check_exporter(out)
+        made, example = factory.made_model(model, weights), factory.call_factory("--inputs", inputs)
+        report = surgery.fold(made.eval(), example, allow_empty=allow_empty)
+        lines = factory.write(report.model, out, example)
+    _report(report, as_json, lines)
+
+
+@contextmanager
+def _told_in_a_line(run: str) -> Generator[None]:
+    """Load PyTorch, keep what a model prints off stdout, and end in one line and a status whatever goes wrong."""
     console = Console(stderr=True)
     try:
         with console.status("Loading PyTorch"):
-            from batchnorm import surgery
-            from batchnorm.surgery import factory
-        check_file("--out", out, factory.WEIGHTS + factory.PROGRAMS)
-        made, example = factory.made_model(model, weights), factory.call_factory("--inputs", inputs)
-        report = surgery.fold(made.eval(), example)
-        factory.write(report.model, out, example)
-    except (BatchNormError, MissingExtraError, RuntimeError) as error:  # the last: a model that does not take them
+            import_module("batchnorm.surgery.factory")
+        with redirect_stdout(sys.stderr):  # whatever a model prints is not the report
+            yield
+    except (BatchNormError, MissingExtraError) as error:
         fail(error)
-    _report(report, as_json)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted: nothing is written.")
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:  # of whatever kind the user's model and data bring about
+        from batchnorm.surgery.factory import told
+
+        fail(BatchNormError(f"{run} failed: {told(error)}"))
 
 
-def _report(report: Any, as_json: bool) -> None:
+def _report(report: Any, as_json: bool, lines: Sequence[str]) -> None:
     if as_json:
         typer.echo(report.to_json())
     else:
         Console().print(report)
+    for line in lines:
+        typer.echo(line, err=True)

@@ -1,109 +1,284 @@
-"""What people name on a command line: a factory of theirs, and files of weights."""
+"""What people name on a command line: a factory of theirs, and files of weights and programs."""
 
 import importlib
+import os
 import sys
-from collections.abc import Callable
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
+from torch.utils._pytree import tree_leaves
 
-from batchnorm.errors import ArgumentError
+from batchnorm.errors import ArgumentError, MissingExtraError
 from batchnorm.surgery.flow import arguments
+from batchnorm.surgery.places import few
 
-PICKLES = (".pt", ".pth", ".bin")
+PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)
 PROGRAMS = (".onnx", ".pt2")
+PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and AveragedModel, and of torch.compile
+COUNTER = "n_averaged"  # of AveragedModel
+ONE_FILE = 2**30  # bytes of weights that an .onnx holds itself; protobuf ends at twice that
+SAID = 300  # characters of a message
+STANDARD = sysconfig.get_path("stdlib") + os.sep
+LIBRARIES = tuple(
+    f"{Path(file).parent}{os.sep}" for file in (str(Path(__file__).parent), torch.__file__, safetensors.__file__)
+)
 
 
-def load_factory(option: str, name: str) -> Callable[[], Any]:
-    """Import `package.module:factory`, looking in the working directory too.
+def told(error: BaseException) -> str:
+    """Return an exception in a line: its kind, its message, and where in the user's own code it was raised.
+
+    >>> told(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    said = " ".join(str(error).split())[:SAID]
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}{said and f': {said}'}{where}"
+
+
+def _is_own(file: str) -> bool:
+    standard = file.startswith(STANDARD) and "site-packages" not in file
+    return not standard and not file.startswith(("<", *LIBRARIES))
+
+
+def named(option: str, name: str) -> Any:
+    """Import `package.module:name`, looking in the working directory too.
 
     Raises:
-        ArgumentError: in one line, if it does not import or is not callable.
+        ArgumentError: in one line, if it does not import.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or not attribute:
         raise ArgumentError(f"`{option}` must be written package.module:factory, got {name!r}")
+    if module_name.endswith(".py"):
+        module = ".".join(Path(module_name).with_suffix("").parts)
+        raise ArgumentError(f"`{option}` names a module, not its file: write {module}:{attribute}, got {name!r}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        factory = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the user's module raises while it is imported
-        raise ArgumentError(f"`{option} {name}` cannot be imported: {type(error).__name__}: {error}") from None
+        raise ArgumentError(f"`{option} {name}` cannot be imported: {told(error)}") from None
+
+
+def load_factory(option: str, name: str) -> Callable[..., Any]:
+    """Import a function.
+
+    Raises:
+        ArgumentError: in one line, if it does not import or is not callable.
+    """
+    factory = named(option, name)
     if not callable(factory):
         raise ArgumentError(f"`{option} {name}` is not callable: {type(factory).__name__}")
     return factory
 
 
-def call_factory(option: str, name: str) -> Any:
-    """Import and call a factory; whatever it raises becomes one line."""
-    factory = load_factory(option, name)
+def call_factory(option: str, name: str, *, once: bool = False) -> Any:
+    """Import a factory and call it; what is no function is taken as it is.
+
+    Args:
+        option: Of the command line, for messages.
+        name: `package.module:name`.
+        once: Whether a module is taken as it is too: not where each call must make a new one.
+
+    Raises:
+        ArgumentError: in one line, whatever the factory raises.
+    """
+    factory = named(option, name)
+    if not callable(factory) or (once and isinstance(factory, nn.Module)):
+        return factory
+    if isinstance(factory, nn.Module):
+        kind = type(factory).__name__
+        raise ArgumentError(f"`{option} {name}` must be a function that returns a new one in each call, got a {kind}")
     try:
         return factory()
     except Exception as error:
-        raise ArgumentError(f"`{option} {name}` failed: {type(error).__name__}: {error}") from None
+        raise ArgumentError(f"`{option} {name}` failed: {told(error)}") from None
 
 
-def made_model(name: str, weights: Path | None) -> nn.Module:
-    """Return the model of a factory, with the weights of a file.
+def made_model(name: str, weights: Path | None, device: str | None = None) -> nn.Module:
+    """Return the model that is named, with the weights of a file, on a device.
 
     Raises:
-        ArgumentError: in one line, if the factory makes none, or the file does not fit it.
+        ArgumentError: in one line, if there is none, the file does not fit it, or the device is not there.
     """
-    model = call_factory("--model", name)
+    model = call_factory("--model", name, once=True)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`--model {name}` must return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
-        try:
-            model.load_state_dict(read(weights))
-        except RuntimeError as error:
-            raise ArgumentError(
-                f"{weights} does not fit `--model {name}`: {' '.join(str(error).split())[:400]}"
-            ) from None
-    return model
+        faults = _load(model, read(weights))
+        if faults:
+            raise ArgumentError(f"{weights} does not fit `--model {name}`: {'; '.join(faults)}")
+    try:
+        return model if device is None else model.to(torch.device(device))
+    except Exception as error:  # of whatever kind a device brings about
+        raise ArgumentError(f"`--device {device}` cannot be used: {told(error)}") from None
+
+
+def _load(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Load weights, and return what of them does not fit."""
+    own = model.state_dict()
+    state = _fitted(state, own.keys())
+    try:
+        missing, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        sizes = [
+            f"{name} is {tuple(value.shape)} in place of {tuple(own[name].shape)}"
+            for name, value in state.items()
+            if name in own and value.shape != own[name].shape
+        ]
+        return [few(sizes) or told(error)]
+    return [f"{kind} {few(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
+
+
+def _fitted(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Exchange the prefixes of wrappers for those that the model's own keys have."""
+    if COUNTER not in own:
+        state.pop(COUNTER, None)
+    given, wanted = _wrapping(state), _wrapping(own)
+    consume_prefix_in_state_dict_if_present(state, given)
+    return {name if name == COUNTER else wanted + name: value for name, value in state.items()} if wanted else state
+
+
+def _wrapping(names: Collection[str]) -> str:
+    """Return the prefixes of wrappers that all names begin with."""
+    inner, found = {*names} - {COUNTER}, ""
+    while inner and (more := [p for p in PREFIXES if all(name.startswith(found + p) for name in inner)]):
+        found += more[0]
+    return found
 
 
 def read(path: Path) -> dict[str, Tensor]:
     """Return the weights of a file: safetensors, or a checkpoint of tensors alone, never an arbitrary pickle.
 
     Raises:
-        ArgumentError: if it cannot be read, or holds anything else.
+        ArgumentError: if it cannot be read, or does not hold just one state_dict.
     """
+    if path.suffix.lower() not in WEIGHTS:
+        raise ArgumentError(f"weights must be a file in {', '.join(WEIGHTS)}, got {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             return load_file(path)
-        if path.suffix not in PICKLES:
-            raise ArgumentError(f"weights must be a file in {', '.join(WEIGHTS)}, got {path}")
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except ArgumentError:
-        raise
+        with warnings.catch_warnings(action="ignore"):  # about files that are refused below
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of whatever kind a damaged file brings about
-        raise ArgumentError(f"{path} cannot be read as weights: {' '.join(str(error).split())[:300]}") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ArgumentError(f"{path} {_unread(path, error)}") from None
+    if _is_state(found):
+        return found
+    if not isinstance(found, dict):
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got {type(found).__name__}")
-    return found
+    inside = {str(name): value for name, value in found.items() if _is_state(value)}
+    if len(inside) > 1 and "state_dict" not in inside:
+        raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: save the wanted one by itself")
+    if not inside:
+        keys = few([str(name) for name in found]) or "no keys"
+        raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got a dict with {keys}")
+    return inside.get("state_dict", next(iter(inside.values())))
 
 
-def write(model: nn.Module, path: Path, example_inputs: Any = None) -> None:
+def _is_state(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(name, str) and isinstance(one, Tensor) for name, one in value.items())
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Return why a file is not read; not in torch's own words where they say how to run what it brings."""
+    if "weights_only" not in str(error):
+        return f"cannot be read as weights: {told(error)}"
+    with path.open("rb") as file:
+        if file.read(1) in (b"P", b"\x80"):  # with which zip files and pickles begin
+            return (
+                "holds objects beyond tensors, which are not loaded, as a pickle can run code: save "
+                "`model.state_dict()` instead"
+            )
+    return f"cannot be read as weights: {type(error).__name__}, as it is damaged or no checkpoint"
+
+
+def check_exporter(path: Path) -> None:
+    """Refuse an .onnx where there is nothing to write it with, before the work is done.
+
+    Raises:
+        MissingExtraError: then.
+    """
+    for library in ("onnxscript", "onnx") if path.suffix.lower() == ".onnx" else ():
+        if find_spec(library) is None:
+            raise MissingExtraError(f"batchnorm fold --out {path.name}", library, "onnx")
+
+
+def write(model: nn.Module, path: Path, example_inputs: Any = None) -> list[str]:
     """Write the weights of a model, or by the ending .onnx or .pt2 the program that it is on such inputs.
+
+    Returns:
+        Lines that say which files these are, and what to know of them.
 
     Raises:
         ArgumentError: if it cannot be written.
     """
-    args, kwargs = arguments(example_inputs)
+    program = path.suffix.lower() in PROGRAMS
     try:
-        if path.suffix == ".onnx":
-            torch.onnx.export(model, args, path, kwargs=kwargs, dynamo=True, verbose=False)
-        elif path.suffix == ".pt2":
-            torch.export.save(torch.export.export(model, args, kwargs), path)
-        elif path.suffix == ".safetensors":
-            save_file({name: value.contiguous().clone() for name, value in model.state_dict().items()}, path)
+        files, notes = _write_program(model, path, example_inputs) if program else _write_weights(model, path)
+    except Exception as error:  # of an exporter, a disk
+        raise ArgumentError(f"{path} cannot be written: {told(error)}") from None
+    return [*(f"wrote {file} ({decimal(file.stat().st_size)})" for file in files), *notes]
+
+
+def _write_weights(model: nn.Module, path: Path) -> tuple[list[Path], list[str]]:
+    """Write weights from the CPU, so that they load where there is no other device."""
+    state = model.state_dict()
+    for name, value in state.items():
+        state[name] = value.cpu() if isinstance(value, Tensor) else value
+    if path.suffix.lower() == ".safetensors":
+        save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
+    else:
+        torch.save(state, path)
+    return [path], []
+
+
+def _write_program(model: nn.Module, path: Path, example_inputs: Any) -> tuple[list[Path], list[str]]:
+    """Export a model; return the files and what to know of them."""
+    files = [path]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)  # of torch, by torch
+        program = _exported(model, example_inputs)
+        if path.suffix.lower() == ".pt2":
+            torch.export.save(program, path)
         else:
-            torch.save(model.state_dict(), path)
-    except Exception as error:  # of an exporter, a disk, a library that is not there
-        why = " ".join(str(error).split())[:400]
-        raise ArgumentError(f"{path} cannot be written: {type(error).__name__}: {why}") from None
+            large = sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE
+            torch.onnx.export(program, f=path, dynamo=True, verbose=False, external_data=large)
+            files += [path.with_name(f"{path.name}.data")] if large else []
+    return files, _fixed_batch(program, example_inputs)
+
+
+def _exported(model: nn.Module, example_inputs: Any) -> Any:
+    """Return the program of a model, whose first axis of each input is free where the model allows it."""
+    args, kwargs = arguments(example_inputs)
+    free = torch.export.ShapesCollection()
+    for one in tree_leaves((args, kwargs)):
+        if isinstance(one, Tensor) and one.ndim and one.shape[0] > 1:  # of 1, torch.export makes a constant
+            free[one] = {0: torch.export.Dim.AUTO}
+    try:
+        return torch.export.export(model, args, kwargs, dynamic_shapes=free.dynamic_shapes(model, args, kwargs))
+    except Exception:  # what cannot be free at all, **kwargs say
+        return torch.export.export(model, args, kwargs)
+
+
+def _fixed_batch(program: Any, example_inputs: Any) -> list[str]:
+    """Return a note where no axis of a program is free."""
+    sizes = [one.shape[0] for one in tree_leaves(example_inputs) if isinstance(one, Tensor) and one.ndim]
+    if program.range_constraints or not sizes:
+        return []
+    way_out = ": give example inputs of 2 or more to leave it free" if sizes[0] == 1 else ""
+    return [f"note: the program takes a batch of {sizes[0]} only{way_out}"]
