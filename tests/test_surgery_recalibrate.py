@@ -52,7 +52,7 @@ def sorted_by_class(size: int = 50) -> list[Tensor]:
 
 
 class TestWhatTodaysToolGetsWrong:
-    """Each case runs torch.optim.swa_utils.update_bn, too, and shows that it fails."""
+    """Each case runs torch.optim.swa_utils.update_bn, too, and shows that it fails; but at a large mean."""
 
     def test_class_sorted(self, kind: Callable[[int], Any]) -> None:
         data, ours, theirs = sorted_by_class(), nn.Sequential(kind(1)), nn.Sequential(nn.BatchNorm1d(1))
@@ -90,6 +90,7 @@ class TestWhatTodaysToolGetsWrong:
         assert_unchanged(ours, before)
         update_bn(used_up, theirs)
         assert theirs[0].running_mean.tolist() == [0, 0]  # what it had learned is gone
+        assert theirs[0].running_var.tolist() == [1, 1]
 
     def test_frozen_layers(self) -> None:
         ours, theirs = (nn.Sequential(make(2), make(2)) for make in (BatchNorm1d, nn.BatchNorm1d))
@@ -125,6 +126,8 @@ class TestWhatTodaysToolGetsWrong:
         ours = nn.Sequential(kind(2))
         recalibrate(ours, data)
         assert_statistics(ours[0], torch.cat(data))
+        x = torch.cat(data)
+        assert ((x**2).mean(0) - x.mean(0) ** 2 - ours[0].running_var).abs().max() > 1  # E[x²] − E[x]² in float32
 
     def test_dicts(self, kind: Callable[[int], Any]) -> None:
         class Net(nn.Module):
