@@ -100,10 +100,17 @@ def in_advice(layer: str, rank: int) -> dict[str, Any]:
 IMAGES = 26, 3, 8, 8
 
 
+def deep(layer: str) -> nn.Sequential:
+    """Return three layers, one behind the other."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        network(layer), nn.BatchNorm1d(2), nn.Sigmoid(), nn.Linear(2, 3), batchnorm.torch.BatchNorm1d(3)
+    )
+
+
 def in_recalibration(layer: str, rank: int) -> dict[str, Any]:
     """Recalibrate by shares of the data of different sizes; then let the second process's data fail, or lack."""
-    torch.manual_seed(0)
-    model = network(layer)
+    model = deep(layer)
     shares = (torch.randn(IMAGES) + 4).split((17, 9))
     recalibrate(model, list(shares[rank].split(5)), sequential=True)
     found, failures = state(model), []

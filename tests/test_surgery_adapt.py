@@ -66,6 +66,7 @@ def test_an_error_inside_the_block_undoes_too() -> None:
     [
         ({"mode": "blend"}, ArgumentError, "got 'blend'"),
         ({"prior": -1.0}, ArgumentError, "got -1"),
+        ({"prior": "many"}, ArgumentError, "got 'many'"),
         ({"min_count": 9}, BatchNormError, "at least 9 values.*0: 8"),
         ({"layers": "1"}, ArgumentError, "'1'"),
     ],

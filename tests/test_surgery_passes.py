@@ -157,6 +157,9 @@ def test_bad_options_and_bad_inputs() -> None:
     model = nn.Sequential(BatchNorm1d(2))
     with pytest.raises(ArgumentError, match=r"`autocast` must be .* got 'bf16'"):
         recalibrate(model, torch.ones(4, 2), autocast="bf16")
+    with pytest.raises(TypeError) as raised:
+        recalibrate(model, [{"x": torch.ones(4, 2)}])
+    assert "`call`, a function of model and batch" in raised.value.__notes__[0]
     with pytest.raises(BatchNormError, match="0 was given list, no tensor: `call`"):
         recalibrate(model, [[[1.0, 2.0]]])
     for wrong, says in ((nn.BatchNorm1d, "the class BatchNorm1d"), (None, "NoneType")):

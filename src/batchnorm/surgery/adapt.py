@@ -1,6 +1,7 @@
 """Normalise by the statistics of other data for a while: adaptation to a shifted domain at test time."""
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -97,8 +98,8 @@ def adapt(
     """
     if mode not in ("replace", "mix"):
         raise ArgumentError(f'`mode` must be "replace" or "mix", got {mode!r}')
-    if not prior >= 0:
-        raise ArgumentError(f"`prior` counts samples, and must not be negative, got {prior}")
+    if not (isinstance(prior, Real) and prior >= 0):
+        raise ArgumentError(f"`prior` counts samples, and must not be negative, got {prior!r}")
     found, left = measurable(model, layers)
     if not found:
         require_change(Report("adapt", model, [], left), allow_empty)

@@ -22,6 +22,7 @@ from batchnorm.surgery.population import Population, settle
 from batchnorm.torch.preserve import held_generators, held_numbers, preserved
 
 Run = Callable[[nn.Module, Any], Any]
+HINT = "`call`, a function of model and batch, says how to run a batch"
 SETTLED = 8 * torch.finfo(torch.float32).eps  # of σ: what rounding moves
 
 
@@ -38,10 +39,7 @@ def listening(populations: list[Population], before: list[Population], settled: 
         named = dict(zip(("input", "residual", "weights"), args, strict=False)) | kwargs
         x = named.get("input", next(iter(named.values()), None))
         if not isinstance(x, Tensor):
-            raise BatchNormError(
-                f"{population.place.name} was given {type(x).__name__}, no tensor: `call`, a function of model and "
-                "batch, says how to run one"
-            )
+            raise BatchNormError(f"{population.place.name} was given {type(x).__name__}, no tensor: {HINT}")
         if population.arrival is None:
             population.arrival = next(arrived)
         population.take(x.detach(), named.get("weights"))
@@ -60,9 +58,13 @@ def listening(populations: list[Population], before: list[Population], settled: 
 
 def first_of(model: nn.Module, batch: Any) -> Any:
     """Run a batch as loaders give them: of a tuple or list the first, a mapping as keyword arguments."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+    try:
+        if isinstance(batch, Mapping):
+            return model(**batch)
+        return model(batch[0] if isinstance(batch, tuple | list) else batch)
+    except Exception as error:
+        error.add_note(HINT)
+        raise
 
 
 def samples_in(batch: Any) -> int:
