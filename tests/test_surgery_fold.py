@@ -110,15 +110,6 @@ def test_residuals_fan_out_and_outputs_of_any_kind() -> None:
     ]
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.one, self.two = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.two(self.conv(self.one(self.conv(x))))
-
-
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +135,6 @@ def normed() -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "x", "says"),
     [
-        (Twice(), torch.randn(2, 4, 3, 3), "one: conv is called 2 times.*two: conv is called 2 times"),
         (Tied(), torch.randn(3, 4), "norm: the weight of linear is used elsewhere too"),
         (Sequences(), torch.randn(2, 5, 4), "norm: the features of linear lie along another axis"),
         (normed(), torch.randn(3, 4), "1: 0 is parametrized: .*remove_parametrizations"),
