@@ -287,3 +287,10 @@ def test_pooling_is_in_float64() -> None:
     recalibrate(model, list(x.split(2)), call=lambda m, batch: m(batch.double()))
     assert model[0].running_mean.item() == 2.0**22 + 0.5
     assert model[0].running_var.item() == pytest.approx(0.25 * 4096 / 4095, **FEW_ROUNDINGS)
+
+
+def test_samples_are_what_most_tensors_have() -> None:
+    data = [{"scale": torch.ones(1), "x": torch.randn(8, 2), "y": torch.randn(8)} for _ in range(5)]
+    model = nn.Sequential(BatchNorm1d(2))
+    report = recalibrate(model, data, call=lambda m, batch: m(batch["x"] * batch["scale"]), max_samples=10)
+    assert report.numbers["samples"] == report.changes[0].numbers["values"] == 10

@@ -346,10 +346,3 @@ def test_a_layer_called_within_itself_may_not_settle_and_says_so() -> None:
     report = recalibrate(Within(), torch.randn(64, 2) + 3, sequential=True)
     assert ("still moving" in report.notes[0], report.numbers) == (True, {"samples": 64, "batches": 1})
     assert recalibrate(deep(), torch.randn(8, 2, 8, 8), sequential=True).notes == []
-
-
-def test_samples_are_what_most_tensors_have() -> None:
-    data = [{"scale": torch.ones(1), "x": torch.randn(8, 2), "y": torch.randn(8)} for _ in range(5)]
-    model = nn.Sequential(BatchNorm1d(2))
-    report = recalibrate(model, data, call=lambda m, batch: m(batch["x"] * batch["scale"]), max_samples=10)
-    assert report.numbers["samples"] == report.changes[0].numbers["values"] == 10

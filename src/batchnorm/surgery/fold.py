@@ -112,7 +112,7 @@ class _Folding:
             return f"the features of {name} lie along another axis"
         return None
 
-    def note(self, call: Call, what: str, into: Call, new: nn.Module, rest: nn.Module) -> None:
+    def note(self, call: Call, what: str, into: Call, *, new: nn.Module, rest: nn.Module) -> None:
         self.now[id(into.module)], self.now[id(call.module)] = new, rest
         if isinstance(rest, nn.Identity):
             self.gone.add(id(call.module))
@@ -153,11 +153,11 @@ def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str 
     if isinstance(made.module, _BatchNorm) and id(made.module) not in folding.changes:
         plain = normalization(made.module) is None and len(made.inputs) == 1 and not folding.once(made.module)
         if plain and made.module.running_mean is not None and _axis(made.module, rank) == _axis(layer, rank):
-            folding.note(call, "merged into", made, merged(folding.current(made.module), then), rest)
+            folding.note(call, "merged into", made, new=merged(folding.current(made.module), then), rest=rest)
             return None
     why = folding.unfit(made, _axis(layer, rank), rank)
     if why is None:
-        folding.note(call, "folded into", made, after(folding.current(made.module), then), rest)
+        folding.note(call, "folded into", made, new=after(folding.current(made.module), then), rest=rest)
     return why
 
 
@@ -174,7 +174,7 @@ def _downward(folding: _Folding, call: Call, activation: nn.Module | None) -> st
     if why is None and bool(first.shift.any()) and not _sees_every_tap(module):
         why = f"{user.name} pads with zeros, which are no outputs of this layer"
     if why is None:
-        folding.note(call, "folded into", user, ahead(module, first), nn.Identity())
+        folding.note(call, "folded into", user, new=ahead(module, first), rest=nn.Identity())
     return why
 
 
