@@ -119,6 +119,7 @@ SURGERY = [
     Mutant(
         "the pass before is forgotten", "surgery/passes.py", "population.statistics(earlier)", "population.statistics()"
     ),
+    Mutant("the pass before counts in full", "surgery/population.py", "(whole.count - moments.count).clamp(min=0)", "(whole.count)"),
     Mutant("each pass sees other data", "surgery/passes.py", "                    held_generators(data),\n", ""),
     Mutant("gradients are on", "surgery/passes.py", "with torch.no_grad(), torch.autocast", "with torch.autocast"),
     Mutant(

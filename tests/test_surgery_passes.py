@@ -53,7 +53,7 @@ def test_two_layers_are_exact_for_any_split(sizes: int) -> None:
     x, start = by_class(), chain(2)
     whole, split = copy.deepcopy(start), copy.deepcopy(start)
     recalibrate(whole, x)  # in one batch all of the data are there at once
-    recalibrate(split, list(x.split(sizes)))
+    assert recalibrate(split, list(x.split(sizes))).notes == []
     for a, b in zip(whole.buffers(), split.buffers(), strict=True):
         if a.is_floating_point():
             assert_close(b.numpy(), a.numpy(), "float32", a.abs().numpy() + 1)
@@ -67,12 +67,16 @@ def test_deeper_ones_with_a_pass_for_each(depth: int) -> None:
     models = {kind: copy.deepcopy(start) for kind in ("iterator", "two passes", "sequential")}
     data = list(x.split(16))
     notes = recalibrate(models["iterator"], iter(data)).notes
-    assert "one pass, as an iterator gives no more" in notes[0]
+    assert f"not settled: {depth - 1} layers behind others, as an iterator gives one pass" in notes[0]
     notes = recalibrate(models["two passes"], data).notes
-    assert "sequential=True goes on" in notes[0]
+    assert f"not settled: {depth - 2} layers behind others, which the second pass moved" in notes[0]
     assert recalibrate(models["sequential"], data, sequential=True).notes == []
     found = [off(model, truth) for model in models.values()]
     assert found[2] < FAR * found[1] < FAR * found[0]
+
+
+def test_a_single_batch_is_all_there_is() -> None:
+    assert recalibrate(chain(4), [by_class()]).notes == []
 
 
 def test_all_passes_see_the_same_and_the_loader_is_as_before() -> None:

@@ -61,6 +61,14 @@ def test_names_shapes_and_order() -> None:
     assert linen_back["var"].tolist() == [7, 8]
 
 
+def test_it_prints_shapes() -> None:
+    said = str(transfer(ARRAYS, "keras", "nnx", config={"epsilon": 0.5}))
+    assert said.splitlines() == [
+        "state: {'scale': '(2,)', 'bias': '(2,)', 'mean': '(2,)', 'var': '(2,)'}",
+        "config: num_features=2, axis=-1, momentum=0.99, epsilon=0.5, use_scale=True, use_bias=True",
+    ]
+
+
 def test_variances_are_told_apart() -> None:
     assert "give `count`" in transfer(nn.BatchNorm1d(2), "torch", "keras").notes[0]
     ours = transfer(ARRAYS, "keras", "batchnorm")

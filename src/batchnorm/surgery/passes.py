@@ -30,8 +30,9 @@ SETTLED = 8 * torch.finfo(torch.float32).eps  # of σ: what rounding moves
 def listening(populations: list[Population], before: list[Population], settled: set[nn.Module]) -> Generator[None]:
     """Show the inputs of the layers to their populations.
 
-    A layer that is settled normalises by its statistics; another by all that it has seen so far, this batch and the
-    pass before included, so that nothing is ever divided by a variance that it is far beyond.
+    A layer that is settled normalises by its statistics; another by all that it has seen so far, this batch included
+    and what is still to come as the pass before has seen it, so that nothing is far beyond the variance it is divided
+    by.
     """
     arrived = count()
 
@@ -206,10 +207,10 @@ def measured(
     """
     _checked(max_samples, autocast)
     require_numbers(model)
-    turns, moved = _turns(data, found, sequential), None
+    turns = _turns(data, found, sequential)
     if device is None:
         device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    populations, settled = list[Population](), set[nn.Module]()
+    populations, settled, moved = list[Population](), set[nn.Module](), list[float]()
     with preserved(model), uncompiled(model):
         model.eval()
         for turn in range(turns):
@@ -229,15 +230,16 @@ def measured(
                 failure = error
             over_ranks(seen, failure, group)
             _require_data(seen)
-            moved = max(map(_moved, populations, seen)) if populations else None
-            populations = seen
+            moved, populations = [_moved(a, b) for a, b in zip(populations, seen, strict=False)], seen
             for one in populations:
                 if one.moments is not None:
                     settle(one.layer, *one.statistics())
             settled |= {one.layer for one in populations if one.arrival == turn}
-            if moved is not None and moved <= SETTLED:
+            if moved and max(moved) <= SETTLED:
                 break
-    return populations, _notes(populations, moved, sequential=sequential)
+    loose = [i for i, one in enumerate(populations) if one.calls and (sequential or one.layer not in settled)]
+    by = max((moved[i] for i in loose), default=0.0) if moved else None
+    return populations, [*_left_out(populations), *_unsettled(len(loose), by, sequential=sequential)]
 
 
 def _samples(data: Any, max_samples: int | None) -> int | None:
@@ -247,23 +249,22 @@ def _samples(data: Any, max_samples: int | None) -> int | None:
     return min(known, max_samples or known) if known is not None else max_samples
 
 
-def _notes(populations: list[Population], moved: float | None, *, sequential: bool) -> list[str]:
-    """Return what a user should know: what was left out, and whether the statistics are final."""
+def _left_out(populations: list[Population]) -> list[str]:
     skipped = max((one.skipped for one in populations), default=0)
-    notes = [f"left out for inf or NaN: {skipped} of the batches"] if skipped else []
-    if moved is None and len(populations) > 1:
-        notes.append(
-            "one pass, as an iterator gives no more: layers behind others were normalised by what had been seen so "
-            "far; a list or a DataLoader allows another"
-        )
-    elif moved is not None and moved > SETTLED and sequential:
-        notes.append("the statistics were still moving in the last pass: is a layer called more than once?")
-    elif moved is not None and moved > SETTLED:
-        notes.append(
-            f"the second pass moved the statistics of layers behind others by up to {moved:.2g} σ: sequential=True "
-            "goes on until nothing moves"
-        )
-    return notes
+    return [f"left out for inf or NaN: {skipped} of the batches"] if skipped else []
+
+
+def _unsettled(loose: int, moved: float | None, *, sequential: bool) -> list[str]:
+    """Return a note where the statistics are not final, and by how much the last pass has still moved them."""
+    if not loose or (moved is not None and moved <= SETTLED):
+        return []
+    if sequential:
+        return ["the statistics were still moving in the last pass: is a layer called more than once?"]
+    if moved is None:
+        why = "as an iterator gives one pass; a list or a DataLoader gives more"
+    else:
+        why = f"which the second pass moved by up to {moved:.2g} σ; sequential=True settles them"
+    return [f"not settled: {loose} layer{'s' * (loose > 1)} behind others, {why}"]
 
 
 def _require_data(populations: list[Population]) -> None:

@@ -1,6 +1,5 @@
 """What a layer sees over all of the data: moments pooled over batches and calls."""
 
-from functools import reduce
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -12,7 +11,7 @@ from batchnorm.conventions import TORCH, Estimator
 from batchnorm.errors import BatchNormError
 from batchnorm.layout import Plan, plan
 from batchnorm.renorm import REMEMBERED
-from batchnorm.statistics import Moments, merge, observed_variance
+from batchnorm.statistics import Moments, divisor, merge, observed_variance
 from batchnorm.steps import silence
 from batchnorm.surgery.places import Place
 from batchnorm.torch.check import check_weights
@@ -75,15 +74,18 @@ class Population:
         self.samples += samples * self._share
         self._share = 0
 
-    def statistics(self, also: "Population | None" = None) -> tuple[Tensor, Tensor]:
+    def statistics(self, before: "Population | None" = None) -> tuple[Tensor, Tensor]:
         """Return the mean, and the variance by the estimator of the layer, in the shape of its buffers; float64.
 
-        Of what another has seen too, if it is given.
+        What the pass before has seen stands in for what this one has yet to see, if it is given.
         """
-        seen = [one.moments for one in (self, also) if one is not None and one.moments is not None]
-        if not seen:
+        moments = self.moments
+        if moments is None:
             raise BatchNormError(f"{self.place.name} has seen no data")
-        moments = reduce(lambda a, b: merge(a, b, xp), seen)
+        if before is not None and before.moments is not None:
+            whole = before.moments
+            rest = torch.as_tensor(whole.count - moments.count).clamp(min=0)
+            moments = merge(moments, whole._replace(count=rest, m2=whole.m2 * (rest / divisor(whole.count, xp))), xp)
         shape = self.layer.running_mean.shape
         chosen: Estimator = getattr(self.layer, "running_variance", TORCH.running_variance)
         estimator = chosen if getattr(self.layer, "renorm", None) is None else REMEMBERED

@@ -101,11 +101,12 @@ def recalibrate(
     weights (SWA, EMA), before fine-tuning on other data, before export.
 
     What a layer sees depends on the layers before it, and these have to be settled first. With each pass over the data
-    one more is, in the order in which they are called; the others normalise by all that they have seen so far. There
-    are two passes, one where the data are an iterator: exact for the first two layers, close for the others, and a
-    note says how far the second pass has moved them. `sequential=True` makes a pass for each layer, and one to see
-    that nothing moves: then the statistics are those of inference, for every layer and any split of the data (a layer
-    that is called twice within itself may go on moving: a note says so). All passes see the same data, shuffled alike.
+    one more is, in the order in which they are called; the others normalise by what they have seen so far, and by the
+    pass before for the rest. There are two passes, one where the data are an iterator: exact for the first two layers,
+    close for the others, and a note says how far the second pass has moved them. `sequential=True` makes a pass for
+    each layer, and one to see that nothing moves: then the statistics are those of inference, for every layer and any
+    split of the data (a layer that is called twice within itself may go on moving: a note says so). All passes see the
+    same data, shuffled alike.
 
     Everything runs in inference, so that dropout is off, and without gradients. A layer that is frozen keeps its
     statistics: one of `batchnorm.torch` that is frozen, and one in inference in a model that is in training. If the

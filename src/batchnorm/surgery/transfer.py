@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from torch.utils._pytree import tree_map
+
 from batchnorm.conventions import TORCH
 from batchnorm.errors import ArgumentError
 from batchnorm.renorm import REMEMBERED
 from batchnorm.surgery.frameworks import FRAMEWORKS, LayerState
+
+
+def _shape(leaf: Any) -> Any:
+    return str(tuple(leaf.shape)) if hasattr(leaf, "shape") else leaf
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,12 @@ class Transferred:
     state: Any
     config: dict[str, Any]
     notes: list[str] = field(default_factory=list[str])
+
+    def __str__(self) -> str:
+        """Return what `print` shows: the shapes in place of the numbers."""
+        shapes: Any = tree_map(_shape, self.state)
+        config = ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+        return "\n".join([f"state: {shapes}", f"config: {config}", *self.notes])
 
 
 UNSETTLED = 1e-4  # of an average: the share of its start that makes a difference
