@@ -119,8 +119,13 @@ SURGERY = [
     Mutant(
         "the pass before is forgotten", "surgery/passes.py", "population.statistics(earlier)", "population.statistics()"
     ),
-    Mutant("the pass before counts in full", "surgery/population.py", "(whole.count - moments.count).clamp(min=0)", "(whole.count)"),
-    Mutant("each pass sees other data", "surgery/passes.py", "                    held_generators(data),\n", ""),
+    Mutant(
+        "the pass before counts in full",
+        "surgery/population.py",
+        "(whole.count - moments.count).clamp(min=0)",
+        "(whole.count)",
+    ),
+    Mutant("each pass sees other data", "surgery/passes.py", "        held_generators(data),\n", ""),
     Mutant("gradients are on", "surgery/passes.py", "with torch.no_grad(), torch.autocast", "with torch.autocast"),
     Mutant(
         "compiled models stay so",
@@ -131,8 +136,8 @@ SURGERY = [
     Mutant(
         "16 bits are not heard",
         "surgery/passes.py",
-        "torch.autocast(kind, dtype) if autocast else",
-        "nullcontext() if autocast else",
+        "torch.autocast(home.type, dtype) if how.autocast else",
+        "nullcontext() if how.autocast else",
     ),
     Mutant(
         "half is written",
@@ -160,8 +165,22 @@ SURGERY = [
         "elif trains and not layer.training:",
         "elif False:",
     ),
-    Mutant("one pass for the sequence", "surgery/passes.py", "        return len(found) + 1\n", "        return 1\n"),
-    Mutant("no data are no error", "surgery/passes.py", "            _require_data(seen)\n", ""),
+    Mutant(
+        "one pass for the sequence", "surgery/passes.py", "        return 2 * (len(found) + 1)\n", "        return 1\n"
+    ),
+    Mutant(
+        "it stops where the unsettled stand still",
+        "surgery/passes.py",
+        "if fixed and max(moved)",
+        "if moved and max(moved)",
+    ),
+    Mutant("the order of calls is all", "surgery/passes.py", "(sequential and turn >= len(found) - 1) or", ""),
+    Mutant(
+        "no data are no error",
+        "surgery/passes.py",
+        "    if before:\n        return before\n    raise",
+        "    return before\n    raise",
+    ),
     Mutant("dropout stays on", "surgery/passes.py", "        model.eval()\n", ""),
     Mutant("a mix that forgets the prior", "surgery/adapt.py", "one.samples / (prior + one.samples)", "1.0"),
     Mutant(

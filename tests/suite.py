@@ -55,6 +55,7 @@ PARTS = {
         "surgery_fold_proof",
         "surgery_recalibrate",
         "surgery_passes",
+        "surgery_settling",
         "surgery_adapt",
         "surgery_transfer",
     ],

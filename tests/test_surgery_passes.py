@@ -14,84 +14,13 @@ from torch.optim.swa_utils import AveragedModel
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery import adapt, recalibrate
 from batchnorm.torch import BatchNorm, BatchNorm1d
-from tolerance import FAR, FEW_ROUNDINGS, SINGLE, TO_THE_EYE, assert_close
+from chains import chain
+from tolerance import FEW_ROUNDINGS, SINGLE
 
 
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     torch.manual_seed(0)
-
-
-def chain(depth: int) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for _ in range(depth):
-        parts += [nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()]
-    return nn.Sequential(*parts)
-
-
-def by_class() -> Tensor:
-    """Rows of eight classes, sorted by class."""
-    return torch.randn(384, 8) + (3 * torch.randn(8, 8))[torch.arange(384) // 48]
-
-
-def off(model: nn.Module, truth: nn.Module) -> float:
-    """Return how far the statistics of the worst layer are off: of the mean in σ, of the variance as a share."""
-    worst = 0.0
-    for a, b in zip(model.modules(), truth.modules(), strict=True):
-        if isinstance(a, nn.BatchNorm1d) and isinstance(b, nn.BatchNorm1d):
-            assert a.running_mean is not None
-            assert b.running_mean is not None
-            assert a.running_var is not None
-            assert b.running_var is not None
-            moved = (a.running_mean - b.running_mean).abs() / (b.running_var + b.eps).sqrt()
-            worst = max(worst, moved.max().item(), (a.running_var / b.running_var - 1).abs().nan_to_num().max().item())
-    return worst
-
-
-@pytest.mark.parametrize("sizes", [64, 16, 7, 1])
-def test_two_layers_are_exact_for_any_split(sizes: int) -> None:
-    x, start = by_class(), chain(2)
-    whole, split = copy.deepcopy(start), copy.deepcopy(start)
-    recalibrate(whole, x)  # in one batch all of the data are there at once
-    assert recalibrate(split, list(x.split(sizes))).notes == []
-    for a, b in zip(whole.buffers(), split.buffers(), strict=True):
-        if a.is_floating_point():
-            assert_close(b.numpy(), a.numpy(), "float32", a.abs().numpy() + 1)
-
-
-@pytest.mark.parametrize("depth", [4, 12])
-def test_deeper_ones_with_a_pass_for_each(depth: int) -> None:
-    x, start = by_class(), chain(depth)
-    truth = copy.deepcopy(start)
-    recalibrate(truth, x)
-    models = {kind: copy.deepcopy(start) for kind in ("iterator", "two passes", "sequential")}
-    data = list(x.split(16))
-    notes = recalibrate(models["iterator"], iter(data)).notes
-    assert f"not settled: {depth - 1} layers behind others, as an iterator gives one pass" in notes[0]
-    notes = recalibrate(models["two passes"], data).notes
-    assert f"not settled: {depth - 2} layers behind others, which the second pass moved" in notes[0]
-    assert recalibrate(models["sequential"], data, sequential=True).notes == []
-    found = [off(model, truth) for model in models.values()]
-    assert found[2] < FAR * found[1] < FAR * found[0]
-
-
-def test_a_single_batch_is_all_there_is() -> None:
-    assert recalibrate(chain(4), [by_class()]).notes == []
-
-
-def test_all_passes_see_the_same_and_the_loader_is_as_before() -> None:
-    generator = torch.Generator().manual_seed(7)
-    rows = torch.randn(64, 8)
-    loader = torch.utils.data.DataLoader(rows, batch_size=5, shuffle=True, generator=generator)  # type: ignore[arg-type]
-    before = generator.get_state()
-    model, again = chain(3), chain(3)
-    again.load_state_dict(model.state_dict())
-    report = recalibrate(model, loader, sequential=True, max_samples=20)
-    assert report.notes == []  # settled, though each pass is a drawing of 20 of 64
-    assert torch.equal(generator.get_state(), before)
-    first = torch.cat(list(loader))[:20]
-    recalibrate(again, first, sequential=True)
-    assert off(again, model) < SINGLE["rel"] * 20
 
 
 def test_nothing_real_is_no_data() -> None:
@@ -245,18 +174,6 @@ def test_the_estimator_is_that_of_the_layer() -> None:
         model = nn.Sequential(BatchNorm1d(1, running_variance=estimator))
         recalibrate(model, torch.tensor([[1.0], [5.0]]))
         assert model[0].running_var.item() == variance
-
-
-def test_layers_that_are_not_settled_remember_the_pass_before() -> None:
-    model, used = chain(3), list[bool]()
-
-    def look(layer: Any, args: tuple[Tensor]) -> None:
-        used.append(torch.allclose(layer.running_mean, args[0].mean(0), **TO_THE_EYE))
-
-    data = [torch.randn(16, 8), torch.randn(16, 8) + 3]
-    model[7].register_forward_hook(lambda layer, args, _: look(layer, args))
-    recalibrate(model, data)
-    assert used == [True, False, False, False]  # by its own mean alone in the very first batch
 
 
 def test_gradients_are_off_and_16_bits_on_where_asked() -> None:

@@ -332,17 +332,3 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         assert first[1] == second[1] == ""  # one share of the data is enough
         for name, value in ranks[0][layer]["after"].items():
             assert torch.equal(value, ranks[1][layer]["after"][name])
-
-
-def test_a_layer_called_within_itself_may_not_settle_and_says_so() -> None:
-    class Within(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = BatchNorm1d(2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.norm(self.norm(x) * 5)
-
-    report = recalibrate(Within(), torch.randn(64, 2) + 3, sequential=True)
-    assert ("still moving" in report.notes[0], report.numbers) == (True, {"samples": 64, "batches": 1})
-    assert recalibrate(deep(), torch.randn(8, 2, 8, 8), sequential=True).notes == []

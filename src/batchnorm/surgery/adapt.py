@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery.passes import Run, measured
+from batchnorm.surgery.passes import Reading, Run, measured
 from batchnorm.surgery.places import Layers
 from batchnorm.surgery.population import Population
 from batchnorm.surgery.recalibrate import enough, measurable, renew, samples_and_batches
@@ -100,16 +100,14 @@ def adapt(
         raise ArgumentError(f'`mode` must be "replace" or "mix", got {mode!r}')
     if not (isinstance(prior, Real) and prior >= 0):
         raise ArgumentError(f"`prior` counts samples, and must not be negative, got {prior!r}")
+    if min_count < 1:
+        raise ArgumentError(f"`min_count` must be at least 1, got {min_count}")
     found, left = measurable(model, layers)
+    how = Reading(call, max_samples, device, autocast, progress)
     if not found:
         require_change(Report("adapt", model, [], left), allow_empty)
         return Adapted("adapt", model, [], left)
-    if min_count < 1:
-        raise ArgumentError(f"`min_count` must be at least 1, got {min_count}")
-    populations, notes = measured(
-        model, data, found, call=call, max_samples=max_samples, device=device, autocast=autocast, sequential=sequential,
-        group=group, shown=progress, label="adapt",
-    )  # fmt: skip
+    populations, notes = measured(model, data, found, how, sequential=sequential, group=group, label="adapt")
     ready, few = enough(populations, min_count)
     if not ready or any(one.calls for one in populations if one not in ready):
         raise BatchNormError(

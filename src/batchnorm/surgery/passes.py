@@ -3,27 +3,49 @@
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import partial, reduce
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
+from numbers import Integral
 from typing import Any
 
-import array_api_compat.torch as xp
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.statistics import Moments, merge
 from batchnorm.surgery.places import Place, require_numbers, uncompiled
 from batchnorm.surgery.population import Population, settle
+from batchnorm.surgery.ranks import everyones, pool, portable
+from batchnorm.surgery.report import written
 from batchnorm.torch.preserve import held_generators, held_numbers, preserved
 
 Run = Callable[[nn.Module, Any], Any]
 HINT = "`call`, a function of model and batch, says how to run a batch"
 SETTLED = 8 * torch.finfo(torch.float32).eps  # of σ: what rounding moves
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How data are read: the options of `recalibrate` of the same names; `shown` tells whether there is a bar."""
+
+    call: Run | None = None
+    max_samples: int | None = None
+    device: Any = None
+    autocast: Any = None
+    shown: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        most, autocast = self.max_samples, self.autocast
+        number = isinstance(most, Integral) and not isinstance(most, bool)
+        if most is not None and not (number and most > 0):
+            raise ArgumentError(f"`max_samples` must be a number, at least 1, got {most!r}")
+        if not (autocast is None or isinstance(autocast, bool | torch.dtype)):
+            raise ArgumentError(f"`autocast` must be a dtype, torch.bfloat16 say, True or None, got {autocast!r}")
 
 
 @contextmanager
@@ -110,21 +132,15 @@ def _one_batch(data: Any) -> bool:
     return len({(p.dtype, p.shape[1:]) if isinstance(p, Tensor) else type(p) for p in parts}) > 1
 
 
-def one_pass(
-    model: nn.Module,
-    given: Iterator[tuple[Any, int]],
-    *,
-    call: Run,
-    autocast: Any,
-    listeners: Sequence[Callable[[int], object]],
-) -> None:
-    """Run the model on every batch, without gradients, and tell the listeners of how many samples it was."""
-    kind = next((p.device.type for p in (*model.parameters(), *model.buffers())), "cpu")
-    dtype = autocast if isinstance(autocast, torch.dtype) else None
-    with torch.no_grad(), torch.autocast(kind, dtype) if autocast else nullcontext():
-        for batch, size in given:
+def one_pass(model: nn.Module, data: Any, how: Reading, ended: Sequence[Callable[[int], object]]) -> None:
+    """Run the model on every batch, without gradients, and tell of each that has ended how many samples it had."""
+    call = how.call or first_of
+    home = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    dtype = how.autocast if isinstance(how.autocast, torch.dtype) else None
+    with torch.no_grad(), torch.autocast(home.type, dtype) if how.autocast else nullcontext():
+        for batch, size in batches(data, home if how.device is None else how.device, how.max_samples):
             call(model, batch)
-            for listener in listeners:
+            for listener in ended:
                 listener(size)
 
 
@@ -138,141 +154,126 @@ def progress(label: str, total: int | None, shown: bool) -> Generator[Callable[[
         yield lambda samples: bar.advance(task, samples)
 
 
-def over_ranks(found: list[Population], failure: Exception | None, group: Any) -> None:
-    """Merge what all processes have seen, in the order of their ranks; or fail in all of them where one has failed."""
-    if not distributed.is_available() or not distributed.is_initialized() or distributed.get_world_size(group) == 1:
-        if failure is not None:
-            raise failure
-        return
-    own = [
-        (one.moments and Moments(*(_there(p, "cpu") for p in one.moments)), one.counted(), one.arrival) for one in found
-    ]
-    everyone: list[Any] = [None] * distributed.get_world_size(group)
-    distributed.all_gather_object(everyone, str(failure) if failure is not None else own, group)
-    if failure is not None:
-        raise failure
-    for rank, theirs in enumerate(everyone):
-        if isinstance(theirs, str):
-            raise BatchNormError(f"process {rank} has failed: {theirs}")
-    for i, one in enumerate(found):
-        device = one.layer.running_mean.device
-        parts = [Moments(*(_there(p, device) for p in theirs[i][0])) for theirs in everyone if theirs[i][0] is not None]
-        one.moments = reduce(lambda a, b: merge(a, b, xp), parts) if parts else None
-        one.arrival = next((theirs[i][2] for theirs in everyone if theirs[i][2] is not None), None)
-        one.batches, one.samples, one.skipped, one.calls = map(
-            sum, zip(*(theirs[i][1] for theirs in everyone), strict=True)
-        )
-
-
-def _there(part: Any, device: Any) -> Any:
-    return part.to(device) if isinstance(part, Tensor) else part
+def _samples(data: Any, max_samples: int | None) -> int | None:
+    """Return how many samples a pass will see, as far as the data tell."""
+    try:
+        known = len(data) if isinstance(data, Tensor) else len(data.dataset)
+    except (AttributeError, TypeError, NotImplementedError):  # a series of batches; a dataset that does not know
+        known = None
+    return min(known, max_samples or known) if known is not None else max_samples
 
 
 def _turns(data: Any, found: list[Place], sequential: bool) -> int:
-    """Return how many passes there may be: one for each layer, and one to see that nothing moves; or two at most."""
+    """Return how many passes there may be: two, or with one for each layer and one to see that nothing moves.
+
+    Twice that where the order in which layers are first called is not the order in which they feed one another.
+    """
     if sequential and isinstance(data, Iterator):
         raise ArgumentError(
             "sequential=True goes over the data several times, got an iterator, which is used up after one"
         )
     if sequential:
-        return len(found) + 1
+        return 2 * (len(found) + 1)
     return 1 if isinstance(data, Iterator) else min(2, len(found))
-
-
-def _checked(max_samples: int | None, autocast: Any) -> None:
-    if max_samples is not None and not (isinstance(max_samples, int) and max_samples > 0):
-        raise ArgumentError(f"`max_samples` must be a number, at least 1, got {max_samples!r}")
-    if not (autocast is None or isinstance(autocast, bool | torch.dtype)):
-        raise ArgumentError(f"`autocast` must be a dtype, torch.bfloat16 say, True or None, got {autocast!r}")
 
 
 def measured(
     model: nn.Module,
     data: Any,
     found: list[Place],
+    how: Reading,
     *,
-    call: Run | None = None,
-    max_samples: int | None = None,
-    device: Any = None,
-    autocast: Any = None,
-    sequential: bool = False,
-    group: Any = None,
-    shown: bool = True,
-    label: str = "recalibrate",
+    sequential: bool,
+    group: Any,
+    label: str,
 ) -> tuple[list[Population], list[str]]:
     """Return what each layer sees over the data, and notes on what was seen; leave the model as it is, to the bit.
 
     With each pass one more layer is settled, in the order in which they are called: what comes before it is. All
-    passes see the same data: random numbers begin anew with each, those of a loader that shuffles too.
+    passes see the same data, as far as random numbers decide: those of torch, NumPy and Python, and of the loader,
+    begin anew with each.
     """
-    _checked(max_samples, autocast)
     require_numbers(model)
-    turns = _turns(data, found, sequential)
-    if device is None:
-        device = next((p.device for p in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-    populations, settled, moved = list[Population](), set[nn.Module](), list[float]()
+    turns = min(everyones(partial(_turns, data, found, sequential), group))
+    now, settled, moved, samples = list[Population](), set[nn.Module](), list[float](), list[float]()
     with preserved(model), uncompiled(model):
         model.eval()
         for turn in range(turns):
-            seen = [Population(place) for place in found]
-            failure: Exception | None = None
-            name = f"{label}, pass {turn + 1} of {turns}" if turns > 1 else label
-            try:
-                with (
-                    held_numbers(model),
-                    held_generators(data),
-                    progress(name, _samples(data, max_samples), shown) as told,
-                    listening(seen, populations, settled),
-                ):
-                    given, listeners = batches(data, device, max_samples), [*(one.close for one in seen), told]
-                    one_pass(model, given, call=call or first_of, autocast=autocast, listeners=listeners)
-            except Exception as error:
-                failure = error
-            over_ranks(seen, failure, group)
-            _require_data(seen)
-            moved, populations = [_moved(a, b) for a, b in zip(populations, seen, strict=False)], seen
-            for one in populations:
+            fixed = bool(now) and settled.issuperset(one.layer for one in now if one.calls)
+            before, now = now, [Population(place) for place in found]
+            usual = f", pass {turn + 1} of {len(found) + 1 if sequential else turns}" if turns > 1 else ""
+            watched = partial(_watched, model, data, how, now, before=before, settled=settled, name=f"{label}{usual}")
+            everyone = everyones(watched, group)
+            if len(everyone) > 1:
+                pool(now, everyone)
+            if not any(one.calls for one in now):
+                now, moved = _used_up(before, sequential), []
+                break
+            moved = [_moved(a, b) for a, b in zip(before, now, strict=False)]
+            samples.append(max(one.samples for one in now))
+            for one in now:
                 if one.moments is not None:
                     settle(one.layer, *one.statistics())
-            settled |= {one.layer for one in populations if one.arrival == turn}
-            if moved and max(moved) <= SETTLED:
+            if fixed and max(moved) <= SETTLED:
                 break
-    loose = [i for i, one in enumerate(populations) if one.calls and (sequential or one.layer not in settled)]
-    by = max((moved[i] for i in loose), default=0.0) if moved else None
-    return populations, [*_left_out(populations), *_unsettled(len(loose), by, sequential=sequential)]
+            whole = (sequential and turn >= len(found) - 1) or max(one.batches for one in now) == 1
+            settled |= {one.layer for one in now if whole or one.arrival == turn}
+    return now, _notes(now, moved, samples, settled=None if sequential else settled)
 
 
-def _samples(data: Any, max_samples: int | None) -> int | None:
-    """Return how many samples a pass will see, as far as the data tell."""
-    known = len(data.dataset) if hasattr(getattr(data, "dataset", None), "__len__") else None
-    known = len(data) if isinstance(data, Tensor) else known
-    return min(known, max_samples or known) if known is not None else max_samples
+def _watched(
+    model: nn.Module,
+    data: Any,
+    how: Reading,
+    now: list[Population],
+    *,
+    before: list[Population],
+    settled: set[nn.Module],
+    name: str,
+) -> list[Any]:
+    """Pass the data through the model, and return what the layers have seen of them in this process."""
+    with (
+        held_numbers(model),
+        held_generators(data),
+        progress(name, _samples(data, how.max_samples), how.shown) as told,
+        listening(now, before, settled),
+    ):
+        one_pass(model, data, how, [*(one.close for one in now), told])
+    return [portable(one) for one in now]
 
 
-def _left_out(populations: list[Population]) -> list[str]:
-    skipped = max((one.skipped for one in populations), default=0)
-    return [f"left out for inf or NaN: {skipped} of the batches"] if skipped else []
+def _used_up(before: list[Population], sequential: bool) -> list[Population]:
+    """Return what the first pass has seen where there are no data for another."""
+    if sequential and before:
+        raise BatchNormError("sequential=True goes over the data several times, and they were used up after one")
+    if before:
+        return before
+    raise BatchNormError(
+        "the data gave no batch that reaches a layer: statistics stay as they were (an iterator is used up after "
+        "one pass, and a loader with drop_last=True gives none where there is less than one batch)"
+    )
 
 
-def _unsettled(loose: int, moved: float | None, *, sequential: bool) -> list[str]:
-    """Return a note where the statistics are not final, and by how much the last pass has still moved them."""
-    if not loose or (moved is not None and moved <= SETTLED):
-        return []
-    if sequential:
-        return ["the statistics were still moving in the last pass: is a layer called more than once?"]
-    if moved is None:
-        why = "as an iterator gives one pass; a list or a DataLoader gives more"
-    else:
-        why = f"which the second pass moved by up to {moved:.2g} σ; sequential=True settles them"
-    return [f"not settled: {loose} layer{'s' * (loose > 1)} behind others, {why}"]
-
-
-def _require_data(populations: list[Population]) -> None:
-    if populations and not any(one.calls for one in populations):
-        raise BatchNormError(
-            "the data gave no batch that reaches a layer: statistics stay as they were (an iterator is used up after "
-            "one pass, and a loader with drop_last=True gives none where there is less than one batch)"
+def _notes(
+    populations: list[Population], moved: list[float], samples: list[float], *, settled: set[nn.Module] | None
+) -> list[str]:
+    """Return what was left out, and how far the last pass has moved what is not `settled`; None: nobody knows."""
+    notes = list[str]()
+    skipped = max(one.skipped for one in populations)
+    if skipped:
+        notes.append(f"left out for inf or NaN: {skipped} of the batches")
+    if len(set(samples)) > 1:
+        notes.append(
+            f"the passes saw different data, of {', '.join(map(written, samples))} samples: the last one counts"
         )
+    loose = [i for i, one in enumerate(populations) if one.calls and one.layer not in (settled or ())]
+    layers = f"not settled: {len(loose)} layer{'s' * (len(loose) > 1)} behind others"
+    if loose and not moved:
+        notes.append(f"{layers}, as the data gave one pass; a list or a DataLoader gives more")
+    elif loose and (by := max(moved[i] for i in loose)) > SETTLED:
+        hint = "is a layer called more than once?" if settled is None else "sequential=True settles them"
+        notes.append(f"{layers}, which the last pass moved by up to {by:.2g} σ: {hint}")
+    return notes
 
 
 def _moved(a: Population, b: Population) -> float:

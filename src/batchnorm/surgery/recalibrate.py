@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from batchnorm.surgery.passes import Run, measured
+from batchnorm.surgery.passes import Reading, Run, measured
 from batchnorm.surgery.places import Layers, Place, chosen, places
 from batchnorm.surgery.population import Population, settle
 from batchnorm.surgery.report import Change, Left, Report, require_change
@@ -102,11 +102,12 @@ def recalibrate(
 
     What a layer sees depends on the layers before it, and these have to be settled first. With each pass over the data
     one more is, in the order in which they are called; the others normalise by what they have seen so far, and by the
-    pass before for the rest. There are two passes, one where the data are an iterator: exact for the first two layers,
-    close for the others, and a note says how far the second pass has moved them. `sequential=True` makes a pass for
-    each layer, and one to see that nothing moves: then the statistics are those of inference, for every layer and any
-    split of the data (a layer that is called twice within itself may go on moving: a note says so). All passes see the
-    same data, shuffled alike.
+    pass before for the rest. There are two passes, which settle the first two layers; a note says of how many others
+    they do not, and how far the second has moved these. An iterator gives one pass, which settles the first layer.
+    `sequential=True` makes a pass for each layer, and one to see that nothing moves, 54 for a ResNet-50: then the
+    statistics are those of inference, for every layer and any split of the data (a layer that is called twice within
+    itself may go on moving: a note says so). All passes see the same data, as far as the random numbers of torch, NumPy
+    and Python, and of the loader, decide; a dataset with a generator of its own draws anew.
 
     Everything runs in inference, so that dropout is off, and without gradients. A layer that is frozen keeps its
     statistics: one of `batchnorm.torch` that is frozen, and one in inference in a model that is in training. If the
@@ -149,12 +150,10 @@ def recalibrate(
     (2.0, 16.0)
     """
     found, left = measurable(model, layers)
+    how = Reading(call, max_samples, device, autocast, progress)
     if not found:
         return require_change(Report("recalibrate", model, [], left), allow_empty)
-    populations, notes = measured(
-        model, data, found, call=call, max_samples=max_samples, device=device, autocast=autocast, sequential=sequential,
-        group=group, shown=progress,
-    )  # fmt: skip
+    populations, notes = measured(model, data, found, how, sequential=sequential, group=group, label="recalibrate")
     ready, few = enough(populations)
     with all_or_none(one.layer for one in ready):
         changes = [renew(one, *one.statistics()) for one in ready]

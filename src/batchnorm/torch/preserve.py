@@ -183,7 +183,9 @@ def held_buffers(model: nn.Module) -> Generator[None]:
 @contextmanager
 def held_generators(loader: Any) -> Generator[None]:
     """Let a look at a DataLoader leave no trace in the generators of its own that it shuffles by."""
-    owned = [getattr(owner, "generator", None) for owner in (loader, getattr(loader, "sampler", None))]
+    inner = getattr(loader, "batch_sampler", None)
+    owners = (loader, getattr(loader, "sampler", None), inner, getattr(inner, "sampler", None))
+    owned = [getattr(owner, "generator", None) for owner in owners]
     states = [(generator, generator.get_state()) for generator in owned if isinstance(generator, torch.Generator)]
     workers = getattr(loader, "_iterator", None)  # persistent ones
     try:
