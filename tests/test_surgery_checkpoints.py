@@ -100,7 +100,7 @@ def test_wrappers_that_the_model_has_stay(name: str, saved: dict[str, Tensor], p
 @pytest.mark.parametrize(
     "saved",
     [
-        {"state_dict": state(), "ema": {"0.bias": torch.ones(4)}, "epoch": 3},
+        {"state_dict": {f"model.{name}": value for name, value in state().items()}, "epoch": 3},  # as Lightning writes
         {"epoch": 3, "model": state(), "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
         {"model_state_dict": counted("module."), "empty": {}},
     ],
@@ -113,7 +113,10 @@ def test_the_one_state_dict_of_a_checkpoint_is_taken(saved: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("saved", "says"),
     [
-        ({"model": state(), "ema": state(), "epoch": 1}, "x.ckpt holds several state_dicts, model, ema: save the"),
+        (
+            {"state_dict": state(), "ema": state(), "epoch": 1},
+            "x.ckpt holds several state_dicts, state_dict, ema: save",
+        ),
         ({"epoch": 1, "lr": 0.1, "seed": 2, "name": "a", "best": 3}, "got a dict with epoch, lr, seed and 2 more"),
         ({}, "must hold a state_dict, tensors by name, got a dict with no keys"),
         ([1, 2], "must hold a state_dict, tensors by name, got list"),

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from batchnorm.errors import BatchNormError
-from batchnorm.surgery import fold
+from batchnorm.surgery import Left, Report, fold
 from batchnorm.surgery.fold import _difference
 from batchnorm.torch import BatchNorm1d
 from tolerance import PROJECT_BOUND, SILENTLY_WRONG
@@ -139,6 +139,35 @@ class Heads(nn.Module):
         return self.norm(self.linear(x))
 
 
+class FrozenBatchNorm(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Named(nn.Linear):
+    """A subclass that computes as its base does."""
+
+
+class Doubled(nn.Linear):
+    """One that does not."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_subclasses_that_compute_as_their_base() -> None:
+    report = fold(trained(nn.Sequential(Named(4, 4), nn.BatchNorm1d(4))), torch.randn(3, 4))
+    assert (report.names, type(report.model[0])) == (["1"], Named)
+
+
+def test_many_reasons_are_counted() -> None:
+    left = [Left(str(i), f"reason {i}") for i in range(12)]
+    said = str(Report("fold", nn.Identity(), [], left))
+    assert "left 7: reason 7" in said
+    assert "reason 8" not in said
+    assert "left 4 more, each with its reason in `left`" in said
+
+
 def pruned() -> nn.Module:
     linear = nn.Linear(4, 4)
     prune.l1_unstructured(linear, "weight", 0.5)
@@ -157,9 +186,11 @@ def pruned() -> nn.Module:
             r"0\.weight does not know its shape yet: run the model",
         ),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to("meta"), r"0\.weight is on the meta device"),
-        (nn.Sequential(nn.Linear(4, 4)), "nothing to change in Sequential .it has no batch normalization"),
+        (nn.Sequential(nn.Linear(4, 4)), "nothing to change in Sequential .it has no batch normalization of a class"),
+        (nn.Sequential(nn.Linear(4, 4), FrozenBatchNorm()), "known, but FrozenBatchNorm"),
+        (nn.Sequential(Doubled(4, 4), nn.BatchNorm1d(4)), "mul is a function, perhaps of a class of its own"),
     ],
-    ids=["aliased", "reads", "pruned", "lazy", "meta", "without"],
+    ids=["aliased", "reads", "pruned", "lazy", "meta", "without", "foreign", "subclass"],
 )
 def test_models_that_cannot_be_folded_say_why(model: nn.Module, says: str) -> None:
     with pytest.raises(BatchNormError, match=says):

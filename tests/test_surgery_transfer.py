@@ -135,6 +135,7 @@ def test_what_goes_on_otherwise_is_told() -> None:
         (ARRAYS[:3], "keras", "torch", "got 3 arrays"),
         ("weights.npz", "keras", "torch", "got str"),
         (nn.BatchNorm1d(2), "keras", "torch", "got BatchNorm1d"),
+        (nn.Sequential(nn.BatchNorm1d(2)), "torch", "keras", "got Sequential"),
         ({"gamma": ARRAYS[0]}, "torch", "keras", "got gamma"),
         ({"kernel": ARRAYS[0]}, "nnx", "keras", "got kernel"),
     ],
@@ -194,9 +195,9 @@ def test_without_statistics_there_is_nothing_to_transfer(target: str) -> None:
 def test_what_does_not_fit_together() -> None:
     with pytest.raises(ShapeError, match="one length"):
         transfer([np.ones(2), np.ones(2), np.ones(3), np.ones(2)], "keras", "torch")
-    for count in (1, -3):
+    for count in (1, -3, "8"):
         with pytest.raises(ArgumentError, match="`count` must be more than 1"):
-            transfer(ARRAYS, "keras", "torch", count=count)
+            transfer(ARRAYS, "keras", "torch", count=count)  # type: ignore[arg-type]
     for state, source in (([1, 2], "torch"), ({"params": {}}, "haiku"), ({"params": {}, "state": {}}, "haiku")):
         with pytest.raises(ArgumentError):
             transfer(state, source, "keras")

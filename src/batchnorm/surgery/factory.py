@@ -26,7 +26,7 @@ from batchnorm.surgery.places import few
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)
 PROGRAMS = (".onnx", ".pt2")
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and AveragedModel, and of torch.compile
+PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and AveragedModel, torch.compile, Lightning
 COUNTER = "n_averaged"  # of AveragedModel
 ONE_FILE = 2**30  # bytes of weights that an .onnx holds itself; protobuf ends at twice that
 SAID = 300  # characters of a message
@@ -180,12 +180,12 @@ def read(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got {type(found).__name__}")
     inside = {str(name): value for name, value in found.items() if _is_state(value)}
-    if len(inside) > 1 and "state_dict" not in inside:
+    if len(inside) > 1:
         raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: save the wanted one by itself")
     if not inside:
         keys = few([str(name) for name in found]) or "no keys"
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got a dict with {keys}")
-    return inside.get("state_dict", next(iter(inside.values())))
+    return next(iter(inside.values()))
 
 
 def _is_state(value: Any) -> bool:

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from batchnorm.surgery.folding import weighted
 from batchnorm.surgery.places import places, require_numbers, uncompiled
 from batchnorm.torch.preserve import preserved
 
@@ -144,7 +145,7 @@ def is_one_call(module: nn.Module) -> bool:
     """Return whether a module counts as one call, whatever runs inside."""
     if isinstance(module, CONTAINERS):
         return False
-    return isinstance(module, _BatchNorm) or type(module).__module__.startswith("torch.nn")
+    return isinstance(module, _BatchNorm) or type(module).__module__.startswith("torch.nn") or weighted(module)
 
 
 def record(model: nn.Module, example_inputs: Any) -> Flow:

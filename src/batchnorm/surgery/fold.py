@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
-from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged
+from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, weighted
 from batchnorm.surgery.places import places, put, require_numbers
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
@@ -98,8 +98,8 @@ class _Folding:
         module, name = call.module, call.name
         if is_parametrized(module):
             return f"{name} is parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
-        if type(module) not in WEIGHTED:
-            kind = f"a {type(module).__name__}" if module is not None else "called as a function"
+        if not weighted(module):
+            kind = f"a {type(module).__name__}" if module is not None else "a function, perhaps of a class of its own"
             return f"{name} is {kind}, no Linear or convolution of torch.nn"
         if self.once(module):
             return self.once(module)

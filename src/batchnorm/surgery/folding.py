@@ -11,6 +11,14 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
 
 
+def weighted(module: Any) -> bool:
+    """Return whether a module is a Linear or convolution, or of a subclass that computes as it does."""
+    kind = next((kind for kind in WEIGHTED if isinstance(module, kind)), None)
+    return kind is not None and all(
+        getattr(type(module), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
+    )
+
+
 class Affine(NamedTuple):
     """What a batch normalization is in inference, per feature: y = scale·x + shift, float64."""
 

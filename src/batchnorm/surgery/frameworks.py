@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.conventions import FLAX, KERAS, TORCH, Convention, Estimator
 from batchnorm.errors import ArgumentError, ShapeError
@@ -124,6 +125,8 @@ NAMES_OF_TORCH = {
 
 def _read_torch(state: Any, config: dict[str, Any]) -> LayerState:
     if isinstance(state, nn.Module):
+        if not isinstance(state, _BatchNorm):
+            raise ArgumentError(f"a layer of batch normalization is needed, got {type(state).__name__}")
         found: Any = state
         own = {name: getattr(found, name) for name in ("eps", "momentum", "frozen", *OPTIONS) if hasattr(found, name)}
         state, config = found.state_dict(), {**own, **config}

@@ -16,6 +16,7 @@ from batchnorm.outputs import plain
 from batchnorm.surgery.places import few
 
 WIDTH = 110  # characters of a table as text
+REASONS = 8  # shown below it
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Report:
         facts = ", ".join(f"{name.replace('_', ' ')} {written(value)}" for name, value in self.numbers.items())
         if facts:
             parts.append(Text(facts))
-        parts += [Text(f"left {reason}") for reason in reasons(self.left)]
+        why = reasons(self.left)
+        parts += [Text(f"left {reason}") for reason in why[:REASONS]]
+        parts += [Text(f"left {len(why) - REASONS} more, each with its reason in `left`")] if len(why) > REASONS else []
         parts += [Text(note) for note in self.notes]
         return Group(*(parts or [Text(f"{self.tool}: nothing to change")]))
 
@@ -126,6 +129,12 @@ def written(value: Any) -> str:
     return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
 
 
+def _nothing(model: nn.Module) -> str:
+    """Say that there is nothing to work on; and name the classes that sound as if they were."""
+    foreign = dict.fromkeys(type(m).__name__ for m in model.modules() if "BatchNorm" in type(m).__name__)
+    return f"it has no batch normalization of a class that is known{f', but {few([*foreign])}' if foreign else ''}"
+
+
 def reasons(left: Sequence[Left]) -> list[str]:
     """Return each reason once, with the names of the first layers that it holds for.
 
@@ -144,7 +153,7 @@ def require_change(report: Report, allow_empty: bool) -> Report:
     """
     if report.changes or allow_empty:
         return report
-    why = "; ".join([*reasons(report.left), *report.notes]) or "it has no batch normalization"
+    why = "; ".join([*reasons(report.left), *report.notes]) or _nothing(report.model)
     raise BatchNormError(
         f"{report.tool} has found nothing to change in {type(report.model).__name__}"
         f" ({why}); allow_empty=True if that is right"

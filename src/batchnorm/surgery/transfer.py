@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from torch.utils._pytree import tree_map
@@ -121,8 +122,8 @@ def transfer(
     for name in (source, target):
         if name not in FRAMEWORKS:
             raise ArgumentError(f"`source` and `target` must be of {', '.join(FRAMEWORKS)}, got {name!r}")
-    if count is not None and not count > 1:
-        raise ArgumentError(f"`count` must be more than 1 value per feature, got {count}")
+    if count is not None and not (isinstance(count, Real) and count > 1):
+        raise ArgumentError(f"`count` must be more than 1 value per feature, got {count!r}")
     unknown = [name for name in config or () if name not in FRAMEWORKS[source].words]
     if unknown:
         raise ArgumentError(f"`config` holds arguments of {source}'s layer, got {', '.join(map(repr, unknown))}")
