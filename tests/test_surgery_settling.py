@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,20 @@ class Halves:
 
     def __iter__(self) -> Any:
         return iter([torch.randn(8, 8) for _ in range(self.counts.pop(0))])
+
+
+def test_a_layer_that_may_be_behind_itself_is_not_called_settled() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.end = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.end(self.norm(torch.relu(self.norm(x))))
+
+    report = recalibrate(Shared(), list(by_class().split(16)), max_samples=np.int64(320))  # type: ignore[arg-type]
+    assert "not settled: 1 layer behind others" in report.notes[0]
+    assert '"samples": 320' in report.to_json()
 
 
 def test_data_that_change_from_pass_to_pass() -> None:

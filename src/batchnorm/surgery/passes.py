@@ -44,6 +44,7 @@ class Reading:
         number = isinstance(most, Integral) and not isinstance(most, bool)
         if most is not None and not (number and most > 0):
             raise ArgumentError(f"`max_samples` must be a number, at least 1, got {most!r}")
+        object.__setattr__(self, "max_samples", None if most is None else int(most))
         if not (autocast is None or isinstance(autocast, bool | torch.dtype)):
             raise ArgumentError(f"`autocast` must be a dtype, torch.bfloat16 say, True or None, got {autocast!r}")
 
@@ -266,7 +267,8 @@ def _notes(
         notes.append(
             f"the passes saw different data, of {', '.join(map(written, samples))} samples: the last one counts"
         )
-    loose = [i for i, one in enumerate(populations) if one.calls and one.layer not in (settled or ())]
+    again = [one.calls > one.batches + one.skipped for one in populations]  # perhaps behind itself
+    loose = [i for i, one in enumerate(populations) if one.calls and (again[i] or one.layer not in (settled or ()))]
     layers = f"not settled: {len(loose)} layer{'s' * (len(loose) > 1)} behind others"
     if loose and not moved:
         notes.append(f"{layers}, as the data gave one pass; a list or a DataLoader gives more")
