@@ -174,7 +174,6 @@ SURGERY = [
         "if fixed and max(moved)",
         "if moved and max(moved)",
     ),
-    Mutant("the order of calls is all", "surgery/passes.py", "(sequential and turn >= len(found) - 1) or", ""),
     Mutant(
         "no data are no error",
         "surgery/passes.py",

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery import recalibrate
+from batchnorm.surgery.places import Place
+from batchnorm.surgery.population import Population
 from chains import by_class, chain, off
 from tolerance import FAR, SINGLE, TO_THE_EYE, assert_close
 
@@ -76,6 +78,28 @@ def test_branches_settle_whatever_the_order_of_their_calls(order: tuple[int, ...
         layer, values = model.get_submodule(name), torch.cat(inputs).double()
         assert_close(layer.running_mean.numpy(), values.mean(0).numpy(), "float32", 1 + values.abs().amax(0).numpy())
         assert_close(layer.running_var.numpy(), values.var(0).numpy(), "float32", 1 + values.square().amax(0).numpy())
+
+
+def test_branches_that_stand_still_before_they_are_settled() -> None:
+    model = Branches()
+    model.only = model.end = nn.Identity()  # type: ignore[assignment]
+    whole = copy.deepcopy(model)
+    data = [torch.randn(16, 8) * (i + 1) + 3 * i for i in range(6)]
+    recalibrate(model, data, sequential=True)
+    recalibrate(whole, torch.cat(data))
+    assert off(model, whole) < SINGLE["rel"] * 20
+
+
+def test_what_is_still_to_come_is_as_the_pass_before_has_seen_it() -> None:
+    place = Place(nn.BatchNorm1d(1), ("norm",))
+    before, now = Population(place), Population(place)
+    before.take(torch.tensor([[0.0], [2.0], [10.0], [12.0]]), None)
+    now.take(torch.tensor([[0.0], [2.0]]), None)
+    mean, var = now.statistics(before)  # two of mean 1, and two of four of mean 6
+    assert mean.item() == 3.5
+    assert var.item() == pytest.approx((2 + 52 + 2.5**2 * 4) / 3)
+    now.take(torch.tensor([[10.0], [12.0]]), None)
+    assert [part.item() for part in now.statistics(before)] == [part.item() for part in now.statistics()]
 
 
 class Halves:

@@ -217,7 +217,7 @@ def measured(
                     settle(one.layer, *one.statistics())
             if fixed and max(moved) <= SETTLED:
                 break
-            whole = (sequential and turn >= len(found) - 1) or max(one.batches for one in now) == 1
+            whole = max(one.batches for one in now) == 1  # all that there is has been seen at once
             settled |= {one.layer for one in now if whole or one.arrival == turn}
     return now, _notes(now, moved, samples, settled=None if sequential else settled)
 
