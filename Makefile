@@ -45,8 +45,9 @@ format: $(READY)  ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Some tests take a second and some a minute: who is done takes over from the other.
 test: $(READY)  ## Run every test, the examples in the documentation and the mutants
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist worksteal
 
 mutants: $(READY)  ## Show that the tests reject deliberate faults
 	$(BIN)/pytest -n 2 tests/test_mutants.py
