@@ -105,7 +105,12 @@ SURGERY = [
         "part.float() if isinstance(part, Tensor)",
     ),
     Mutant("renormalization as it was told", "surgery/population.py", "is None else REMEMBERED", "is None else chosen"),
-    Mutant("what is of no weight is data", "surgery/population.py", "if real == 0:", "if False:"),
+    Mutant(
+        "what is of no weight is data",
+        "surgery/population.py",
+        "if not bool(torch.as_tensor(found.count).any()):",
+        "if False:",
+    ),
     Mutant("left out at float32", "surgery/population.py", "if not _finite(found) and bool(", "if False and bool("),
     Mutant("left out, but counted", "surgery/population.py", "        self._share = 0\n", ""),
     Mutant(
@@ -185,8 +190,8 @@ SURGERY = [
     Mutant(
         "an adaptation that stays",
         "surgery/adapt.py",
-        "                layer.get_buffer(name).copy_(value)\n",
-        "                pass\n",
+        "        bring_back(self.before)\n",
+        "",
     ),
     Mutant(
         "parameters are copied",

@@ -12,6 +12,7 @@ from batchnorm.conventions import Estimator
 from batchnorm.errors import ArgumentError
 
 Clip = float | Callable[[Any], Any]
+CLIPS = ("rmin", "rmax", "dmax")
 REMEMBERED: Estimator = "biased"  # the variance that enters the running statistics, in every framework
 
 
@@ -98,7 +99,7 @@ class Renorm:
     momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("rmin", "rmax", "dmax"):
+        for name in CLIPS:
             value = getattr(self, name)
             schedule = callable(value) and not isinstance(value, type)
             if not (value is None or schedule or (isinstance(value, Real) and float(value) >= 0.0)):
@@ -122,6 +123,11 @@ class Renorm:
         """
         rmax = Ramp(1.0, 3.0, hold, r_until)
         return cls(Inverse(rmax), rmax, Ramp(0.0, 5.0, hold, d_until), momentum)
+
+    @property
+    def clipping(self) -> dict[str, Clip]:
+        """Return the bounds that there are, by name."""
+        return {name: clip for name in CLIPS if (clip := getattr(self, name)) is not None}
 
     def clips(self, step: Any) -> tuple[Any, Any, Any]:
         """Return (rmin, rmax, dmax) at `step`."""

@@ -8,9 +8,8 @@ from typing import Any
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.layout import Axis, Plan, normalise_axis
 from batchnorm.layout import plan as planned
-from batchnorm.renorm import Renorm
+from batchnorm.renorm import CLIPS, Renorm
 
-CLIPS = ("rmin", "rmax", "dmax")
 FUSED_AXES = (-4, -3, -1, 1, 3, 4)  # where the channels of an input of rank 4 or 5 may lie
 
 

@@ -8,7 +8,7 @@ import keras
 from keras import constraints, initializers, regularizers
 
 from batchnorm.errors import ArgumentError
-from batchnorm.keras.arguments import CLIPS, Held
+from batchnorm.keras.arguments import Held
 from batchnorm.keras.namespace import ops
 from batchnorm.renorm import Inverse, Ramp, Renorm
 
@@ -25,8 +25,7 @@ OLD_NAMES = {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"}
 
 def clipping_of(renorm: Renorm) -> dict[str, Any] | None:
     """Return the clip values as the user has given them."""
-    clips = {name: getattr(renorm, name) for name in CLIPS}
-    return {n: c.value if isinstance(c, Held) else c for n, c in clips.items() if c is not None} or None
+    return {n: c.value if isinstance(c, Held) else c for n, c in renorm.clipping.items()} or None
 
 
 def _clip_written(clip: Any) -> Any:

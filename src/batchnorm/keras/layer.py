@@ -11,11 +11,11 @@ from batchnorm.conventions import KERAS, Estimator, check_epsilon, check_groups,
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import configuration
 from batchnorm.keras import namespace as xp
-from batchnorm.keras.arguments import CLIPS, Held, axes_of, check_fused, check_momentum, layout_of, renorm_of
+from batchnorm.keras.arguments import Held, axes_of, check_fused, check_momentum, layout_of, renorm_of
 from batchnorm.keras.door import Door, door
 from batchnorm.keras.namespace import ops
 from batchnorm.layout import Axis, Plan, weights_shape
-from batchnorm.renorm import REMEMBERED
+from batchnorm.renorm import CLIPS, REMEMBERED
 from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
 

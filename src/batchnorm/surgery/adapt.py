@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
@@ -13,24 +12,21 @@ from batchnorm.surgery.places import Layers
 from batchnorm.surgery.population import Population
 from batchnorm.surgery.recalibrate import enough, measurable, renew, samples_and_batches
 from batchnorm.surgery.report import Report, require_change
-from batchnorm.torch.preserve import all_or_none
+from batchnorm.torch.preserve import Buffers, all_or_none, bring_back
 
 
 @dataclass(frozen=True)
 class Adapted(Report):
     """What was adapted, and the way back: `undo()`, or the end of a `with` block."""
 
-    before: list[tuple[nn.Module, dict[str, Tensor]]] = field(default_factory=list[Any], repr=False)
+    before: Buffers = field(default_factory=list[Any], repr=False)
 
-    @torch.no_grad()
     def undo(self) -> nn.Module:
         """Bring the statistics back, to the bit; return the model. A second time it does nothing.
 
         Of adaptations within one another the last comes first.
         """
-        for layer, buffers in self.before:
-            for name, value in buffers.items():
-                layer.get_buffer(name).copy_(value)
+        bring_back(self.before)
         self.before.clear()
         return self.model
 
@@ -89,6 +85,7 @@ def adapt(
     Sources: Li, Wang, Shi, Liu and Hou 2016 (AdaBN) for "replace"; Schneider et al. 2020, "Improving robustness
     against common corruptions by covariate shift adaptation", eq. 4, for "mix".
 
+    >>> import torch
     >>> model = nn.Sequential(nn.BatchNorm1d(1)).eval()
     >>> with adapt(model, torch.tensor([[4.0], [6.0]]), mode="mix", prior=2):
     ...     model[0].running_mean.item()  # (2·0 + 2·5)/(2 + 2)
@@ -114,8 +111,7 @@ def adapt(
             f"at least {min_count} values per feature are needed (`min_count`): "
             + "; ".join(f"{one.where}: {one.why}" for one in few)
         )
-    before = [(one.layer, {n: b.clone() for n, b in one.layer.named_buffers()}) for one in ready]
-    with all_or_none(layer for layer, _ in before):
+    with all_or_none(one.layer for one in ready) as before:
         changes = [renew(one, *_blend(one, mode, prior)) for one in ready]
     return Adapted("adapt", model, changes, [*left, *few], samples_and_batches(ready), notes, before)
 

@@ -12,7 +12,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
 from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, weighted
-from batchnorm.surgery.places import places, put, require_numbers
+from batchnorm.surgery.places import places, put
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -270,7 +270,6 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    require_numbers(model)
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of whatever a model may hold

@@ -171,8 +171,8 @@ def _options_of_keras(config: dict[str, Any]) -> dict[str, Any]:
         "virtual_batch_size": config.get("virtual_batch_size"),
     }
     if config.get("renorm"):
-        momentum = 1.0 - config.get("renorm_momentum", KERAS.momentum)
-        options["renorm"] = Renorm(**(config.get("renorm_clipping") or {}), momentum=round(momentum, DIGITS))
+        momentum = rest(config.get("renorm_momentum", KERAS.momentum))
+        options["renorm"] = Renorm(**(config.get("renorm_clipping") or {}), momentum=momentum)
     return {name: value for name, value in options.items() if value != OPTIONS[name]}
 
 
@@ -199,8 +199,7 @@ def _write_keras(layer: LayerState) -> tuple[Any, dict[str, Any]]:
     config = {"axis": -1, "momentum": rest(layer.momentum), "epsilon": layer.eps, **affine}
     renorm: Renorm | None = layer.options.get("renorm")
     if renorm is not None:
-        clips = {name: clip for name in ("rmin", "rmax", "dmax") if (clip := getattr(renorm, name)) is not None}
-        config |= {"renorm": True, "renorm_clipping": clips or None, "renorm_momentum": rest(renorm.momentum)}
+        config |= {"renorm": True, "renorm_clipping": renorm.clipping or None, "renorm_momentum": rest(renorm.momentum)}
     return [a for a in found if a is not None], config
 
 

@@ -54,8 +54,7 @@ class Population:
         if not _finite(found):
             self.skipped += 1
             return
-        real = float(torch.as_tensor(found.count).max())
-        if real == 0:
+        if not bool(torch.as_tensor(found.count).any()):
             return
         self._share = max(self._share, 1 if weights is None else float(torch.as_tensor(weights).ne(0).double().mean()))
         self.moments = found if self.moments is None else merge(self.moments, found, xp)

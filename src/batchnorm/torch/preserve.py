@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+Buffers = list[tuple[nn.Module, dict[str, torch.Tensor]]]
 _HOLDERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter)
 _KEPT_ELSEWHERE = ("_parameters", "_buffers", "_modules", "state", "param_groups")  # as far as their insides go
 
@@ -169,15 +170,27 @@ def training_mode(model: nn.Module) -> Generator[None]:
             module.training = training
 
 
+def kept_buffers(modules: Iterable[nn.Module]) -> Buffers:
+    """Return copies of the buffers of each."""
+    return [(module, {name: buffer.clone() for name, buffer in module.named_buffers()}) for module in modules]
+
+
+@torch.no_grad()
+def bring_back(kept: Buffers) -> None:
+    """Write them back, also into buffers that were cast or moved since."""
+    for module, buffers in kept:
+        for name, value in buffers.items():
+            module.get_buffer(name).copy_(value)
+
+
 @contextmanager
 def held_buffers(model: nn.Module) -> Generator[None]:
     """Let forwards that only look leave no trace in running statistics."""
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    kept = kept_buffers([model])
     try:
         yield
     finally:
-        for buffer, value in values:
-            buffer.copy_(value)
+        bring_back(kept)
 
 
 @contextmanager
@@ -213,15 +226,14 @@ def held_numbers(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def all_or_none(modules: Iterable[nn.Module]) -> Generator[None]:
-    """Bring the buffers of all of them back where the block does not get to its end."""
-    values = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+def all_or_none(modules: Iterable[nn.Module]) -> Generator[Buffers]:
+    """Give the buffers of all of them as they were, and bring them back where the block does not get to its end."""
+    kept = kept_buffers(modules)
     try:
-        yield
+        yield kept
     except BaseException:
-        with _uninterrupted(), torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
+        with _uninterrupted():
+            bring_back(kept)
         raise
 
 
