@@ -1,26 +1,68 @@
 """Networks that train many at once: every parameter has a leading axis of replicas, every layer is one computation.
 
-The base network is that of Ioffe and Szegedy 2015, figure 1: three hidden layers of 100 units. Its layers of
-batch normalization are there in every comparison; where there is to be none they are switched off, which leaves their
-scale and shift: with or without, the same number of parameters is trained. β is the bias of the unit; only where batch
-normalization comes after the activation has the unit a bias of its own.
+The base network is that of Ioffe and Szegedy 2015, figure 1, unless other widths are asked for: three hidden layers of
+100 units. Its layers of batch normalization are there in every comparison; where there is to be none they are switched
+off, which leaves their scale and shift: with or without, the same number of parameters is trained. β is the bias of the
+unit; only where batch normalization comes after the activation has the unit a bias of its own.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from batchnorm.torch import BatchNorm
 
 Placement = Literal["none", "before", "after", "first"]
+Norm = Literal["batch", "layer", "group", "tanh", "init"]
+Initialization = Literal["he", "glorot", "0.1"]
 
 WIDTH = 100
 DEPTH = 3
-ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU}
+HIDDEN = (WIDTH,) * DEPTH
+GROUP_SIZE = 10  # units a group of group normalization should have
+LEAST_GROUP_SIZE = 4  # two units that are normalised together keep nothing but their order
+START_OF_ALPHA = 0.5  # of dynamic tanh, as Zhu et al. 2025 start it
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An activation and the initialization that is usual with it.
+
+    Attributes:
+        module: Class of the module, which is made without arguments.
+        initialization: "he" for N(0, 2/inputs) (He et al. 2015), "glorot" for N(0, 2/(inputs + outputs)) (Glorot and
+            Bengio 2010), "0.1" for N(0, 0.1²) (Ioffe and Szegedy 2015).
+    """
+
+    module: type[nn.Module]
+    initialization: Initialization
+
+    def std(self, inputs: int, outputs: int) -> float:
+        """Return the standard deviation of the initial weights of a layer.
+
+        >>> ACTIVATIONS["relu"].std(50, 100), ACTIVATIONS["tanh"].std(100, 100), ACTIVATIONS["sigmoid"].std(50, 100)
+        (0.2, 0.1, 0.1)
+        """
+        if self.initialization == "0.1":
+            return 0.1
+        return math.sqrt(2.0 / (inputs if self.initialization == "he" else inputs + outputs))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "relu": Activation(nn.ReLU, "he"),
+    "sigmoid": Activation(nn.Sigmoid, "0.1"),
+    "tanh": Activation(nn.Tanh, "glorot"),
+    "gelu": Activation(nn.GELU, "he"),
+    "silu": Activation(nn.SiLU, "he"),
+    "leaky-relu": Activation(nn.LeakyReLU, "he"),
+    "elu": Activation(nn.ELU, "he"),
+}
 
 
 class ReplicaLinear(nn.Module):
@@ -37,6 +79,46 @@ class ReplicaLinear(nn.Module):
         return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
 
 
+class ReplicaGroupNorm(nn.Module):
+    """R layers of group normalization side by side; with a single group they are layer normalization.
+
+    y = γ·(x − μ)/√(σ² + ε) + β, where μ and σ² are those of one row over the units of a group: no row depends on its
+    batch, and training and prediction are the same.
+
+    Source: Wu and He 2018 (group); Ba, Kiros and Hinton 2016 (layer).
+    """
+
+    def __init__(self, replicas: int, features: int, groups: int) -> None:
+        """Take how many groups the features form; γ starts at one and β at zero."""
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.ones(replicas, 1, features))
+        self.bias = nn.Parameter(torch.zeros(replicas, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each row of (R, N, C) over the units of each group."""
+        grouped = x.unflatten(-1, (self.groups, -1))
+        return layer_norm(grouped, grouped.shape[-1:]).flatten(-2) * self.weight + self.bias
+
+
+class ReplicaDynamicTanh(nn.Module):
+    """R dynamic hyperbolic tangents side by side: y = γ·tanh(α·x) + β, with one learned α a replica.
+
+    Source: Zhu et al. 2025, "Transformers without normalization", equation 1.
+    """
+
+    def __init__(self, replicas: int, features: int) -> None:
+        """Start α at 0.5, γ at one and β at zero."""
+        super().__init__()
+        self.alpha = nn.Parameter(torch.full((replicas, 1, 1), START_OF_ALPHA))
+        self.weight = nn.Parameter(torch.ones(replicas, 1, features))
+        self.bias = nn.Parameter(torch.zeros(replicas, 1, features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squash each number of (R, N, C) on its own, then scale and shift it."""
+        return torch.tanh(self.alpha * x) * self.weight + self.bias
+
+
 def replica_batch_norm(replicas: int, features: int, virtual_batch_size: int | None = None) -> BatchNorm:
     """Return the layer for (R, N, C): replicas and features kept, so that no replica sees another's statistics."""
     shape, one_may_diverge = (replicas, 1, features), "propagate"
@@ -48,20 +130,34 @@ def input_batch_norm(replicas: int, features: int) -> BatchNorm:
     return BatchNorm((replicas, 1, features), axis=(0, 2), affine=False, momentum=None, nonfinite="propagate")
 
 
-def _drawn(seeds: Sequence[int], stds: Sequence[float | None], sizes: Sequence[int], relu: bool) -> list[Tensor]:
-    """Return the weights of every layer, each replica drawn from its own seed: N(0, std²).
+def groups_of(features: int) -> int:
+    """Return how many groups of equal size group normalization makes of the features: of ten units, or nearly.
 
-    Without an std: 0.1 for the sigmoid (Ioffe and Szegedy 2015), √(2/inputs) for ReLU (He et al. 2015).
+    >>> [groups_of(features) for features in (100, 64, 32, 7)]
+    [10, 8, 4, 1]
     """
+    sizes = [n for n in range(LEAST_GROUP_SIZE, features + 1) if features % n == 0] or [features]
+    return features // min(sizes, key=lambda size: abs(math.log(size / GROUP_SIZE)))
+
+
+def _drawn(
+    seeds: Sequence[int], stds: Sequence[float | None], sizes: Sequence[int], usual: Callable[[int, int], float]
+) -> list[Tensor]:
+    """Return the weights of every layer, each replica drawn from its own seed: N(0, std²); None: the usual std."""
     replicas: list[list[Tensor]] = []
     for seed, std in zip(seeds, stds, strict=True):
         source = torch.Generator().manual_seed(seed)
-        layers = [
-            torch.randn(i, o, generator=source) * (std or (math.sqrt(2.0 / i) if relu else 0.1))
-            for i, o in itertools.pairwise(sizes)
-        ]
+        layers = [torch.randn(i, o, generator=source) * (std or usual(i, o)) for i, o in itertools.pairwise(sizes)]
         replicas.append(layers)
     return [torch.stack(weights) for weights in zip(*replicas, strict=True)]
+
+
+def _normalization(norm: Norm, replicas: int, features: int, virtual_batch_size: int | None) -> nn.Module:
+    if norm in ("layer", "group"):
+        return ReplicaGroupNorm(replicas, features, groups_of(features) if norm == "group" else 1)
+    if norm == "tanh":
+        return ReplicaDynamicTanh(replicas, features)
+    return replica_batch_norm(replicas, features, virtual_batch_size)
 
 
 def base_network(
@@ -73,25 +169,66 @@ def base_network(
     seeds: Sequence[int],
     stds: Sequence[float | None],
     virtual_batch_size: int | None = None,
+    norm: Norm = "batch",
+    hidden: Sequence[int] = HIDDEN,
 ) -> nn.Sequential:
     """Return the base network, one replica for each seed.
 
     Args:
         inputs: Features of an example.
         outputs: Numbers the network puts out.
-        placement: Batch normalization before or after each activation, as first layer alone, or nowhere.
-        activation: "sigmoid" or "relu".
-        seeds: One a replica; equal seeds draw equal weights whatever the placement.
+        placement: Normalization before or after each activation, batch normalization as first layer alone, or nowhere.
+        activation: One of `ACTIVATIONS`.
+        seeds: One a replica; equal seeds draw equal weights whatever the placement and the normalization.
         stds: Standard deviation of the weights, one a replica; None: the activation's own.
         virtual_batch_size: Of the layers before or after the activations; None: each batch is normalised as one.
+        norm: What stands before or after the activations: "batch", "layer" or "group" normalization, or "tanh" for
+            dynamic tanh. "init" is for placement "none": the layers are those of "batch", and `rescale_to_data` sets
+            the initial weights.
+        hidden: Units of each hidden layer.
     """
     replicas = len(seeds)
-    sizes = [inputs, *[WIDTH] * DEPTH, outputs]
-    weights = _drawn(seeds, stds, sizes, activation == "relu")
+    kind = ACTIVATIONS[activation]
+    weights = _drawn(seeds, stds, [inputs, *hidden, outputs], kind.std)
     layers: list[nn.Module] = [input_batch_norm(replicas, inputs)] if placement == "first" else []
+    after = placement == "after"
+    standing: Norm = norm if placement in ("before", "after") else "batch"
     for weight in weights[:-1]:
-        norm = replica_batch_norm(replicas, weight.shape[2], virtual_batch_size)
-        between = [norm, ACTIVATIONS[activation]()]
-        after = placement == "after"
+        between = [_normalization(standing, replicas, weight.shape[2], virtual_batch_size), kind.module()]
         layers += [ReplicaLinear(weight, bias=after), *(reversed(between) if after else between)]
     return nn.Sequential(*layers, ReplicaLinear(weights[-1]))
+
+
+def _in_order(network: nn.Module) -> Iterator[nn.Module]:
+    """Yield the layers of nested `nn.Sequential`s, the first one first."""
+    if isinstance(network, nn.Sequential):
+        for module in network:
+            yield from _in_order(module)
+    else:
+        yield network
+
+
+@torch.no_grad()
+def rescale_to_data(network: nn.Module, x: Tensor) -> None:
+    """Scale each layer's weights so that what it computes from these rows has unit variance, layer by layer.
+
+    The variance is that over rows, averaged over the units of the layer. A layer whose outputs do not vary, or are not
+    finite, keeps its weights. Layers of batch normalization are taken as switched off.
+
+    Args:
+        network: What `base_network` returns, with or without a flattening layer ahead of it.
+        x: Rows of every replica, (R, N, …).
+
+    Source: Mishkin and Matas 2016, "All you need is a good init" (without its orthogonal start).
+    """
+    training = network.training
+    network.eval()
+    for layer in _in_order(network):
+        x = layer(x)
+        if isinstance(layer, ReplicaLinear):
+            std = x.var(1, correction=0).mean(1).sqrt()
+            usable = std.isfinite() & (std > 0)
+            factor = torch.where(usable, 1.0 / std, 1.0)[:, None, None]
+            layer.weight.mul_(factor)
+            x = x * factor  # biases are zero at the start
+    network.train(training)
