@@ -77,3 +77,4 @@ FAR = 0.9  # of two errors: the smaller is smaller by more than rounding
 SILENTLY_WRONG = 0.01  # of the largest output: nobody takes it for rounding
 TO_THE_EYE = {"rtol": 1e-3, "atol": 1e-3}  # of means that are equal, or apart by a tenth of σ and more
 TRANSFERRED, TRANSFERRED_AND_TRAINED = 1e-6, 1e-4  # of the largest output: in inference, and after more steps
+OF_MANY_DRAWS = {"rel": 0.02, "abs": 0.0}  # of the standard deviation of 10,000 normal numbers: three standard errors
