@@ -183,8 +183,8 @@ def base_network(
         stds: Standard deviation of the weights, one a replica; None: the activation's own.
         virtual_batch_size: Of the layers before or after the activations; None: each batch is normalised as one.
         norm: What stands before or after the activations: "batch", "layer" or "group" normalization, or "tanh" for
-            dynamic tanh. "init" is for placement "none": the layers are those of "batch", and `rescale_to_data` sets
-            the initial weights.
+            dynamic tanh. "init" is for placement "none": the layers are those of "batch", switched off, and
+            `rescale_to_data` sets what they and the weights start from.
         hidden: Units of each hidden layer.
     """
     replicas = len(seeds)
@@ -210,25 +210,29 @@ def _in_order(network: nn.Module) -> Iterator[nn.Module]:
 
 @torch.no_grad()
 def rescale_to_data(network: nn.Module, x: Tensor) -> None:
-    """Scale each layer's weights so that what it computes from these rows has unit variance, layer by layer.
+    """Scale and shift every hidden unit, layer by layer, so that on these rows it has zero mean and unit variance.
 
-    The variance is that over rows, averaged over the units of the layer. A layer whose outputs do not vary, or are not
-    finite, keeps its weights. Layers of batch normalization are taken as switched off.
+    Each unit's weights are divided by the standard deviation σ of its pre-activation t over the rows, and its shift
+    becomes −mean(t)/σ: the network starts as if batch normalization had been there, and then trains without it. A unit
+    that does not vary, or is not finite, keeps its weights. The output layer keeps its usual weights.
 
     Args:
-        network: What `base_network` returns, with or without a flattening layer ahead of it.
+        network: What `base_network` returns for placement "none", with or without a flattening layer ahead of it.
         x: Rows of every replica, (R, N, …).
 
-    Source: Mishkin and Matas 2016, "All you need is a good init" (without its orthogonal start).
+    Source: Salimans and Kingma 2016, "Weight normalization", section 3; Mishkin and Matas 2016, "All you need is a good
+        init", scale whole layers and do not shift, which in this network trains more slowly.
     """
     training = network.training
     network.eval()
-    for layer in _in_order(network):
+    layers = list(_in_order(network))
+    for layer, following in itertools.pairwise(layers):
         x = layer(x)
-        if isinstance(layer, ReplicaLinear):
-            std = x.var(1, correction=0).mean(1).sqrt()
+        if isinstance(layer, ReplicaLinear) and isinstance(following, BatchNorm):
+            std = x.std(1, correction=0, keepdim=True)
             usable = std.isfinite() & (std > 0)
-            factor = torch.where(usable, 1.0 / std, 1.0)[:, None, None]
+            factor = torch.where(usable, 1.0 / std, 1.0)
             layer.weight.mul_(factor)
-            x = x * factor  # biases are zero at the start
+            x = x * factor
+            following.bias.copy_(torch.where(usable, -following(x).mean(1, keepdim=True), 0.0))
     network.train(training)
