@@ -1,178 +1,234 @@
-"""The answer in three sentences, and the recommended setting as code to paste."""
+"""The answer in three sentences, and the setting to use."""
 
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from batchnorm.study.claims.placement import CLAIM as PLACEMENT
-from batchnorm.study.design import Study
-from batchnorm.study.findings import Effect, Finding
-from batchnorm.study.networks import DEPTH, WIDTH
+from batchnorm.study.design import PAPER, SIDES, Study, network_word
+from batchnorm.study.findings import Effect, Finding, agreed, number
+from batchnorm.study.networks import Norm, Placement
+from batchnorm.study.script import Setting
+from batchnorm.study.script import scripts as written
+from batchnorm.study.training import Outcome
+from batchnorm.study.tuning import Tuning
 
-TORCH_OPTIMIZERS = {
-    "sgd": "torch.optim.SGD(model.parameters(), lr={rate:g})",
-    "momentum": "torch.optim.SGD(model.parameters(), lr={rate:g}, momentum=0.9)",
-    "rmsprop": "torch.optim.RMSprop(model.parameters(), lr={rate:g})",
-    "adam": "torch.optim.Adam(model.parameters(), lr={rate:g})",
+AS_GOOD = 0.02  # of the way from guessing to the best score: settings that differ by less have the same score
+MARGIN = 3  # times the steps to the goal that the script trains for at the most
+INPUTS = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs", "raw": "inputs as they are"}
+WHERE = {
+    "before": "{norm} before each activation",
+    "after": "{norm} after each activation",
+    "none": "no normalization",
 }
-KERAS_OPTIMIZERS = {
-    "sgd": "keras.optimizers.SGD({rate!r})",
-    "momentum": "keras.optimizers.SGD({rate!r}, momentum=0.9)",
-    "rmsprop": "keras.optimizers.RMSprop({rate!r}, rho=0.99)",
-    "adam": "keras.optimizers.Adam({rate!r})",
+NORMS: dict[Norm, str] = {
+    "batch": "batch normalization",
+    "layer": "layer normalization",
+    "group": "group normalization",
+    "tanh": "dynamic tanh",
+    "init": "an initialization that follows the data",
 }
-
-INPUTS = {"minmax": "inputs scaled to [0, 1]", "standard": "standardised inputs"}
+TRIED: tuple[tuple[Placement, Norm], ...] = (
+    ("none", "batch"), ("before", "batch"), ("after", "batch"), ("before", "layer"), ("before", "group"),
+    ("before", "tanh"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Recommendation:
-    """The setting a study recommends: where, for which activation, with which learning rate."""
+class Candidate:
+    """A setting that was run with every seed of the first look.
 
-    placement: str
-    activation: str
-    rate: float
+    Attributes:
+        setting: What it is.
+        arrivals: Its steps to the goal on validation rows, infinity where a seed has not arrived.
+        score: Its best validation score, the median over seeds.
+    """
 
+    setting: Setting
+    arrivals: list[float]
+    score: float
 
-def _deciding(finding: Finding | None) -> list[Effect]:
-    return [e for e in finding.effects if e.decides] if finding is not None else []
+    @property
+    def late(self) -> int:
+        """How many seeds have not arrived."""
+        return sum(map(math.isinf, self.arrivals))
 
-
-def recommend(study: Study, findings: dict[str, Finding]) -> Recommendation | None:
-    """Return the setting whose median run reached the goal first; None if none did, or no claim compared any."""
-    placed = findings.get(PLACEMENT.id)
-    speed = findings.get("speed")
-    tried: list[tuple[dict[str, Any], str, str, float]] = []
-    if placed is not None and placed.numbers:
-        curves, rates = placed.numbers["curves"], placed.numbers["rates"]
-        tried += [(c, a, place, rates[a][place]) for a, sides in curves.items() for place, c in sides.items()]
-    if speed is not None:
-        curves, rates = speed.numbers["curves"], speed.numbers["rates"]
-        tried += [(curve, study.activation, place, rates[place]) for place, curve in curves.items()]
-    if not tried:
-        return None
-    curve, activation, placement, rate = min(tried, key=lambda t: _arrival(t[0], study.goal()))
-    arrived = not math.isinf(_arrival(curve, study.goal())[0])
-    return Recommendation(placement, activation, rate) if arrived else None
+    @property
+    def steps(self) -> float:
+        """The median of the steps to the goal."""
+        return statistics.median(self.arrivals)
 
 
-def _arrival(curve: dict[str, Any], goal: float) -> tuple[float, float]:
-    """Return when a median curve reaches the goal, and minus its last score to break ties."""
-    steps = (at for at, value in zip(curve["steps"], curve["median"], strict=True) if value >= goal)
-    return next(steps, float("inf")), -curve["median"][-1]
+def candidates(study: Study) -> list[Candidate]:
+    """Return every setting of every network that was run: where the layer is, which one, at which learning rate."""
+    if not study.trained(s for sweep in study.core for s in sweep.unit(study)):
+        return []
+    every: list[Candidate] = []
+    for network in study.networks:
+        for placement, norm in TRIED:
+            tuning = _as_trained(study, placement, network, norm)
+            every += [_candidate(study, network, (placement, norm), r, o) for r, o in tuning.by_rate.items()]
+    return every
 
 
-def sentences(study: Study, findings: dict[str, Finding], setting: Recommendation | None) -> list[str]:
-    """Return what the study answers: whether, what it buys, and with which setting."""
-    verdicts = [finding.verdict() for finding in findings.values()]
-    speed = findings.get("speed")
-    if speed is None:
-        measured = len(verdicts) - verdicts.count("not measured")
-        first = f"Claims measured on {study.data.name}: {measured}; of these hold: {verdicts.count('holds')}."
-    else:
-        ratio, low, high = _deciding(speed)[0].interval()
-        words = {
-            "holds": f"Yes: on {study.data.name}, batch normalization takes {_network(study)} to "
-            f"{study.data.score_name} {study.goal():.3g} in {ratio:.2g} times fewer steps ({low:.2g} to {high:.2g}).",
-            "does not hold": f"No: on {study.data.name}, batch normalization saves {_network(study)} no training steps "
-            f"worth having: {_range(ratio, low, high)}.",
-        }
-        undecided = (
-            f"Undecided: on {study.data.name}, it is open whether batch normalization saves {_network(study)} training "
-            f"steps worth having: {_range(ratio, low, high)}."
-        )
-        first = words.get(speed.verdict(), undecided)
-    rates = findings.get("learning-rate")
-    second = rates.summary if rates is not None else next(f.summary or f.skipped for f in findings.values())
-    if setting is None:
-        return [first, second, "No setting is recommended: none was compared, or none reached the goal in time."]
-    where = {"before": "before each activation", "after": "after each activation", "none": "nowhere"}[setting.placement]
-    inputs = INPUTS[study.data.scaling]
-    unit = "" if setting.activation == "own" else f" ({setting.activation})"
-    return [
-        first,
-        second,
-        f"Of the settings tried, the first to arrive: batch normalization {where}{unit}, {inputs}, "
-        f"{study.settings.optimizer} with a learning rate of {setting.rate:g}, and batches of "
-        f"{study.settings.batch_size}{_other_sizes(study, setting, findings.get('batch-size'))}.",
-    ]
+def _as_trained(study: Study, placement: Placement, network: str, norm: Norm) -> Tuning:
+    choices: dict[str, Any] = {} if norm == "batch" else {"norm": norm, "steps": study.settings.short_steps}
+    return study.at(study.first).tune(placement, network, **choices)
 
 
-def _other_sizes(study: Study, setting: Recommendation, finding: Finding | None) -> str:
-    """Return what other batch sizes did to the steps, in words that follow the study's own size."""
-    tried = finding.numbers.get("steps", {}) if finding is not None else {}
-    if not tried:
-        return ", the one size that was tried"
-    steps: dict[int, float] = {int(size): statistics.median(of_size) for size, of_size in tried.items()}
-    least, own = min(steps, key=lambda size: steps[size]), study.settings.batch_size
-    where = "" if setting.placement == "before" else " with it before the activation"
-    said = f"; of the {len(steps)} sizes tried{where}, {min(steps)} to {max(steps)}, "
-    if steps[least] >= steps[own]:
-        return f"{said}none took fewer steps"
-    return f"{said}{least} took the fewest steps, {steps[least]:g} instead of {steps[own]:g}"
-
-
-def _range(ratio: float, low: float, high: float) -> str:
-    if math.isnan(ratio):
-        return "too few seeds reach the goal"
-    return f"steps without it, divided by steps with it, are {ratio:.2g} ({low:.2g} to {high:.2g})"
-
-
-def _network(study: Study) -> str:
-    return "your model" if study.settings.model else f"a network of {DEPTH} hidden layers of {WIDTH} sigmoid units"
-
-
-def code(study: Study, setting: Recommendation | None) -> dict[str, str]:
-    """Return the recommended setting for PyTorch and Keras; nothing for a model of the user's own."""
-    if setting is None or setting.activation == "own":
-        return {}
-    return {"PyTorch": _torch_code(study, setting), "Keras": _keras_code(study, setting)}
-
-
-def _units(setting: Recommendation, norm: str, activation: str) -> str:
-    between = {"before": [norm, activation], "after": [activation, norm], "none": [activation]}[setting.placement]
-    return ", ".join(between)
-
-
-def _inputs(study: Study) -> list[int]:
-    """Return how many numbers enter each hidden layer."""
-    return [study.data.x[0].size, *[WIDTH] * (DEPTH - 1)]
-
-
-def _torch_code(study: Study, setting: Recommendation) -> str:
-    activation = {"sigmoid": "nn.Sigmoid()", "relu": "nn.ReLU()"}[setting.activation]
-    units = _units(setting, f"BatchNorm1d({WIDTH})", activation)
-    rows = [f"    nn.Linear({i}, {WIDTH}), {units}," for i in _inputs(study)]
-    optimizer = TORCH_OPTIMIZERS[study.settings.optimizer].format(rate=setting.rate)
-    lines = [
-        f"# {INPUTS[study.data.scaling]}, batches of {study.settings.batch_size}",
-        "import torch",
-        "from torch import nn",
-        "from batchnorm.torch import BatchNorm1d",
-        "",
-        "model = nn.Sequential(",
-    ]
-    return "\n".join([*lines, *rows, f"    nn.Linear({WIDTH}, {study.data.outputs}),", ")", f"optimizer = {optimizer}"])
-
-
-def _keras_code(study: Study, setting: Recommendation) -> str:
-    inputs = _inputs(study)
-    layers = "keras.layers"
-    norm = "BatchNormalization(momentum=0.9, epsilon=1e-5)"
-    units = _units(setting, norm, f'{layers}.Activation("{setting.activation}")')
-    rows = [f"    {layers}.Dense({WIDTH}), {units}," for _ in inputs]
-    last = {True: '"softmax"', False: "None"}[study.data.task == "classification"]
-    loss = "sparse_categorical_crossentropy" if study.data.task == "classification" else "mse"
-    optimizer = KERAS_OPTIMIZERS[study.settings.optimizer].format(
-        rate=float(f"{setting.rate:g}")
-    )  # Keras takes no 1 for 1.0
-    return "\n".join(
-        [
-            "import keras", "from batchnorm.keras import BatchNormalization", "",
-            "model = keras.Sequential([", f"    keras.Input(({inputs[0]},)),", *rows,
-            f"    {layers}.Dense({study.data.outputs}, activation={last}),", "])",
-            f'model.compile(optimizer={optimizer}, loss="{loss}")',
-            f"# model.fit(x, y, batch_size={study.settings.batch_size})",
-        ]
+def _candidate(
+    study: Study, network: str, layer: tuple[Placement, Norm], rate: float, outcomes: list[Outcome]
+) -> Candidate:
+    arrivals = study.at(study.first).arrivals(outcomes, part="validation")
+    scores = [outcome.peak()[0] for outcome in outcomes]
+    arrived = [a for a in arrivals if math.isfinite(a)]
+    steps = math.ceil(MARGIN * max(arrived)) if arrived else outcomes[0].steps[-1]
+    setting = Setting(
+        placement=layer[0], norm=layer[1], activation=network, hidden=study.settings.hidden,
+        optimizer=study.settings.optimizer, rate=rate, batch_size=study.settings.batch_size,
+        steps=min(steps, outcomes[0].steps[-1]), metric=study.data.metric,
     )  # fmt: skip
+    return Candidate(setting, arrivals, statistics.median(-math.inf if math.isnan(s) else s for s in scores))
+
+
+def recommend(study: Study) -> Candidate | None:
+    """Return the setting to use, of all that were run, by validation rows; None if nothing was learned.
+
+    Of the settings in which the most seeds arrive, those whose score is as good as the best one's; of these, the one
+    that takes the fewest steps.
+    """
+    every = [c for c in candidates(study) if math.isfinite(c.score)]
+    if not every or min(c.late for c in every) == len(every[0].arrivals):
+        return None
+    reliable = [c for c in every if c.late == min(c.late for c in every)]
+    way = max(c.score for c in reliable) - study.guess
+    good = [c for c in reliable if c.score >= max(c.score for c in reliable) - AS_GOOD * way]
+    return min(good, key=lambda c: (c.steps, -c.score))
+
+
+def scripts(study: Study, chosen: Candidate | None) -> dict[str, str]:
+    """Return the scripts that train the setting to use; nothing where there is none."""
+    return {} if chosen is None else written(study.data, chosen.setting, model=study.settings.model)
+
+
+def sentences(
+    study: Study, findings: Mapping[str, Finding], chosen: Candidate | None, seconds: Effect | None = None
+) -> list[str]:
+    """Return what the study answers: whether, what it buys elsewhere, and with which setting.
+
+    Args:
+        study: The study.
+        findings: What its claims came to.
+        chosen: The setting to use.
+        seconds: The ratio of seconds to the goal, for an answer that need not be the same on another machine.
+    """
+    last = _setting_sentence(study, chosen)
+    if "speed" not in findings or findings["speed"].skipped:
+        verdicts = [finding.verdict() for finding in findings.values()]
+        measured = len(verdicts) - verdicts.count("not measured")
+        held = verdicts.count("holds") + verdicts.count("passes")
+        first = f"On {study.data.name}, {measured} claims were measured; {held} of them hold."
+        return [first, next((f.summary or f.skipped for f in findings.values()), ""), last]
+    return [_first_sentence(study, findings, seconds), _second_sentence(study, findings), last]
+
+
+def _part(finding: Finding | None, part: str) -> Effect | None:
+    return next((e for e in finding.effects if e.decides and e.part == part), None) if finding else None
+
+
+def _first_sentence(study: Study, findings: Mapping[str, Finding], seconds: Effect | None) -> str:
+    part = study.named(study.main)
+    speed, score = _part(findings["speed"], part), _part(findings.get("score"), part)
+    if speed is None:
+        return ""
+    better = score.verdict() if score is not None else "undecided"
+    word = {
+        ("holds", "holds"): "Yes",
+        ("holds", "undecided"): "Yes",
+        ("holds", "does not hold"): "Faster, but to a worse score",
+        ("undecided", "holds"): "Yes, for the score",
+        ("does not hold", "holds"): "Yes, but only for the score",
+        ("undecided", "undecided"): "Undecided",
+    }.get((speed.verdict(), better), "No")
+    layers = _size(study)
+    text = f"{word}: on {study.data.name}, in a {part}{layers}, {_speed_words(study, speed)}"
+    if seconds is not None and seconds.bound != "unknown" and speed.bound != "unknown":
+        text += f", which is {_factor(seconds, 'less time', 'more time')} on this machine"
+    return f"{text}; {_score_words(study, findings)}." if score is not None else f"{text}."
+
+
+def _size(study: Study) -> str:
+    if study.settings.model:
+        return ""
+    hidden = study.settings.hidden
+    widths = f"{hidden[0]} units" if len(set(hidden)) == 1 else " and ".join(map(str, hidden)) + " units"
+    return f" with {len(hidden)} hidden layers of {widths}"
+
+
+def _speed_words(study: Study, speed: Effect) -> str:
+    goal = f"{study.metric.name} {number(study.goal())}"
+    if speed.bound == "unknown":
+        return f"too few runs reach {goal} on either side to compare the steps, within {study.steps_of(study.main):,}"
+    around = f" ({speed.range_text()})" if speed.range_text() else ""
+    words = f"batch normalization reaches {goal} in {_factor(speed, 'fewer steps', 'more steps')}{around}"
+    late = {"at least": "without", "at most": "with"}.get(speed.bound)
+    return words + (f", as most runs {late} it never arrive within their steps" if late else "")
+
+
+def _factor(effect: Effect, fewer: str, more: str) -> str:
+    """Return a ratio without ÷ with in words: "4.6 times fewer steps", "at least 2 times more steps"."""
+    value = effect.value()
+    bound = effect.bound if effect.bound in ("at least", "at most") else ""
+    if value < 1.0 and bound != "at least":
+        return f"{'at least ' if bound else ''}{number(1.0 / value)} times {more}"
+    return f"{bound} {number(value)} times {fewer}".strip()
+
+
+def _score_words(study: Study, findings: Mapping[str, Finding]) -> str:
+    scores = findings["score"].numbers["networks"][study.main]["scores"]
+    without, with_it = (statistics.median(-math.inf if math.isnan(s) else s for s in scores[side]) for side in SIDES)
+    name = study.metric.name
+    same = number(without) == number(with_it)
+    if same:
+        return f"its best test {name} is {number(with_it)} with and without"
+    return f"its best test {name} is {number(with_it)} with and {number(without)} without"
+
+
+def _second_sentence(study: Study, findings: Mapping[str, Finding]) -> str:
+    rates = findings.get("learning-rate")
+    if len(study.networks) == 1:
+        return rates.summary if rates is not None and rates.summary else findings["speed"].summary
+    part = study.named(PAPER)
+    speed = _part(findings["speed"], part)
+    text = "" if speed is None else f"In the {part} of the paper by Ioffe and Szegedy, {_speed_words(study, speed)}"
+    wider = _part(rates, part)
+    if wider is not None and not wider.obstacle and wider.bound != "unknown":
+        text += f", and the range of learning rates that work is wider by {wider.headline()}"
+    return text + "."
+
+
+def _setting_sentence(study: Study, chosen: Candidate | None) -> str:
+    if chosen is None:
+        return "No setting is recommended: none of those that were run learned enough, or none was compared."
+    setting = chosen.setting
+    count = len(chosen.arrivals)
+    arrived = "every seed arrives" if not chosen.late else f"{count - chosen.late} of {count} seeds arrive"
+    where = WHERE[setting.placement].format(norm=NORMS[setting.norm])  # type: ignore[index]
+    units = "your model" if setting.activation == "own" else f"{network_word(setting.activation)} units"
+    after = f", after {number(chosen.steps)} steps (median)" if math.isfinite(chosen.steps) else ""
+    return (
+        f"Of all settings that were run, use {units} with {where}, {INPUTS[study.data.scaling]}, {setting.optimizer} "
+        f"with a learning rate of {setting.rate:g} and batches of {setting.batch_size}: {arrived}{after}."
+    )
+
+
+def multiplicity(findings: Mapping[str, Finding]) -> str:
+    """Return how many verdicts may be false by chance alone."""
+    count = sum(len(f.parts()) for f in findings.values() if not f.skipped and not f.check)
+    decided = sum(agreed([v]) != "undecided" for f in findings.values() if not f.check for v in f.parts().values())
+    return (
+        f"{count} verdicts were asked for and {decided} were decided. Each interval misses the true median in at most "
+        f"5 % of studies, so that {number(0.05 * count)} false verdicts would be expected at the most if every true "
+        "effect lay exactly at its threshold."
+    )

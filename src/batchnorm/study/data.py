@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from batchnorm.errors import BatchNormError
 
-Task = Literal["classification", "regression"]
+if TYPE_CHECKING:
+    from batchnorm.study.tables.recipe import Column, Recipe
+
+Task = Literal["classification", "regression", "labels"]
 Indices = NDArray[np.int64]
-Goals = dict[str, dict[str, tuple[float, ...]]]  # "easy" or "hard" → "validation" or "test" → one a seed
 
 FEWEST_ROWS = 20
 FEW_ROWS = 50
@@ -30,36 +32,37 @@ class Dataset:
     Attributes:
         name: Short name for tables and file names.
         source: Where the data come from, in words.
-        x: float32 inputs, one row an example.
-        y: int64 class numbers, or float32 values.
+        x: Inputs, one row an example; networks get them as float32 once they are scaled.
+        y: int64 class numbers; or values to predict; or, for "labels", 0 and 1 for each of several labels, (N, labels).
         task: What `y` is.
         classes: Names of the classes; empty for regression.
         notes: What was changed or is worth knowing: dropped columns, few rows.
         scaling: How inputs are scaled unless a claim asks otherwise: "standard" or "minmax".
-        fixed_goals: Scores that count as arrived, easy and hard; None: set from reference models.
-        goals: The goals of each seed, once they are set.
+        fixed_goals: Scores at which a run is near the goal, and at it; None: they follow what runs can reach.
+        metric: Name of the score; "" until it is chosen.
+        recipe: How the table that the data come from was read and encoded; None if they come from no table.
+        profile: What each column of that table was read as.
     """
 
     name: str
     source: str
-    x: NDArray[np.float32]
+    x: NDArray[Any]
     y: NDArray[Any]
     task: Task
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     scaling: str = "standard"
     fixed_goals: tuple[float, float] | None = None
-    goals: Goals | None = None
+    metric: str = ""
+    recipe: "Recipe | None" = None
+    profile: "tuple[Column, ...]" = ()
 
     @property
     def outputs(self) -> int:
         """How many numbers a network must put out."""
-        return len(self.classes) if self.task == "classification" else 1
-
-    @property
-    def score_name(self) -> str:
-        """What a score is called: higher is better for either task."""
-        return "accuracy" if self.task == "classification" else "R²"
+        if self.task == "classification":
+            return len(self.classes)
+        return 1 if self.y.ndim == 1 else self.y.shape[1]
 
 
 @dataclass(frozen=True)

@@ -1,81 +1,154 @@
 """What a claim comes to: effects with intervals, and the verdict they give. Fixed before the run, plain after it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, NamedTuple
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-import numpy as np
+from batchnorm.study import intervals
 
-Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
-
-FEWEST_PAIRS = 3
-VAST = 1e12
-
-
-@cache
-def _interval(known: tuple[float, ...]) -> tuple[float, float, float]:
-    if len(known) < FEWEST_PAIRS:
-        return math.nan, math.nan, math.nan
-    median = float(np.median(known))
-    if np.ptp(known) == 0:
-        return median, median, median
-    from scipy import stats  # here, because worker processes need none of it
-
-    random = np.random.default_rng(0)
-    found: Any = stats.bootstrap((known,), np.median, n_resamples=2000, method="percentile", rng=random)
-    return median, float(found.confidence_interval.low), float(found.confidence_interval.high)
+Verdict = Literal["holds", "does not hold", "undecided", "mixed", "not measured", "passes", "fails"]
+Side = Literal["above", "below"]
+LOWEST = {"×": 0.0}  # of what a quantity with this unit can be; −∞ for others
 
 
-def _known(samples: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(s for s in samples if not math.isnan(s))
+def number(value: float) -> str:
+    """Return a number to three significant digits.
+
+    >>> number(41.666), number(-0.5), number(1234.5), number(0.0002)
+    ('41.7', '−0.5', '1,234', '0.0002')
+    """
+    return (f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}").replace("-", "−")
 
 
 @dataclass(frozen=True)
 class Effect:
-    """One measured effect: its median over paired seeds, with a 95 % bootstrap interval, against a threshold.
+    """One measured effect over paired seeds, against a threshold.
+
+    A sample may be known as an interval only: where a run has not arrived within its budget, a ratio of steps is at
+    least or at most so much. The headline is the median over seeds, and so is what the interval is for.
 
     Attributes:
-        name: What is measured, with its unit.
-        samples: One value a seed; NaN where a seed says nothing.
+        name: What is measured, without the part: "steps to the goal, without ÷ with".
+        least: The least each seed's sample can be.
+        most: The most it can be; the same number where the sample is known.
         threshold: Fixed before the run.
         side: Whether the claim needs the effect above or below the threshold.
-        decides: Whether the claim's verdict rests on it; others are reported beside it.
-        unit: Printed behind the number: "×", " decades".
-        bounded: A remark where some samples are bounds, such as runs that never arrived.
-        least: The least each sample can be, where some are bounds.
-        most: The most each sample can be.
+        part: What the effect is about where a claim has parts: "ReLU network".
+        decides: Whether a verdict rests on it; others are reported beside it.
+        unit: Printed behind the number: "×", " decades", " points".
+        obstacle: Why there can be no verdict whatever the numbers; "" if there can.
+        schedule: The looks of the study that the samples belong to; empty: the samples were looked at once.
     """
 
     name: str
-    samples: tuple[float, ...]
+    least: tuple[float, ...]
+    most: tuple[float, ...]
     threshold: float
-    side: Literal["above", "below"] = "above"
+    side: Side = "above"
+    part: str = ""
     decides: bool = True
     unit: str = ""
-    bounded: str = ""
-    least: tuple[float, ...] | None = None
-    most: tuple[float, ...] | None = None
+    obstacle: str = ""
+    schedule: tuple[int, ...] = ()
 
-    def interval(self) -> tuple[float, float, float]:
-        """Return (median, low, high); NaN where fewer than three seeds say anything."""
-        return _interval(_known(self.samples))
+    @classmethod
+    def of(cls, name: str, samples: Iterable[float], threshold: float, side: Side = "above", **more: Any) -> "Effect":
+        """Return an effect whose samples are known; NaN says nothing."""
+        values = tuple(samples)
+        lowest = LOWEST.get(more.get("unit", ""), -math.inf)
+        least = tuple(lowest if math.isnan(v) else v for v in values)
+        return cls(name, least, tuple(math.inf if math.isnan(v) else v for v in values), threshold, side, **more)
+
+    @property
+    def median(self) -> tuple[float, float]:
+        """The least and the most that the median over seeds can be."""
+        if not self.least:
+            return self.lowest, math.inf
+        return _median(self.least), _median(self.most)
+
+    @property
+    def lowest(self) -> float:
+        """The least that any sample of this unit can be."""
+        return LOWEST.get(self.unit, -math.inf)
+
+    @property
+    def bound(self) -> str:
+        """How the median is known: "exact", "at least", "at most", "between" or "unknown"."""
+        low, high = self.median
+        if low == high:
+            return "exact"
+        open_below, open_above = low <= self.lowest, math.isinf(high)
+        return {(True, True): "unknown", (False, True): "at least", (True, False): "at most"}.get(
+            (open_below, open_above), "between"
+        )
+
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of the median; unbounded where there are too few seeds, or they say too little."""
+        if not self.least:
+            return self.lowest, math.inf
+        low, high = intervals.interval(self.least, self.most, self.schedule)
+        return max(low, self.lowest), high
 
     def verdict(self) -> Verdict:
         """Return "holds" if the whole interval lies on the claimed side, "does not hold" if on the other."""
-        low = _interval(_known(self.least or self.samples))[1]
-        high = _interval(_known(self.most or self.samples))[2]
+        low, high = self.interval()
         above, below = low > self.threshold, high < self.threshold
-        if above or below:
-            return "holds" if above == (self.side == "above") else "does not hold"
-        return "undecided"
+        if self.obstacle or not (above or below):
+            return "undecided"
+        return "holds" if above == (self.side == "above") else "does not hold"
+
+    def value(self) -> float:
+        """Return the median, or the bound of it that is known; NaN where nothing is."""
+        low, high = self.median
+        return {"unknown": math.nan, "at most": high}.get(self.bound, low)
+
+    def headline(self) -> str:
+        """Return the median in words: "4.6×", "at least 42×", "unknown"."""
+        low, high = self.median
+        if self.bound == "unknown":
+            return "unknown"
+        if self.bound == "between":
+            return f"{number(low)} to {number(high)}{self.unit}"
+        return ("" if self.bound == "exact" else f"{self.bound} ") + number(self.value()) + self.unit
+
+    def range_text(self) -> str:
+        """Return the 95 % interval in words; "" where there is none."""
+        low, high = self.interval()
+        open_below, open_above = low <= self.lowest, math.isinf(high)
+        if open_below and open_above:
+            return ""
+        if open_above:
+            return f"{number(low)} or more"
+        return f"{number(high)} or less" if open_below else f"{number(low)} to {number(high)}"
+
+    def text(self) -> str:
+        """Return median and interval in words: "4.6× (3.1 to 6.3)"."""
+        around = self.range_text()
+        return self.headline() + (f" ({around})" if around else "")
 
     def as_json(self) -> dict[str, Any]:
         """Return the effect with its interval and verdict, as plain data."""
-        median, low, high = self.interval()
-        plain = {k: getattr(self, k) for k in ("name", "unit", "threshold", "side", "decides", "bounded")}
-        return {**plain, "value": median, "low": low, "high": high, "verdict": self.verdict(), "samples": self.samples}
+        low, high = self.interval()
+        names = ("name", "part", "unit", "threshold", "side", "decides", "obstacle")
+        return {
+            **{k: getattr(self, k) for k in names},
+            "value": self.value(),
+            "bound": self.bound,
+            "low": low if low > self.lowest else None,
+            "high": high,
+            "text": self.text(),
+            "headline": self.headline(),
+            "range": self.range_text(),
+            "samples": [list(pair) for pair in zip(self.least, self.most, strict=True)],
+            "verdict": self.verdict(),
+        }
+
+
+def _median(values: Sequence[float]) -> float:
+    low, high = statistics.median_low(values), statistics.median_high(values)
+    return low if low == high else (low + high) / 2
 
 
 @dataclass(frozen=True)
@@ -86,8 +159,9 @@ class Finding:
         effects: Those that decide, and those reported beside them.
         numbers: Everything the picture is drawn from, as plain data.
         notes: Sentences a reader should not miss: what was seen, what it does not say.
-        summary: The finding in one sentence.
+        summary: The finding in one plain sentence with one number.
         skipped: Why the claim was not measured; "" if it was.
+        check: Whether it is a check of the layer rather than a finding about the data.
     """
 
     effects: tuple[Effect, ...] = ()
@@ -95,16 +169,42 @@ class Finding:
     notes: tuple[str, ...] = ()
     summary: str = ""
     skipped: str = ""
+    check: bool = False
+
+    def scheduled(self, schedule: tuple[int, ...], *, check: bool) -> "Finding":
+        """Return the finding with the looks of its study, which the intervals depend on."""
+        return replace(self, effects=tuple(replace(e, schedule=schedule) for e in self.effects), check=check)
+
+    @property
+    def open(self) -> bool:
+        """Whether more seeds could decide what is undecided."""
+        return any(e.decides and not e.obstacle and e.verdict() == "undecided" for e in self.effects)
+
+    def parts(self) -> dict[str, Verdict]:
+        """Return the verdict of each part: what its deciding effects agree on."""
+        names = dict.fromkeys(e.part for e in self.effects if e.decides)
+        return {part: agreed(e.verdict() for e in self.effects if e.decides and e.part == part) for part in names}
 
     def verdict(self) -> Verdict:
-        """Combine the deciding effects: all hold, or one does not, or it is undecided."""
+        """Return what all parts agree on; "mixed" where one holds and another does not."""
         if self.skipped:
             return "not measured"
-        verdicts: list[Verdict] = [e.verdict() for e in self.effects if e.decides]
-        for decisive in ("does not hold", "undecided"):
-            if decisive in verdicts or not verdicts:
-                return decisive if verdicts else "undecided"
-        return "holds"
+        verdict = agreed(self.parts().values())
+        if not self.check:
+            return verdict
+        return {"holds": "passes", "does not hold": "fails", "mixed": "fails"}.get(verdict, verdict)  # type: ignore[return-value]
+
+
+def agreed(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict that all share; "mixed" where some hold and some do not, else "undecided".
+
+    >>> agreed(["holds", "holds"]), agreed(["holds", "does not hold"]), agreed(["holds", "undecided"]), agreed([])
+    ('holds', 'mixed', 'undecided', 'undecided')
+    """
+    different = set(verdicts)
+    if len(different) == 1:
+        return different.pop()
+    return "mixed" if {"holds", "does not hold"} <= different or "mixed" in different else "undecided"
 
 
 @dataclass(frozen=True)
@@ -113,88 +213,75 @@ class Claim:
 
     Attributes:
         id: As `--claims` names it.
+        title: Three to five words.
         statement: The claim, one sentence.
-        source: Who claims it.
-        method: How it is measured, two or three sentences.
+        source: Who claims it: paper and section.
+        method: How it is measured, a few sentences.
         measure: `(study) -> Finding`; reads the outcomes of its runs.
         picture: `(finding) -> matplotlib figure`; shows the effect at a glance.
         caption: What the picture shows, for those who read and those who cannot see it.
-        runs: `(study) -> specs` known before anything is trained.
-        further: `(study) -> specs` that depend on the outcomes of `runs`.
-        timed: `(finding, seconds of a step by placement) -> effects` in seconds: reported, but kept apart from what
-            the same seed must reproduce.
+        runs: `(study) -> units`: the runs wanted as far as the outcomes so far tell, a unit of them trained together;
+            asked again after they are trained, until it names nothing new.
+        timed: `(finding, seconds of a step) -> effects` in seconds: reported, but kept apart from what the same seed
+            must reproduce.
         sizes: `(study) -> batch sizes` whose steps `timed` wants the seconds of.
         own_model: Whether it can be measured on a model of the user's own.
+        check: Whether it checks the layer: no data can make it fail, unless the layer is wrong.
+        adds_seeds: Whether seeds are added where the first ones leave it undecided.
     """
 
     id: str
+    title: str
     statement: str
     source: str
     method: str
     measure: Callable[[Any], Finding]
     picture: Callable[[Finding], Any]
     caption: str
-    runs: Callable[[Any], Sequence[Any]] = lambda _: ()
-    further: Callable[[Any], Sequence[Any]] = lambda _: ()
+    runs: Callable[[Any], Iterable[Sequence[Any]]] = lambda _: ()
     timed: Callable[[Finding, Mapping[str, float]], Sequence[Effect]] = lambda _finding, _seconds: ()
     sizes: Callable[[Any], Sequence[int]] = lambda _: ()
     own_model: bool = True
+    check: bool = False
+    adds_seeds: bool = True
 
 
-class Ratios(NamedTuple):
-    """Ratios seed by seed; where a run never arrived, the least and the most that the ratio can be.
+def ratios(
+    name: str, dividends: Sequence[float], divisors: Sequence[float], *, budgets: tuple[float, float],
+    threshold: float, side: Side = "above", **more: Any,
+) -> Effect:  # fmt: skip
+    """Return the effect of steps ÷ steps seed by seed, where infinity stands for a run that has not arrived.
 
-    Attributes:
-        samples: The ratios, runs that never arrived counted as arriving at the budget's end.
-        least: The least each can be: 0 where the divisor never arrived.
-        most: The most each can be: a very large number where the dividend never arrived.
-        bounded: A remark, if any run never arrived.
+    Args:
+        name: Of the effect.
+        dividends: Steps of the one side.
+        divisors: Steps of the other.
+        budgets: The steps within which the runs of either side could arrive.
+        threshold: Fixed before the run.
+        side: Which side of it the claim needs.
+        more: Further attributes of the effect.
+
+    >>> ratios("", [100.0, math.inf, math.inf], [50.0, 50.0, math.inf], budgets=(1000, 1000), threshold=1.5).most
+    (2.0, inf, inf)
+    >>> ratios("", [100.0, math.inf, math.inf], [50.0, 50.0, math.inf], budgets=(1000, 1000), threshold=1.5).least
+    (2.0, 20.0, 0.0)
     """
-
-    samples: tuple[float, ...]
-    least: tuple[float, ...]
-    most: tuple[float, ...]
-    bounded: str
+    bounds = [_ratio(a, b, budgets) for a, b in zip(dividends, divisors, strict=True)]
+    least, most = tuple(low for low, _ in bounds), tuple(high for _, high in bounds)
+    return Effect(name, least, most, threshold, side, unit="×", **more)
 
 
-def ratios(dividends: Sequence[float], divisors: Sequence[float], budget: float) -> Ratios:
-    """Return steps ÷ steps seed by seed; a seed where neither side arrived says nothing.
-
-    >>> ratios([100.0, math.inf], [50.0, 50.0], budget=1000.0).samples
-    (2.0, 20.0)
-    >>> ratios([100.0, math.inf], [50.0, 50.0], budget=1000.0).bounded
-    '1 of 2 seeds did not arrive within 1000 steps on one side: counted as 1000, a bound'
-    """
-    pairs = list(zip(dividends, divisors, strict=True))
-    samples = tuple(
-        math.nan if math.isinf(a) and math.isinf(b) else max(min(a, budget), 1.0) / max(min(b, budget), 1.0)
-        for a, b in pairs
-    )
-    least = tuple(0.0 if math.isinf(b) and not math.isinf(a) else s for (a, b), s in zip(pairs, samples, strict=True))
-    most = tuple(VAST if math.isinf(a) and not math.isinf(b) else s for (a, b), s in zip(pairs, samples, strict=True))
-    late = sum(math.isinf(a) or math.isinf(b) for a, b in pairs)
-    remark = (
-        f"{late} of {len(pairs)} seeds did not arrive within {budget:.0f} steps on one side: "
-        f"counted as {budget:.0f}, a bound"
-    )
-    return Ratios(samples, least, most, remark if late else "")
-
-
-def of_ratios(
-    name: str, found: Ratios, threshold: float, side: Literal["above", "below"] = "above", **more: Any
-) -> Effect:
-    """Return the effect that ratios make, with what is only a bound treated as one."""
-    return Effect(
-        name,
-        found.samples,
-        threshold,
-        side,
-        unit="×",
-        bounded=found.bounded,
-        least=found.least,
-        most=found.most,
-        **more,
-    )
+def _ratio(dividend: float, divisor: float, budgets: tuple[float, float]) -> tuple[float, float]:
+    """Return the least and the most that a ratio can be; arriving at the start counts as arriving at step 1."""
+    late, early = math.isinf(dividend), math.isinf(divisor)
+    if late and early:
+        return 0.0, math.inf
+    if late:
+        return budgets[0] / max(divisor, 1.0), math.inf
+    if early:
+        return 0.0, max(dividend, 1.0) / budgets[1]
+    exact = max(dividend, 1.0) / max(divisor, 1.0)
+    return exact, exact
 
 
 def known(value: float, otherwise: float) -> float:

@@ -4,47 +4,32 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from joblib import cpu_count
 from torch import nn
 
 from batchnorm import __version__
 from batchnorm.outputs import plain
-from batchnorm.study import answer, own_model, pictures, report
+from batchnorm.study import answer, explore, own_model, pictures, report
+from batchnorm.study.course import Course, Watcher
 from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
-from batchnorm.study.goals import with_goals
 from batchnorm.study.lab import Lab, write_json
+from batchnorm.study.references import References, references
+from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
-from batchnorm.study.training import Problem, Rows, Spec, build
+from batchnorm.study.training import Problem, Rows, build
 from batchnorm.surgery.factory import call_factory
 
-TRANSIENT = ("--resume", "--json")
-
-
-class Watcher(Protocol):
-    """Who is told how a study goes on."""
-
-    def planned(self, steps: dict[str, int], total: int) -> None:
-        """Hear the work of each claim, and of all (they share runs), in training steps of one replica.
-
-        Heard again, with larger numbers, when claims ask for more after their first runs.
-        """
-
-    def worked(self, claims: Sequence[str], steps: int) -> None:
-        """Hear that so many steps are done, for these claims."""
-
-    def measured(self, claim: Claim, finding: Finding) -> None:
-        """Hear what a claim came to."""
+TRANSIENT = ("--resume", "--json", "--overwrite", "--open")
 
 
 @dataclass(frozen=True)
@@ -63,20 +48,21 @@ class Results:
 
 
 def prepare(settings: Settings, data: Dataset | None) -> Problem:
-    """Set the goals and try the user's model on the data, before anything is trained or written."""
-    main = with_goals(data or digits(), settings.seeds)
-    datasets = {"main": main}
+    """Choose the score and try the user's model on the data, before anything is trained or written."""
+    main = data or digits()
+    datasets = {"main": replace(main, metric=chosen_metric(settings.metric, main).id)}
     if data is None and settings.model is None:
-        datasets["scales"] = with_goals(breast_cancer(), settings.seeds)
+        scales = breast_cancer()
+        datasets["scales"] = replace(scales, metric=chosen_metric(None, scales).id)
     if settings.model is None:
         return Problem(datasets)
-    made = call_factory("--model", settings.model)
-    own = isinstance(made, nn.Module) and own_model.has_batch_norm(made)
+    trial = call_factory("--model", settings.model)
+    own = isinstance(trial, nn.Module) and own_model.has_batch_norm(trial)
     problem = Problem(datasets, settings.model, own)
     spec = Study(settings, Lab(problem, Path(), jobs=1, resume=True)).spec()
-    build(problem, Rows.of(main, [spec]))
+    build(problem, Rows.of(datasets["main"], [spec]))
     try:
-        build(problem, Rows.of(main, [replace(spec, placement="after")]))
+        build(problem, Rows.of(datasets["main"], [replace(spec, placement="after")]))
     except DataError:  # activations that are functions can be normalised before, not after
         return replace(problem, own_normalizes=True)
     return problem
@@ -131,14 +117,16 @@ def run(
     settings, claims = settings or Settings(), list(claims or chosen_claims(None))
     problem = prepare(settings, data)
     settings = fitting(settings, problem)
+    main = problem.datasets["main"]
+    frame = references(main, METRICS[main.metric], settings.seed)
     folder = _own_folder(Path(out))
     study = Study(settings, Lab(problem, folder / "runs", jobs=jobs or cpu_count(), resume=resume))
     seconds = step_seconds(problem, study.spec(), sorted({size for c in claims for size in c.sizes(study)}))
-    course = _Course(study, claims, watcher)
+    course = Course(study, claims, watcher)
     course.run()
-    findings = {c.id: course.found[c.id] for c in claims}
+    findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
-    results = _results(study, claims, findings, command)
+    results = _results(study, frame, claims, course, command)
     timings = {
         "seconds": round(time.perf_counter() - started, 1),
         "step_seconds": seconds,
@@ -161,86 +149,47 @@ def _own_folder(folder: Path) -> Path:
     return folder
 
 
-class _Course:
-    """Which claims wait for which runs; measures each as soon as its own are there, while others still train."""
-
-    def __init__(self, study: Study, claims: Sequence[Claim], watcher: Watcher | None) -> None:
-        self._study, self._watcher = study, watcher
-        self.found: dict[str, Finding] = {}
-        self._waiting: list[Claim] = []
-        for claim in claims:
-            if study.settings.model and not claim.own_model:
-                self._note(claim, Finding(skipped="needs the base network, whose weights and width are the study's"))
-            else:
-                self._waiting.append(claim)
-        self._wanted: dict[str, list[Spec]] = {c.id: list(c.runs(study)) for c in self._waiting}
-
-    def run(self) -> None:
-        """Train everything the claims ask for, shared runs once."""
-        self._plan(chain(*self._wanted.values()))
-        self._look()
-        self._study.lab.train(self._finished)
-
-    def _plan(self, specs: Iterable[Spec]) -> None:
-        self._study.lab.ask(specs)
-        if self._watcher:
-            every = chain(*self._wanted.values())
-            self._watcher.planned({c: _steps(specs) for c, specs in self._wanted.items()}, _steps(every))
-
-    def _finished(self, chunk: Sequence[Spec]) -> None:
-        if self._watcher:
-            owners = [claim for claim, specs in self._wanted.items() if not set(chunk).isdisjoint(specs)]
-            self._watcher.worked(owners, sum(s.steps for s in chunk))
-        self._look()
-
-    def _look(self) -> None:
-        """Measure every claim whose runs are all there, or ask for those it wants next."""
-        done = self._study.lab.outcomes
-        for claim in [c for c in self._waiting if all(s in done for s in self._wanted[c.id])]:
-            more = [s for s in claim.further(self._study) if s not in done]
-            if more:
-                self._wanted[claim.id] += more
-                self._plan(more)
-            else:
-                self._waiting.remove(claim)
-                self._note(claim, claim.measure(self._study))
-
-    def _note(self, claim: Claim, finding: Finding) -> None:
-        self.found[claim.id] = finding
-        if self._watcher:
-            self._watcher.measured(claim, finding)
-
-
-def _steps(specs: Iterable[Spec]) -> int:
-    return sum(spec.steps for spec in dict.fromkeys(specs))
-
-
 def _results(
-    study: Study, claims: Sequence[Claim], findings: dict[str, Finding], command: Sequence[str]
+    study: Study, frame: References, claims: Sequence[Claim], course: Course, command: Sequence[str]
 ) -> dict[str, Any]:
-    data, settings = study.data, study.settings
-    setting = answer.recommend(study, findings)
+    settings, findings = study.settings, course.findings
+    setting = answer.recommend(study)
     return {
         "version": __version__,
         "command": shlex.join(w for w in command if w not in TRANSIENT),
         "versions": _versions(),
         "settings": {**asdict(settings), "steps": settings.steps, "short_steps": settings.short_steps},
-        "data": {
-            "name": data.name,
-            "source": data.source,
-            "rows": len(data.x),
-            "features": data.x[0].size,
-            "task": data.task,
-            "classes": data.classes,
-            "scaling": data.scaling,
-            "notes": data.notes,
-            "goals": [study.goal(level=level) for level in ("easy", "hard")],
-            "score": data.score_name,
-        },
+        "data": _data_json(study, frame),
         "answer": answer.sentences(study, findings, setting),
-        "recommended": asdict(setting) if setting else None,
-        "code": answer.code(study, setting),
-        "claims": [_claim_json(claim, findings[claim.id], command) for claim in claims],
+        "recommended": asdict(setting.setting) if setting else None,
+        "scripts": answer.scripts(study, setting),
+        "multiplicity": answer.multiplicity(findings),
+        "claims": [_claim_json(claim, findings[claim.id], course.counts.get(claim.id, 0), command) for claim in claims],
+        "explore": explore.curves(study),
+        "explore_sizes": explore.sizes(findings),
+    }
+
+
+def _data_json(study: Study, frame: References) -> dict[str, Any]:
+    data = study.data
+    core = study.trained(s for sweep in study.core for s in sweep.unit(study))
+    fixed = dict(zip(("near", "goal"), data.fixed_goals, strict=True)) if data.fixed_goals else {}
+    return {
+        "name": data.name,
+        "source": data.source,
+        "rows": len(data.x),
+        "features": data.x[0].size,
+        "task": data.task,
+        "classes": data.classes,
+        "scaling": data.scaling,
+        "notes": data.notes,
+        "profile": [{"column": c.name, "kind": c.kind, "note": c.note} for c in data.profile],
+        "metric": data.metric,
+        "score": study.metric.name,
+        "guess": frame.guess,
+        "references": frame.models,
+        "reach": study.reach() if core else None,
+        "goals": {level: study.goal(level) for level in ("near", "goal")} if core else fixed,
     }
 
 
@@ -250,12 +199,14 @@ def _without_claims(command: Sequence[str]) -> list[str]:
     return [w for i, w in enumerate(words) if w != "--claims" and (i == 0 or words[i - 1] != "--claims")]
 
 
-def _claim_json(claim: Claim, finding: Finding, command: Sequence[str]) -> dict[str, Any]:
-    words = {k: getattr(claim, k) for k in ("id", "statement", "source", "method", "caption")}
+def _claim_json(claim: Claim, finding: Finding, count: int, command: Sequence[str]) -> dict[str, Any]:
+    words = {k: getattr(claim, k) for k in ("id", "title", "statement", "source", "method", "caption", "check")}
     return {
         **words,
         "summary": finding.summary,
         "verdict": finding.verdict(),
+        "parts": finding.parts(),
+        "seeds": count,
         "effects": [effect.as_json() for effect in finding.effects],
         "notes": finding.notes,
         "skipped": finding.skipped,
@@ -265,11 +216,11 @@ def _claim_json(claim: Claim, finding: Finding, command: Sequence[str]) -> dict[
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
+    versions = {"python": platform.python_version(), "platform": f"{sys.platform} {platform.machine()}"}
     for name in ("numpy", "torch", "scikit-learn", "scipy", "pandas", "matplotlib"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _write(
@@ -279,13 +230,15 @@ def _write(
     claims: Sequence[Claim],
     findings: dict[str, Finding],
 ) -> None:
+    write_json(folder / "results.json", results)
+    write_json(folder / "timings.json", timings)
+    for name, text in results["scripts"].items():
+        (folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name]).write_text(text, encoding="utf-8")
     drawn = {
         claim.id: pictures.inline(claim.picture(findings[claim.id]), claim.id, claim.statement, claim.caption)
         for claim in claims
         if not findings[claim.id].skipped
     }
-    write_json(folder / "results.json", results)
-    write_json(folder / "timings.json", timings)
     shown = {**plain(results), "timings": plain(timings)}
     for claim in shown["claims"]:
         claim["effects"] = claim["effects"] + shown["timings"]["effects"].get(claim["id"], [])

@@ -4,12 +4,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import nn
 
 from batchnorm.study import own_model
-from batchnorm.study.networks import DEPTH, WIDTH
+from batchnorm.study.networks import ACTIVATIONS
 from batchnorm.study.optimizers import ReplicaOptimizer
 from batchnorm.study.own_model import SideBySide
 from batchnorm.study.training import Problem, Rows, Spec, losses
@@ -34,15 +35,15 @@ def _without(model: nn.Module) -> nn.Module:
     return model
 
 
-def _model(problem: Problem, x: torch.Tensor) -> nn.Module:
+def _model(problem: Problem, spec: Spec, x: torch.Tensor) -> nn.Module:
     """Return one model as a user would write it: no replicas, no switches."""
     data = problem.datasets["main"]
     if problem.model is not None:
         return own_model.build(problem.model, x, data.outputs, "before", 0)
     layers: list[nn.Module] = [nn.Flatten()]
-    for inputs in (x[0].numel(), *[WIDTH] * (DEPTH - 1)):
-        layers += [nn.Linear(inputs, WIDTH), BatchNorm(WIDTH), nn.Sigmoid()]
-    return nn.Sequential(*layers, nn.Linear(WIDTH, data.outputs))
+    for inputs, width in pairwise((x[0].numel(), *spec.hidden)):
+        layers += [nn.Linear(inputs, width), BatchNorm(width), ACTIVATIONS[spec.activation].module()]
+    return nn.Sequential(*layers, nn.Linear(spec.hidden[-1], data.outputs))
 
 
 def step_seconds(problem: Problem, spec: Spec, sizes: Sequence[int] = ()) -> dict[str, float]:
@@ -77,7 +78,7 @@ def _step(
 ) -> Callable[[], None]:
     rows = Rows.of(problem.datasets["main"], [spec])
     (x, *_), y = next(rows.batches())
-    model = changed(_model(problem, x)).train()
+    model = changed(_model(problem, spec, x)).train()
     optimizer = ReplicaOptimizer("sgd", SideBySide([model], rows.data.outputs), [0.01])
 
     def step() -> None:

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.study import own_model
 from batchnorm.study.data import Dataset, Split, scaler, split
-from batchnorm.study.networks import Placement, base_network
+from batchnorm.study.networks import Norm, Placement, base_network, rescale_to_data
 from batchnorm.study.optimizers import ReplicaOptimizer
+from batchnorm.study.scores import chosen_metric
+from batchnorm.study.scores import scores as score_by
 
 
 @dataclass(frozen=True, order=True)
@@ -37,6 +39,10 @@ class Spec:
         rate: Learning rate.
         seed: Of the split, the weights and the order of the data.
         virtual_batch_size: Of the base network's layers; None: each batch is normalised as one.
+        norm: What stands where `placement` says: "batch", "layer", "group" or "tanh"; "init" with placement "none".
+        hidden: Widths of the base network's hidden layers.
+        label_noise: Share of the training targets that are replaced by random ones.
+        rows: Training rows to use; None: all.
     """
 
     data: str
@@ -51,6 +57,10 @@ class Spec:
     rate: float
     seed: int
     virtual_batch_size: int | None = None
+    norm: Norm = "batch"
+    hidden: tuple[int, ...] = (100, 100, 100)
+    label_noise: float = 0.0
+    rows: int | None = None
 
     @property
     def group(self) -> "Spec":
@@ -68,14 +78,21 @@ class Outcome:
     probed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
     def steps_to(self, goal: float, part: str = "test") -> float:
-        """Return the first evaluated step whose score reaches the goal; infinity if none does."""
+        """Return the first evaluated step whose score reaches the goal, if the run ends there too; else infinity."""
         scores = self.test if part == "test" else self.validation
-        return next((float(step) for step, score in zip(self.steps, scores, strict=True) if score >= goal), math.inf)
+        if not scores or not scores[-1] >= goal:  # NaN, where the run has diverged, is no arrival either
+            return math.inf
+        return next(float(step) for step, score in zip(self.steps, scores, strict=True) if score >= goal)
+
+    def peak(self) -> tuple[float, float]:
+        """Return the best validation score, and the test score at that step; NaN if no score is finite."""
+        pairs = [pair for pair in zip(self.validation, self.test, strict=True) if math.isfinite(sum(pair))]
+        return max(pairs, key=lambda pair: pair[0], default=(math.nan, math.nan))
 
     def until(self, step: int) -> "Outcome":
         """Return the outcome as it stood at the last evaluation up to a step."""
-        kept = sum(at <= step for at in self.steps)
-        return Outcome(self.steps[:kept], self.validation[:kept], self.test[:kept], self.probed)
+        count = sum(at <= step for at in self.steps)
+        return Outcome(self.steps[:count], self.validation[:count], self.test[:count], self.probed)
 
 
 @dataclass(frozen=True)
@@ -107,24 +124,57 @@ class Rows:
     def of(cls, data: Dataset, specs: Sequence[Spec]) -> "Rows":
         """Split and scale the data for each replica, learning both from its training rows only."""
         parts = {seed: split(data, seed) for seed in {s.seed for s in specs}}
+        if specs[0].rows is not None:
+            parts = {seed: replace(part, train=part.train[: specs[0].rows]) for seed, part in parts.items()}
         learned = {seed: scaler(specs[0].scaling)(data.x[part.train]) for seed, part in parts.items()}
         shift, factor = (np.stack([learned[s.seed][i] for s in specs])[:, None] for i in (0, 1))
         return cls(data, tuple(parts[s.seed] for s in specs), tuple(specs), shift, factor)
 
     def take(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        """Return x (R, N, …) and y (R, N) for row numbers (R, N)."""
+        """Return x (R, N, …) and y (R, N, …) for row numbers (R, N); values to predict are standardised."""
         x = (self.data.x[rows] - self.shift) * self.factor
         y = self.data.y[rows]
         if self.data.task == "regression":
             means, stds = self._target_scale
-            y = ((y - means) / stds).astype(np.float32)
-        return torch.from_numpy(x), torch.from_numpy(y)
+            y = (y - means) / stds
+        if self.specs[0].label_noise:
+            y = self._noisy(y, rows)
+        return torch.from_numpy(x.astype(np.float32, copy=False)), torch.from_numpy(_narrow(y))
+
+    def _noisy(self, y: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+        """Return targets of which the training rows' are random in part."""
+        noise, chosen = self._noise
+        picked = np.take_along_axis(chosen, rows, 1)
+        random = np.take_along_axis(noise, rows, 1)
+        if self.data.task == "regression":
+            return y + np.where(picked, random, 0.0)
+        return np.where(picked, random, y)
+
+    @cached_property
+    def _noise(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Random targets for every row of the data, and the training rows that take them, (R, rows) each.
+
+        Classes are drawn from all classes with equal chances; values get N(0, 1) added, one standard deviation.
+        """
+        noise: list[NDArray[Any]] = []
+        chosen: list[NDArray[Any]] = []
+        for spec, part in zip(self.specs, self.splits, strict=True):
+            random = np.random.default_rng([spec.seed, len(self.data.x), 1])
+            if self.data.task == "regression":
+                noise.append(random.standard_normal(len(self.data.x)))
+            else:
+                noise.append(random.integers(0, self.data.outputs, len(self.data.x)))
+            picked = np.zeros(len(self.data.x), dtype=bool)
+            shuffled = random.permutation(part.train)
+            picked[shuffled[: round(spec.label_noise * len(shuffled))]] = True
+            chosen.append(picked)
+        return np.stack(noise), np.stack(chosen)
 
     @cached_property
     def _target_scale(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Mean and standard deviation of each replica's training target, (R, 1); every batch needs them."""
-        means = np.stack([self.data.y[part.train].mean() for part in self.splits])[:, None]
-        stds = np.stack([self.data.y[part.train].std() for part in self.splits])[:, None]
+        """Mean and standard deviation of each replica's training target, (R, 1, …); every batch needs them."""
+        means = np.stack([self.data.y[part.train].mean(0) for part in self.splits])[:, None]
+        stds = np.stack([self.data.y[part.train].std(0) for part in self.splits])[:, None]
         return means, np.where(stds > 0, stds, 1.0)
 
     def part(self, name: str) -> tuple[Tensor, Tensor]:
@@ -142,22 +192,23 @@ class Rows:
                 yield self.take(rows[:, start : start + size])
 
 
+def _narrow(y: NDArray[Any]) -> NDArray[Any]:
+    """Return targets as networks take them: class numbers as they are, values as float32."""
+    return y.astype(np.float32) if y.dtype.kind == "f" else y
+
+
 def losses(output: Tensor, y: Tensor, data: Dataset) -> Tensor:
     """Return the loss of each replica, (R,): cross-entropy, or mean squared error on the standardised target."""
     if data.task == "classification":
         return cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").reshape(y.shape).mean(1)
-    return (output[..., 0] - y).square().mean(1)
+    if data.task == "labels":
+        return binary_cross_entropy_with_logits(output, y, reduction="none").mean((1, 2))
+    return (output.reshape(y.shape) - y).square().flatten(1).mean(1)
 
 
 def scores(output: Tensor, y: Tensor, data: Dataset) -> list[float]:
-    """Return each replica's accuracy or R², NaN where its output is not finite."""
-    if data.task == "classification":
-        score = (output.argmax(-1) == y).double().mean(1)
-    else:
-        error = (output[..., 0] - y).double().square().mean(1)
-        score = 1.0 - error / (y.double() - y.double().mean(1, keepdim=True)).square().mean(1)
-    finite = output.flatten(1).isfinite().all(1)
-    return [round(s, 6) if ok else math.nan for s, ok in zip(score.tolist(), finite.tolist(), strict=True)]
+    """Return each replica's score by the metric of the data, NaN where its output is not finite."""
+    return score_by(chosen_metric(data.metric or None, data), output, y)
 
 
 def build(problem: Problem, rows: Rows) -> nn.Module:
@@ -174,8 +225,10 @@ def build(problem: Problem, rows: Rows) -> nn.Module:
     replicas = base_network(
         inputs, data.outputs, placement=spec.placement, activation=spec.activation,
         seeds=[s.seed for s in rows.specs], stds=[s.std for s in rows.specs],
-        virtual_batch_size=spec.virtual_batch_size,
+        virtual_batch_size=spec.virtual_batch_size, norm=spec.norm, hidden=spec.hidden,
     )  # fmt: skip
+    if spec.norm == "init":
+        rescale_to_data(replicas, next(rows.batches())[0].flatten(2))
     return nn.Sequential(nn.Flatten(2), replicas) if data.x.ndim > 2 else replicas
 
 

@@ -8,14 +8,21 @@ from batchnorm.study.findings import Claim
 
 ORDER = (
     "speed",
+    "score",
     "learning-rate",
-    "batch-size",
     "initialization",
+    "batch-size",
     "placement",
+    "alternatives",
     "input-scaling",
+    "regularization",
+    "noise-law",
+    "exploding-gradients",
+    "covariate-shift",
+    "landscape",
+    "limits",
     "scale-shift",
     "train-predict",
-    "regularization",
 )
 
 

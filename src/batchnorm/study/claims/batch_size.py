@@ -16,15 +16,17 @@ from batchnorm.batch_size.training import FIRST
 from batchnorm.study import noise_probe, pictures
 from batchnorm.study.data import split
 from batchnorm.study.design import HALF_DECADE, Study
-from batchnorm.study.findings import FEWEST_PAIRS, VAST, Claim, Effect, Finding
+from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.timing import of_rows
 from batchnorm.study.training import Spec
+from batchnorm.study.tuning import Tuning
 
 FACTOR = 4.0  # the best size goes with the root of Bcrit: a factor of 4 moves it by 2
 WORTH_HAVING = 1.5
-NAME = "critical batch size, fitted to the steps against predicted by the gradient noise: the factor between them"
 SMALLEST = 4
+VAST = 1e12
 FEWEST_SIZES = 3
+FEWEST_ARRIVALS = 3
 PATIENCE = 2.0  # times the steps that the law allows a smaller size at most
 ENOUGH = 1.5  # times the steps of the study's own size, for a larger one: the law allows it as many
 BEYOND = 10.0  # times the sizes tried: farther away a fit says nothing
@@ -35,55 +37,48 @@ def sizes(study: Study) -> list[int]:
     """Return the batch sizes to try: the study's own and powers of two times it; none where too few fit the rows."""
     base, rows = study.settings.batch_size, len(split(study.data, 0).train)
     powers = (-2, 0, 2) if study.settings.quick or study.settings.model else range(-3, 4)
-    found = sorted({size for p in powers if SMALLEST <= (size := math.floor(base * 2.0**p + 0.5)) <= rows} | {base})
-    return found if len(found) >= FEWEST_SIZES else []
+    tried = {size for p in powers if SMALLEST <= (size := math.floor(base * 2.0**p + 0.5)) <= rows}
+    return sorted(tried | {base}) if len(tried | {base}) >= FEWEST_SIZES else []
 
 
-def runs(study: Study) -> list[Spec]:
-    """Every learning rate with batch normalization, at the study's own batch size."""
-    return study.sweep("before") if sizes(study) else []
-
-
-def further(study: Study) -> list[Spec]:
-    """Three learning rates at each size; and, as soon as the best one is known, a short run that is watched."""
-    if not sizes(study) or not _arrives(study):
+def runs(study: Study) -> list[list[Spec]]:
+    """Every learning rate at the study's own size; three at each other size; and a short run that is watched."""
+    if not sizes(study):
         return []
-    near = [s for size in sizes(study) for s in _near(study, size)]
-    known = all(s in study.lab.outcomes for s in _near(study, study.settings.batch_size))
-    return near + (_watched(study) if known else [])
+    base = study.tune("before")
+    if not base.settled or not _arrives(study):
+        return base.units
+    units = [unit for size in sizes(study) for unit in _tune(study, size).units]
+    return [*units, _watched(study)]
 
 
 def _arrives(study: Study) -> list[float]:
     """Return the steps at the study's own size; nothing if they are too few to compare with."""
-    _, outcomes = study.best(study.sweep("before"))
-    steps = study.steps(outcomes)
-    return steps if sum(map(math.isfinite, steps)) >= FEWEST_PAIRS and math.isfinite(statistics.median(steps)) else []
+    steps = study.arrivals(study.tune("before").outcomes)
+    enough = sum(map(math.isfinite, steps)) >= FEWEST_ARRIVALS and math.isfinite(statistics.median(steps))
+    return steps if enough else []
 
 
-def _near(study: Study, size: int) -> list[Spec]:
-    """Return three learning rates around the study's best one times √(B'/B): from as it was to in proportion."""
+def _tune(study: Study, size: int) -> Tuning:
+    """Return the runs at a size, at the best of three rates around the study's own best one times √(B'/B)."""
     base, settings = study.settings.batch_size, study.settings
-    best, _ = study.best(study.sweep("before"))
-    middle = round(math.log10(best * math.sqrt(size / base)) / HALF_DECADE) * HALF_DECADE
-    rates = settings.grid(middle - HALF_DECADE, middle + HALF_DECADE, HALF_DECADE)
+    best = study.tune("before")
     if size == base:
-        return study.sweep("before", rates)
+        return best
+    middle = round(math.log10(best.rate * math.sqrt(size / base)) / HALF_DECADE) * HALF_DECADE
+    rates = settings.grid(middle - HALF_DECADE, middle + HALF_DECADE, HALF_DECADE)
+    first = study.at(study.first)
+    steps = math.ceil(statistics.median(_arrives(first)) * max(PATIENCE * base / size, ENOUGH))
     most = settings.steps if size < base else settings.short_steps
-    steps = math.ceil(statistics.median(_arrives(study)) * max(PATIENCE * base / size, ENOUGH))
-    return study.sweep("before", rates, batch_size=size, steps=min(max(steps, FIRST), most))
-
-
-def _at(study: Study, size: int) -> list[Spec]:
-    """Return every run at a size."""
-    near = _near(study, size)
-    return list(dict.fromkeys([*study.sweep("before"), *near])) if size == study.settings.batch_size else near
+    return study.tune("before", rates=rates, batch_size=size, steps=min(max(steps, FIRST), most))
 
 
 def _watched(study: Study) -> list[Spec]:
-    best, _ = study.best(_at(study, study.settings.batch_size))
-    arrived = max(s for s in _arrives(study) if math.isfinite(s))
+    """Return the runs at the study's own size and best rate, watched until they arrive."""
+    first = study.at(study.first)
+    arrived = max(s for s in _arrives(first) if math.isfinite(s))
     steps = min(max(math.ceil(arrived), FIRST), study.settings.short_steps)
-    return study.sweep("before", [best], steps=steps, probe=PROBE)
+    return study.seeds(study.spec(placement="before", rate=study.tune("before").rate, steps=steps, probe=PROBE))
 
 
 class Law(NamedTuple):
@@ -140,31 +135,37 @@ class _Seed:
         late = sum(map(math.isinf, self.steps.values()))
         value = self.noise.value if self.noise else math.nan
         if len(self.steps) - late < FEWEST_SIZES or not 0.0 < value < math.inf:
-            return math.nan, math.nan, math.nan
+            return math.nan, 1.0, math.inf
         law, at_least = self.law, self.noise is not None and self.noise.is_bound
         apart = math.exp(abs(math.log(law.critical / value)))
         farther = law.critical < value if at_least else min(self.steps) / BEYOND < value < max(self.steps) * BEYOND
         if not (late or at_least or law.end):
             return apart, apart, apart
-        return apart, apart if farther and not late else 1.0, VAST
+        return apart, apart if farther and not late else 1.0, math.inf
+
+    def against(self, constant: float) -> float:
+        """Return the factor by which a constant is off, divided by that of the noise; NaN where either is unknown."""
+        apart, least, most = self.factor()
+        if not least == most == apart:
+            return math.nan
+        return math.exp(abs(math.log(self.law.critical / constant))) / apart
 
 
 def measure(study: Study) -> Finding:
-    """Fit the steps of each seed by size, and compare with what the gradient noise said."""
+    """Fit the steps of each seed by size, and compare with what the gradient noise says."""
     tried = sizes(study)
     if not tried:
         rows = len(split(study.data, 0).train)
         return Finding(skipped=f"needs {FEWEST_SIZES} batch sizes from {SMALLEST} to {rows}, the rows trained on")
     if not _arrives(study):
-        unknown = (math.nan,) * study.settings.seeds
         return Finding(
-            effects=(Effect(NAME, unknown, FACTOR, "below", unit="×"),),
+            effects=_effects([], study.settings.batch_size),
             numbers={"steps": {}},
-            summary=f"In batches of {study.settings.batch_size} too few seeds reached the goal within the budget.",
+            summary=f"In batches of {study.settings.batch_size} too few seeds reach the goal within the steps.",
         )
-    best = {size: study.best(_at(study, size)) for size in tried}
-    steps = {size: study.steps(outcomes) for size, (_, outcomes) in best.items()}
-    budgets = {size: _at(study, size)[0].steps for size in tried}
+    tunings = {size: _tune(study, size) for size in tried}
+    steps = {size: study.arrivals(tuning.outcomes) for size, tuning in tunings.items()}
+    budgets = {size: tuning.budget for size, tuning in tunings.items()}
     seeds = [
         _Seed(
             {size: of_size[i] for size, of_size in steps.items()},
@@ -173,52 +174,61 @@ def measure(study: Study) -> Finding:
         )
         for i, s in enumerate(_watched(study))
     ]
-    said = [s.noise.value if s.noise else math.nan for s in seeds]
-    found = [s.law.critical for s in seeds]
     return Finding(
-        effects=(_effect(seeds),),
+        effects=_effects(seeds, study.settings.batch_size),
         numbers={
+            "network": study.named(study.main),
             "steps": {str(size): of_size for size, of_size in steps.items()},
             "budgets": {str(size): budget for size, budget in budgets.items()},
-            "rates": {str(size): rate for size, (rate, _) in best.items()},
-            "predicted": said,
+            "rates": {str(size): tuning.rate for size, tuning in tunings.items()},
+            "predicted": [s.noise.value if s.noise else math.nan for s in seeds],
             "predicted is a bound": [s.noise is not None and s.noise.is_bound for s in seeds],
-            "fitted": found,
+            "fitted": [s.law.critical for s in seeds],
         },
-        summary=f"Larger batches save steps nearly in proportion up to about {_range(said)}, says the noise of the "
-        f"gradients; up to {_range(found)}, say the steps counted at {len(tried)} batch sizes, {tried[0]} to "
-        f"{tried[-1]}.",
-        notes=_notes(steps, budgets),
+        summary=_summary(study, seeds),
+        notes=_notes(tunings, study.settings.batch_size),
     )
 
 
-def _effect(seeds: Sequence[_Seed]) -> Effect:
-    samples, least, most = zip(*(s.factor() for s in seeds), strict=True)
-    bounds = sum(high == VAST for high in most)
-    remark = f"{bounds} of {len(seeds)} seeds are bounds: runs that did not arrive in time, or no end to be seen"
-    bounded = remark if bounds else ""
-    return Effect(NAME, samples, FACTOR, "below", unit="×", bounded=bounded, least=least, most=most)
+def _summary(study: Study, seeds: Sequence[_Seed]) -> str:
+    said, fitted_sizes = ([getattr(s.noise, "value", math.nan) for s in seeds], [s.law.critical for s in seeds])
+    return (
+        f"In the {study.named(study.main)}, larger batches save steps nearly in proportion up to about "
+        f"{_range(fitted_sizes)}, by the steps counted; the noise of the gradients predicts {_range(said)}."
+    )
 
 
 def _range(values: Sequence[float]) -> str:
-    known = [v for v in values if math.isfinite(v)]
-    if not known:
-        return "a size that cannot be told"
-    middle, low, high = (f"{float(f'{v:.2g}'):,g}" for v in (statistics.median(known), min(known), max(known)))
-    return f"{middle} rows ({low} to {high} over seeds)"
+    finite = sorted(v for v in values if math.isfinite(v))
+    if not finite:
+        return "an unknown size"
+    return f"{statistics.median(finite):.0f} ({finite[0]:.0f} to {finite[-1]:.0f} over seeds)"
 
 
-def _notes(steps: Mapping[int, Sequence[float]], budgets: Mapping[int, int]) -> tuple[str, ...]:
-    late = [
-        f"{sum(map(math.isinf, of_size))} within {budgets[size]} steps at {size}"
-        for size, of_size in steps.items()
-        if any(map(math.isinf, of_size))
+def _notes(tunings: Mapping[int, Tuning], constant: int) -> tuple[str, ...]:
+    edges = [f"{size}" for size, tuning in tunings.items() if tuning.edge]
+    notes = [
+        f"The null model is a constant: {constant}, the study's own batch size, taken for the critical one whatever "
+        "the data.",
+        "Tested is the critical batch size, up to which larger batches save steps; which size takes the fewest seconds "
+        "also depends on the machine, and `batchnorm batch-size` answers that.",
     ]
+    if edges:
+        notes.append(f"At batch sizes {', '.join(edges)} the best learning rate is the last one that was tried.")
+    return tuple(notes)
+
+
+def _effects(seeds: Sequence[_Seed], constant: int) -> tuple[Effect, ...]:
+    factors = [seed.factor() for seed in seeds]
+    better = [seed.against(constant) for seed in seeds]
+    of_constant = [math.exp(abs(math.log(seed.law.critical / constant))) for seed in seeds]
+    part, other = "within a factor of 4", "better than a constant"
+    name = "critical batch size, fitted to the steps against predicted by the noise: the factor between them"
+    beside = f"the factor between the fitted size and a constant of {constant}"
     return (
-        "Fewer steps are not less time: the fastest size is √(Bcrit·Bhalf), Bhalf the size from which on a step takes "
-        "longer in proportion; `batchnorm batch-size` measures both.",
-        "Running statistics keep their momentum, whatever the batch size.",
-        *([f"Runs that did not arrive: {'; '.join(late)}."] if late else []),
+        Effect(name, tuple(f[1] for f in factors), tuple(f[2] for f in factors), FACTOR, "below", part, unit="×"),
+        Effect.of(f"factor of a constant of {constant} ÷ factor of the noise", better, 1.0, part=other, unit="×"),
+        Effect.of(beside, of_constant, FACTOR, "below", part=other, decides=False, unit="×"),
     )
 
 
@@ -229,19 +239,20 @@ def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
         return []
     speed = throughput.fit({size: [step_seconds[of_rows(size)]] for size in steps})
     tried, budgets = sorted(steps), finding.numbers["budgets"]
-    found: list[tuple[float, float, float]] = []
+    least: list[float] = []
+    most: list[float] = []
     for i, critical in enumerate(finding.numbers["predicted"]):
         arrived = [of_size[i] * speed.median(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
         if math.isnan(critical) or not arrived:
-            found.append((math.nan, math.nan, math.nan))
+            least, most = [*least, 0.0], [*most, math.inf]
             continue
         where = decision.plateau(min(critical, VAST), speed, tried[0], tried[-1])
         size = decision.pick(where.low, where.high, tried)
-        taken = min(steps[size][i], budgets[str(size)]) * speed.median(size) / min(arrived)
-        found.append((taken, taken, VAST if math.isinf(steps[size][i]) else taken))
-    samples, least, most = zip(*found, strict=True)
+        seconds = min(steps[size][i], budgets[str(size)]) * speed.median(size) / min(arrived)
+        least, most = [*least, seconds], [*most, math.inf if math.isinf(steps[size][i]) else seconds]
     name = "seconds to the goal, at the size advised ÷ at the best one tried"
-    return [Effect(name, samples, WORTH_HAVING, "below", decides=False, unit="×", least=least, most=most)]
+    part = "within a factor of 4"
+    return [Effect(name, tuple(least), tuple(most), WORTH_HAVING, "below", part, decides=False, unit="×")]
 
 
 def picture(finding: Finding) -> Figure:
@@ -294,10 +305,11 @@ def _draw_law(axes: Axes, steps: Mapping[int, float], criticals: Sequence[float]
 
 CLAIM = Claim(
     id="batch-size",
-    statement="The noise of the gradients tells which batch size is best.",
-    source="McCandlish, Kaplan & Amodei 2018, section 2; the lecture notes ask for the best batch size",
-    method="The network with batch normalization is trained at batch sizes that are powers of two apart, or four, each "
-    "at its own best of three learning rates: the best one of the study's own size times the root of the ratio of the "
+    title="Noise tells the batch size",
+    statement="The noise of the gradients tells the critical batch size, and better than a constant does.",
+    source="McCandlish, Kaplan & Amodei 2018, section 2",
+    method="The main network with batch normalization is trained at batch sizes that are powers of two apart, or "
+    "four, each at its own best of three learning rates: the best one of the study's own size times the root of the ratio of the "
     "sizes, and half a decade to either side. The steps to the goal should follow S(B) = Smin·(1 + Bcrit/B), which is "
     "fitted seed by seed. Beside it, Bcrit is predicted from one short run: tr Σ/|G|², the noise of the gradients over "
     "groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how far the training loss fell. Compared is by "
@@ -306,7 +318,6 @@ CLAIM = Claim(
     "Bcrit fitted to the steps, and with Bcrit predicted by the noise of the gradients. Below, the diamonds stand at "
     "Bcrit: median, and range over seeds.",
     runs=runs,
-    further=further,
     measure=measure,
     picture=picture,
     timed=timed,

@@ -1,99 +1,103 @@
 """Is training less sensitive to the initial weights?"""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from batchnorm.study import pictures
-from batchnorm.study.curves import draw_goal, draw_grid, score
+from batchnorm.study.curves import SIDES, draw_goal, draw_grid, score
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.training import Spec
+from batchnorm.study.usable import continued, range_effect, works
 
-LARGER_SHARE = 0.2
-SEEDS = 3
-
-
-def runs(study: Study) -> list[Spec]:
-    """The learning rates from which each side's best is chosen."""
-    return [s for a in ("sigmoid", "relu") for side in ("none", "before") for s in _sweep(study, side, a)]
+WIDER_BY = 0.5
+STRIDE = 1.0
+LOW, HIGH = -3.0, 1.0
+Side = tuple[str, Any]  # a network, and "none" or "before"
 
 
-def _sweep(study: Study, side: Any, activation: str) -> list[Spec]:
-    steps = study.settings.steps if activation == "sigmoid" else study.settings.short_steps
-    return study.sweep(side, activation=activation, steps=steps)
+def _sides(study: Study) -> Iterator[Side]:
+    return ((network, side) for network in study.networks for side in SIDES)
 
 
-def further(study: Study) -> list[Spec]:
-    """Every initial std, at each side's best learning rate."""
-    return [s for a in ("sigmoid", "relu") for side in ("none", "before") for s in _stds(study, side, a)]
+def runs(study: Study) -> list[list[Spec]]:
+    """The runs that choose each side's learning rate; then every initial std at it, and more while the last works."""
+    tunings = {key: study.tune(key[1], key[0]) for key in _sides(study)}
+    units = [unit for tuning in tunings.values() for unit in tuning.units]
+    if all(tuning.settled for tuning in tunings.values()):
+        units += [_at(study, key, std) for key in tunings for std in _stds(study, key)]
+    return units
 
 
-def _stds(study: Study, side: Any, activation: str) -> list[Spec]:
-    sweep = _sweep(study, side, activation)
-    best = replace(sweep[0], rate=study.best(sweep)[0])
-    seeds = range(min(SEEDS, study.settings.seeds))
-    return [replace(best, std=std, seed=seed) for std in study.settings.grid(-3.0, 1.0) for seed in seeds]
+def _at(study: Study, key: Side, std: float) -> list[Spec]:
+    """Return the runs at an initial std, one for each seed of the first look."""
+    network, side = key
+    spec = study.spec(network, placement=side, rate=study.tune(side, network).rate, std=std)
+    return [replace(s, steps=study.steps_of(network)) for s in study.seeds(spec, 0, study.first)]
+
+
+def _stds(study: Study, key: Side) -> list[float]:
+    return continued(study, study.settings.grid(LOW, HIGH, STRIDE), partial(_at, study, key), STRIDE)
 
 
 def measure(study: Study) -> Finding:
-    """Count the stds from which each seed ends at the goal."""
-    goals = study.goals()
-    ends: dict[str, Any] = {}
-    share: dict[str, Any] = {}
-    for activation in ("sigmoid", "relu"):
-        for side in ("none", "before"):
-            specs = _stds(study, side, activation)
-            grid = dict.fromkeys(s.std for s in specs)
-            by_std = {std: [score(study.lab[s].test[-1]) for s in specs if s.std == std] for std in grid}
-            key = f"{activation} {side}"
-            ends[key] = {f"{std:g}": end for std, end in by_std.items()}
-            share[key] = [
-                sum(end[i] >= goals[i] for end in by_std.values()) / len(by_std) for i in range(len(specs) // len(grid))
-            ]
-    gains = {
-        a: tuple(w - p for p, w in zip(share[f"{a} none"], share[f"{a} before"], strict=True))
-        for a in ("sigmoid", "relu")
-    }
-    both = tuple((s + r) / 2 for s, r in zip(gains["sigmoid"], gains["relu"], strict=True))
-    kept = {key: sum(values) / len(values) for key, values in share.items()}
+    """Count the decades of stds from which each seed ends at the goal."""
+    effects: list[Effect] = []
+    numbers: dict[str, Any] = {"networks": {}, "goal": study.goal(), "score": study.metric.name}
+    for network in study.networks:
+        tried = {
+            side: {std: _at(study, (network, side), std) for std in _stds(study, (network, side))} for side in SIDES
+        }
+        usable = {side: {std: works(study, specs) for std, specs in by_std.items()} for side, by_std in tried.items()}
+        part = study.named(network)
+        name = "range of initial stds that work, with − without"
+        effects.append(range_effect(name, usable, stride=STRIDE, threshold=WIDER_BY, part=part))
+        numbers["networks"][network] = {
+            "name": part,
+            "ends": {
+                side: {f"{std:g}": [score(o.test[-1]) for o in study.outcomes(specs)] for std, specs in by_std.items()}
+                for side, by_std in tried.items()
+            },
+        }
     return Finding(
-        effects=(
-            Effect("share of initial stds that work, with − without, mean of both activations", both, LARGER_SHARE),
-            *(Effect(f"the same with {a}", gain, LARGER_SHARE, decides=False) for a, gain in gains.items()),
-        ),
-        numbers={"ends": ends, "share": share, "goal": study.goal(), "score": study.data.score_name},
-        summary=f"Of the initial stds tried, {kept['sigmoid none']:.0%} work without and "
-        f"{kept['sigmoid before']:.0%} with batch normalization for the sigmoid, {kept['relu none']:.0%} and "
-        f"{kept['relu before']:.0%} for ReLU.",
+        effects=tuple(effects),
+        numbers=numbers,
+        summary=f"In the {effects[0].part}, the range of initial stds that work is wider with batch normalization by "
+        f"{effects[0].headline()} (powers of ten).",
         notes=("The learning rate is each side's best at the usual initialization, and stays fixed.",),
     )
 
 
 def picture(finding: Finding) -> Figure:
-    """Draw the final score against the initial std, a panel an activation."""
-    made, panels = pictures.figure(2, share_y=True)
-    for axes, activation in zip(panels, ("sigmoid", "relu"), strict=True):
-        draw_grid(axes, {side: finding.numbers["ends"][f"{activation} {side}"] for side in ("none", "before")})
+    """Draw the final score against the initial std, a panel a network."""
+    networks = list(finding.numbers["networks"].values())
+    figure, panels = pictures.figure(len(networks), share_y=True)
+    effects = {e.part: e for e in finding.effects if e.decides}
+    for axes, network in zip(panels, networks, strict=True):
+        draw_grid(axes, network["ends"])
         draw_goal(axes, finding.numbers["goal"])
-        axes.set(xlabel="std of the initial weights", title=activation)
+        axes.set(title=f"{network['name']}: {effects[network['name']].headline()} wider")
+    panels[-1].set_xlabel("std of the initial weights")
     panels[0].set_ylabel(f"final test {finding.numbers['score']}")
-    panels[0].legend(loc="center left")
-    return made
+    return figure
 
 
 CLAIM = Claim(
     id="initialization",
+    title="Less sensitive to weights",
     statement="Training is less sensitive to the initial weights.",
     source="Ioffe & Szegedy 2015, section 1",
-    method="Three seeds. Weights drawn from N(0, std²) with std from 0.001 to 10, each side at its own best learning "
-    "rate for the usual initialization. A std works for a seed if the run ends at the goal or above.",
-    caption="Final test score at each std of the initial weights: median, and range over seeds. Runs that diverged lie "
-    "at zero.",
+    method="Weights are drawn from N(0, std²) with std from 0.001 to 10, and beyond where the last one works, each "
+    "side at its own best learning rate for the usual initialization. A std works for a seed if the run ends at the "
+    "goal; the range counts the stds that work, a decade each.",
+    caption="Final test score at each std of the initial weights: median, and range over seeds.",
     runs=runs,
-    further=further,
     measure=measure,
     picture=picture,
     own_model=False,
+    adds_seeds=False,
 )

@@ -23,14 +23,14 @@ COLOURS = dict(zip(OPTIMIZERS, pictures.COLOURS, strict=True))
 
 
 def _specs(study: Study, optimizer: str) -> list[Spec]:
-    rate = study.moderate_rate * 10 ** (SHIFT[optimizer] - study.shift)
+    rate = study.moderate_rate() * 10 ** (SHIFT[optimizer] - study.shift)
     steps = study.settings.short_steps
-    return study.sweep("before", [rate], optimizer=optimizer, steps=steps, probe=PROBE)
+    return study.seeds(study.spec(placement="before", rate=rate, optimizer=optimizer, steps=steps, probe=PROBE))
 
 
-def runs(study: Study) -> list[Spec]:
+def runs(study: Study) -> list[list[Spec]]:
     """One run for each optimizer and seed, watched."""
-    return [s for optimizer in OPTIMIZERS for s in _specs(study, optimizer)]
+    return [_specs(study, optimizer) for optimizer in OPTIMIZERS]
 
 
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
@@ -79,8 +79,8 @@ def measure(study: Study) -> Finding:
     left = pictures.power_of_ten(float(f"{max(max(e) for e in errors.values()):.0e}"))
     return Finding(
         effects=(
-            Effect("error left when γ and β learn the identity, worst optimizer", _worst(errors, max), UNDONE, "below"),
-            Effect("median |γ − 1| after training, least of the optimizers", _worst(moved, min), MOVED),
+            Effect.of("error when γ and β learn the identity, worst optimizer", _worst(errors, max), UNDONE, "below"),
+            Effect.of("median |γ − 1| after training, least of the optimizers", _worst(moved, min), MOVED),
         ),
         numbers={
             "errors": errors,
@@ -123,8 +123,9 @@ def picture(finding: Finding) -> Figure:
 
 CLAIM = Claim(
     id="scale-shift",
+    title="γ and β can undo it",
     statement="γ and β let the network undo the normalisation, and any optimizer learns them.",
-    source="Ioffe & Szegedy 2015, section 3; the lecture notes",
+    source="Ioffe & Szegedy 2015, section 3",
     method="One layer is trained by each optimizer to give back its own input, which it can only by γ = √(σ²+ε) and "
     "β = μ; the error is relative to the input's standard deviation. And γ and β of the base network are watched while "
     "it trains on the data.",
@@ -133,4 +134,6 @@ CLAIM = Claim(
     measure=measure,
     picture=picture,
     own_model=False,
+    check=True,
+    adds_seeds=False,
 )

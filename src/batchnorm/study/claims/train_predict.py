@@ -23,9 +23,14 @@ SIZES = (2, 4, 8, 16, 32, 64, 128)
 PROBE = f"{__name__}:probe"
 
 
-def runs(study: Study) -> list[Spec]:
+def runs(study: Study) -> list[list[Spec]]:
     """One watched run for each seed."""
-    return study.sweep("before", [study.moderate_rate], steps=study.settings.short_steps, probe=PROBE)
+    return [_specs(study)]
+
+
+def _specs(study: Study) -> list[Spec]:
+    steps = study.settings.short_steps
+    return study.seeds(study.spec(placement="before", rate=study.moderate_rate(), steps=steps, probe=PROBE))
 
 
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
@@ -77,7 +82,7 @@ def _relative(a: Tensor, b: Tensor) -> list[float]:
 
 def measure(study: Study) -> Finding:
     """Read what the probe saw."""
-    watched = [study.lab[s].probed for s in runs(study)]
+    watched = [study.lab[s].probed for s in _specs(study)]
     last = [seen[-1] for seen in watched]
     alone = tuple(known(seen["alone"], math.inf) for seen in last)
     size = max((s for s in last[0]["gap"] if int(s) <= study.settings.batch_size), key=int)
@@ -85,13 +90,13 @@ def measure(study: Study) -> Finding:
     gaps = (abs(_late(seen, "train score") - _late(seen, "predict score")) for seen in watched)
     apart = tuple(known(value, math.inf) for value in gaps)
     gap = {s: [seen["gap"][s] for seen in last] for s in last[0]["gap"]}
-    median_gap = {s: Effect("", tuple(v), 0.0).interval()[0] for s, v in gap.items()}
+    median_gap = {s: statistics.median(v) for s, v in gap.items()}
     small = min(gap, key=int)
     return Finding(
         effects=(
-            Effect("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
-            Effect(f"training mode: change of a row's outputs with its companions, {size} a batch", depends, DEPENDS),
-            Effect(f"{study.data.score_name}, training mode against prediction, second half", apart, AS_GOOD, "below"),
+            Effect.of("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
+            Effect.of(f"training: change of a row's outputs with its companions, {size} a batch", depends, DEPENDS),
+            Effect.of(f"{study.metric.name}, training mode against prediction, second half", apart, AS_GOOD, "below"),
         ),
         numbers={
             "gap": gap,
@@ -100,7 +105,7 @@ def measure(study: Study) -> Finding:
             "lag": [[seen["lag"] for seen in seeds] for seeds in watched],
             "train score": [[seen["train score"] for seen in seeds] for seeds in watched],
             "predict score": [[seen["predict score"] for seen in seeds] for seeds in watched],
-            "score": study.data.score_name,
+            "score": study.metric.name,
         },
         summary=f"In training mode a row's outputs change with its companions, by {median_gap[small]:.0%} of their "
         f"spread in batches of {small} and {median_gap[size]:.0%} in batches of {size}; in prediction by "
@@ -142,8 +147,9 @@ def picture(finding: Finding) -> Figure:
 
 CLAIM = Claim(
     id="train-predict",
+    title="Training and prediction differ",
     statement="The layer differs between training and prediction, and both are right.",
-    source="Ioffe & Szegedy 2015, section 3.1; the lecture notes",
+    source="Ioffe & Szegedy 2015, section 3.1",
     method="A trained network in prediction is given rows alone and in batches: the outputs must be the same. In "
     "training mode the same rows are given in batches of 2 to 128: the outputs change with the companions, root mean "
     "square relative to their spread. And both modes score the whole validation part, all through the training.",
@@ -152,4 +158,6 @@ CLAIM = Claim(
     runs=runs,
     measure=measure,
     picture=picture,
+    check=True,
+    adds_seeds=False,
 )

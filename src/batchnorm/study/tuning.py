@@ -1,0 +1,200 @@
+"""One side of a comparison at its own best learning rate: which runs that takes, and when it is settled.
+
+A side starts with every rate of its grid. Where the best rate is the last of the grid, the grid is continued beyond it;
+where runs have not arrived and their scores still rise, they are trained for longer; and seeds that are added later are
+trained at the best rate alone. Everything is chosen on validation rows.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from batchnorm.study.training import Outcome, Spec
+
+if TYPE_CHECKING:
+    from batchnorm.study.design import Study
+
+By = Literal["steps", "score"]
+EXTENSIONS = 3  # rates that a grid is continued by on one side, at the most
+LONGER = 4  # times the steps, where curves are still rising
+RISING = 0.02  # of the way from guessing to the best score, from half of the steps to all of them
+NEVER = 2.0  # times its budget: how late a run that has not arrived counts in choosing a rate
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One side of a comparison before its learning rate is chosen.
+
+    Attributes:
+        spec: Its runs, but for learning rate and seed.
+        rates: The learning rates to try.
+    """
+
+    spec: Spec
+    rates: tuple[float, ...]
+
+    def unit(self, study: "Study") -> list[Spec]:
+        """Return the runs that start it: every rate with the seeds of the first look."""
+        return [s for rate in self.rates for s in self.at(study, rate)]
+
+    def at(self, study: "Study", rate: float, steps: int | None = None) -> list[Spec]:
+        """Return the runs at one rate with the seeds of the first look."""
+        return study.seeds(replace(self.spec, rate=rate, steps=steps or self.spec.steps), 0, study.first)
+
+    def core_runs(self, study: "Study", i: int, core: "Sequence[Sweep]") -> list[Spec]:
+        """Return the runs of seed number i that goals follow: at every rate, or at the best one for added seeds."""
+        if i < study.first:
+            return self.unit(study)
+        return _Search(study, self, "steps", core).added()
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is known of one side of a comparison.
+
+    Attributes:
+        units: The runs to train, as far as the outcomes so far tell: each list is one computation.
+        settled: Whether they are all trained; the other attributes mean nothing before.
+        rate: The best learning rate.
+        outcomes: Its runs, one a seed.
+        budget: Their steps.
+        by_rate: The runs of the first look at every rate of the grid and beyond it, in rising order.
+        edge: "low" or "high" where the best rate is the last one tried on that side; "" otherwise.
+    """
+
+    units: list[list[Spec]]
+    settled: bool = False
+    rate: float = math.nan
+    outcomes: list[Outcome] = field(default_factory=list[Outcome])
+    budget: int = 0
+    by_rate: dict[float, list[Outcome]] = field(default_factory=dict[float, list[Outcome]])
+    edge: str = ""
+
+    @property
+    def obstacle(self) -> str:
+        """Why no verdict can rest on this side; "" if one can."""
+        where = {"low": "lowest", "high": "highest"}.get(self.edge)
+        return f"the best learning rate, {self.rate:g}, is the {where} that was tried" if where else ""
+
+
+def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning:
+    """Return what is known of a sweep; call again when its units have been trained."""
+    base = [s.unit(study) for s in core]
+    own = sweep.unit(study)
+    if not all(study.trained(unit) for unit in (*base, own)):
+        return Tuning([*base, own])
+    if study.count > study.first:
+        base += [unit for s in core for unit in _Search(study, s, "steps", core).units()]
+    search = _Search(study, sweep, by, core)
+    units = [*base, own, *search.units()]
+    if not all(study.trained(unit) for unit in units):
+        return Tuning(units)
+    spec = search.best()
+    outcomes = study.outcomes([*study.seeds(spec, 0, study.first), *search.added()])
+    by_rate = {rate: study.outcomes(sweep.at(study, rate)) for rate in search.rates()}
+    return Tuning(units, True, spec.rate, outcomes, spec.steps, by_rate, search.edge())
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The search for the best learning rate of a sweep whose grid has been trained."""
+
+    study: "Study"
+    sweep: Sweep
+    by: By
+    core: Sequence[Sweep]
+
+    def units(self) -> list[list[Spec]]:
+        """Return what the search takes beyond the grid, until the first unit that has not been trained."""
+        units = [self.sweep.at(self.study, rate) for rate in self.rates() if rate not in self.sweep.rates]
+        if not all(self.study.trained(unit) for unit in units):
+            return units
+        units += [self.sweep.at(self.study, rate, self._long_steps) for rate in self._longer_rates()]
+        if self.study.count > self.study.first and all(self.study.trained(unit) for unit in units):
+            units.append(self.added())
+        return units
+
+    def rates(self) -> list[float]:
+        """Return the rates of the grid and those that continue it, the next one to try among them."""
+        rates = sorted(self.sweep.rates)
+        if len(rates) < 2:
+            return rates
+        stride = math.log10(rates[1] / rates[0])
+        low = high = 0
+        while all(self.study.trained(self.sweep.at(self.study, rate)) for rate in rates):
+            best = self._best_of(rates, self.sweep.spec.steps)
+            if best == rates[-1] and high < EXTENSIONS:
+                rates, high = [*rates, float(f"{10 ** (math.log10(best) + stride):.2g}")], high + 1
+            elif best == rates[0] and low < EXTENSIONS:
+                rates, low = [float(f"{10 ** (math.log10(best) - stride):.2g}"), *rates], low + 1
+            else:
+                break
+        return rates
+
+    def edge(self) -> str:
+        """Return on which side the best rate is the last one tried: "low", "high" or ""."""
+        rates = self.rates()
+        best = self._best_of(rates, self.sweep.spec.steps)
+        return "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
+
+    def best(self) -> Spec:
+        """Return the run at the best learning rate, with the steps it was trained for in the end."""
+        longer = self._longer_rates()
+        steps = self._long_steps if longer else self.sweep.spec.steps
+        return replace(self.sweep.spec, rate=self._best_of(longer or self.rates(), steps), steps=steps)
+
+    def added(self) -> list[Spec]:
+        """Return the runs of the seeds beyond the first look."""
+        return self.study.seeds(self.best(), self.study.first)
+
+    @property
+    def _long_steps(self) -> int:
+        return LONGER * self.sweep.spec.steps
+
+    def _longer_rates(self) -> list[float]:
+        """Return the best rate and its neighbours if their runs should go on; none if they have arrived, or stand."""
+        if self.by != "steps" or self.sweep.spec.probe:
+            return []
+        rates = self.rates()
+        best = rates.index(self._best_of(rates, self.sweep.spec.steps))
+        outcomes = self.study.outcomes(self.sweep.at(self.study, rates[best]))
+        late = sum(map(math.isinf, self._arrivals(outcomes)))
+        if 2 * late <= len(outcomes) or not self._rising(outcomes):
+            return []
+        return rates[max(best - 1, 0) : best + 2]
+
+    def _rising(self, outcomes: Sequence[Outcome]) -> bool:
+        """Whether the median validation score of the second half of the steps still rises."""
+        ranges = self.study.at(self.study.first).ranges(self.sweep.spec.data, self.core)
+        way = statistics.median(r.validation - r.guess for r in ranges)
+        half = max(i for i, step in enumerate(outcomes[0].steps) if 2 * step <= outcomes[0].steps[-1])
+        gain = statistics.median(_score(o.validation[-1]) - _score(o.validation[half]) for o in outcomes)
+        return gain > RISING * way
+
+    def _arrivals(self, outcomes: Sequence[Outcome]) -> list[float]:
+        at_first = self.study.at(self.study.first)
+        return at_first.arrivals(outcomes, part="validation", data=self.sweep.spec.data, core=self.core)
+
+    def _best_of(self, rates: Sequence[float], steps: int) -> float:
+        """Return the best rate: the one with the fewest steps, or with the highest score, on validation rows.
+
+        Steps are averaged geometrically over seeds, a run that has not arrived counting as twice its budget; where
+        that decides nothing, the final score does.
+        """
+
+        def rank(rate: float) -> tuple[float, float]:
+            outcomes = self.study.outcomes(self.sweep.at(self.study, rate, steps))
+            if self.by == "score":
+                return -statistics.median(_score(o.peak()[0]) for o in outcomes), 0.0
+            late = NEVER * steps
+            logs = [math.log(max(min(arrival, late), 1.0)) for arrival in self._arrivals(outcomes)]
+            return statistics.fmean(logs), -statistics.median(_score(o.validation[-1]) for o in outcomes)
+
+        return min(rates, key=rank)
+
+
+def _score(value: float) -> float:
+    """Return a score as it is ranked: that of a run that has diverged is lower than any other."""
+    return -math.inf if math.isnan(value) else value
