@@ -1,5 +1,6 @@
 """Which data a study runs on, from what the command line names."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -7,8 +8,24 @@ from batchnorm.study.data import DataError, Dataset, Task, from_arrays
 from batchnorm.surgery.factory import call_factory
 
 
-def chosen_data(path: Path | None, target: str | None, task: str | None, factory: str | None) -> Dataset | None:
+def chosen_data(
+    path: Path | None,
+    target: str | None,
+    task: str | None,
+    factory: str | None,
+    *,
+    drop: Sequence[str] = (),
+    no_header: bool = False,
+) -> Dataset | None:
     """Return the table or the factory's arrays; None, which means the digits, where neither is named.
+
+    Args:
+        path: The table's file.
+        target: Its column to predict, by name or place.
+        task: What the target is, if that is not to be decided by its values.
+        factory: `module:function` that returns arrays, in place of a table.
+        drop: The table's columns to leave out, by name or place.
+        no_header: Whether the table's first row is a row like the others, whatever it looks like.
 
     Raises:
         DataError: in one line, if more than one source is named, or the one named cannot be studied.
@@ -18,7 +35,8 @@ def chosen_data(path: Path | None, target: str | None, task: str | None, factory
     if path is not None:
         from batchnorm.study.tables import table
 
-        return table(path, target, cast(Task | None, task))
-    if target is not None or task is not None:
-        raise DataError("--target and --task belong to a table: name its file too, TABLE.csv --target COLUMN")
+        return table(path, target, cast(Task | None, task), drop=drop, header=False if no_header else None)
+    belonging = {"--target": target, "--task": task, "--drop": drop, "--no-header": no_header}
+    if named := [option for option, value in belonging.items() if value]:
+        raise DataError(f"{' and '.join(named)} belong to a table: name its file too, TABLE.csv --target COLUMN")
     return None if factory is None else from_arrays(factory, call_factory("--data", factory))

@@ -15,6 +15,7 @@ Reader = Literal["csv", "excel", "parquet", "feather", "frame"]
 
 LARGEST = 1e100  # magnitudes beyond it are read as missing: their squares overflow even in float64
 DAYS_PER_YEAR = 365.2425
+PARTS = {"year": 1, "season": 2, "weekday": 7, "hour": 2}  # of a date, with the number of features that each is
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Column:
         categories: The features of a column of categories, in order. A text that is not among them is "other", a
             missing cell is "missing".
         format: How its dates or times are written, for `pandas.to_datetime`; "" if they are no text.
-        parts: The features that are made of a date: "year", "season", "weekday" and "hour", in this order.
+        parts: What features are made of, from a date or time: "year", "season", "weekday" and "hour", in this order.
     """
 
     name: str
@@ -47,6 +48,13 @@ class Column:
     categories: tuple[str, ...] = ()
     format: str = ""
     parts: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """How many features the column becomes."""
+        if self.kind == "categories":
+            return len(self.categories)
+        return {"number": 1, "dropped": 0}.get(self.kind, sum(PARTS[part] for part in self.parts))
 
 
 @dataclass(frozen=True)
@@ -89,11 +97,11 @@ def read(recipe: Recipe, source: Any = None) -> pd.DataFrame:
     if recipe.reader == "parquet":
         from pyarrow import parquet
 
-        frame = parquet.read_table(source, **recipe.read).to_pandas(ignore_metadata=True)
+        frame = parquet.ParquetFile(source).read().to_pandas(ignore_metadata=True)
     else:
         from pyarrow import feather
 
-        frame = feather.read_table(source, **recipe.read).to_pandas(ignore_metadata=True)
+        frame = feather.read_table(source).to_pandas(ignore_metadata=True)
     return frame.set_axis(names, axis=1)
 
 

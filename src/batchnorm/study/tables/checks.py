@@ -1,0 +1,125 @@
+"""What is worth knowing about a table beside its columns: leaks, outliers, near-duplicates."""
+
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from batchnorm.study.data import Task
+from batchnorm.study.tables.columns import Cells
+from batchnorm.study.tables.layout import printable
+from batchnorm.study.tables.recipe import Column, numbers
+
+LEAK = 0.99  # of the way from guessing to a perfect prediction, on rows that were not fitted to
+LEAK_ROWS = 5000
+WIDE = 100  # columns
+COPIES = 0.01  # the share of rows from which copies are worth a word
+FAR = 10.0  # robust standard deviations
+MOST_NAMED = 5
+MOST_SPELLINGS = 2000
+
+
+def leaks(columns: Sequence[Column], x: NDArray[np.float64], y: NDArray[Any], task: Task) -> list[str]:
+    """Return warnings of columns each of which alone predicts the target nearly perfectly.
+
+    A small decision tree is fitted to each half of the rows (of 5,000 at most) and scored on the other half.
+    """
+    most = LEAK_ROWS if len(columns) <= WIDE else LEAK_ROWS // 5
+    rows = np.random.default_rng(0).permutation(len(y))[:most]
+    halves = rows[::2], rows[1::2]
+    skills: dict[str, float] = {}
+    start = 0
+    for column in columns:
+        block = x[:, start : start + column.width]
+        start += column.width
+        skill = min(_skill(block, y, task, halves[i], halves[1 - i]) for i in (0, 1)) if column.width else 0.0
+        if skill > LEAK:
+            skills[column.name] = skill
+    names = sorted(skills, key=lambda name: -skills[name])
+    if not names:
+        return []
+    drop = " ".join(f"--drop {shlex.quote(name)}" for name in names[:MOST_NAMED])
+    return [
+        f"alone predicts the target {'perfectly' if skills[names[0]] == 1 else 'nearly perfectly'}: "
+        f"{listed([f'{name} ({_percent(skills[name])})' for name in names])}. What is known only together with the "
+        f"target makes every score meaningless: leave it out ({drop})"
+    ]
+
+
+def _percent(skill: float) -> str:
+    return "100 %" if skill == 1 else f"{min(skill, 0.999):.1%}".replace("%", " %")
+
+
+def _skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, fit: Any, check: Any) -> float:
+    """Return how far a small tree comes from guessing (0) to a perfect prediction (1)."""
+    from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+    if task == "classification":
+        classes, counts = np.unique(y[fit], return_counts=True)
+        tree = DecisionTreeClassifier(max_leaf_nodes=len(classes) + 2, random_state=0).fit(block[fit], y[fit])
+        wrong, guess = (tree.predict(block[check]) != y[check]).mean(), (classes[counts.argmax()] != y[check]).mean()
+    else:
+        scale = np.abs(y).max() or 1.0
+        target = y / scale
+        tree = DecisionTreeRegressor(random_state=0).fit(block[fit], target[fit])
+        wrong = np.square(tree.predict(block[check]) - target[check]).mean()
+        guess = np.square(target[fit].mean() - target[check]).mean()
+    return float(1 - wrong / guess) if guess > 0 else 0.0
+
+
+def outliers(columns: Sequence[tuple[Cells, Column]]) -> list[str]:
+    """Return a line that names the columns with values far from the rest, if there are any."""
+    said: list[str] = []
+    for cells, column in columns:
+        if column.kind != "number":
+            continue
+        values = numbers(cells.values, column)
+        values = values[~np.isnan(values)]
+        median = np.median(values)
+        away = np.abs(values - median)
+        deviation = 1.4826 * float(np.median(away))
+        if deviation > 0 and (count := int((away > FAR * deviation).sum())):
+            far = values[away.argmax()]
+            alike = count > 1 and bool((values[away > FAR * deviation] == far).all())
+            what = f"all {far:.6g}: does that stand for missing?" if alike else f"the farthest {far:.6g}"
+            said.append(f"{column.name} ({count}, {what})")
+    return [f"values more than {FAR:.0f} robust standard deviations from the median: {listed(said)}"] if said else []
+
+
+def alike(cells: Cells) -> list[str]:
+    """Return a line that names texts that differ only in capitals, spaces, points or hyphens, if there are any."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for text in sorted(cells.counts)[:MOST_SPELLINGS]:
+        if re.search(r"[^\W\d_]", text) and text not in cells.missing:
+            groups[re.sub(r"[\s.]|(?<=\w)[-_](?=\w)", "", text.casefold())].append(printable(text, 20))
+    said = [" and ".join(f'"{text}"' for text in group) for group in groups.values() if len(group) > 1]
+    return [f"{cells.name}: are these one category each? {listed(said)}"] if said else []
+
+
+def repeated(columns: Sequence[Cells]) -> list[str]:
+    """Return lines that name columns with the same cells, and how many rows come more than once."""
+    hashes = {cells.name: pd.util.hash_pandas_object(cells.values, index=False).to_numpy() for cells in columns}
+    same: dict[bytes, list[str]] = defaultdict(list)
+    for name, hashed in hashes.items():
+        same[hashed.tobytes()].append(name)
+    said = [" and ".join(names) for names in same.values() if len(names) > 1]
+    lines = [f"columns with the same cells: {listed(said)}"] if said else []
+    rows = pd.DataFrame(hashes).duplicated()
+    if rows.mean() > COPIES:
+        lines.append(f"{rows.sum()} rows are copies of others: the same row may be trained on and tested on")
+    return lines
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names with commas, at most five of them.
+
+    >>> listed(list("abcdefgh"))
+    'a, b, c, d, e and 3 more'
+    """
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
