@@ -2,17 +2,19 @@
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from batchnorm.study.design import PAPER, SIDES, Study, network_word
-from batchnorm.study.findings import Effect, Finding, agreed, number
+from batchnorm.study.curves import SIDES
+from batchnorm.study.design import PAPER, Study, network_word
+from batchnorm.study.findings import Effect, Finding, agreed, number, times
 from batchnorm.study.networks import Norm, Placement
 from batchnorm.study.script import Setting
 from batchnorm.study.script import scripts as written
 from batchnorm.study.training import Outcome
 from batchnorm.study.tuning import Tuning
+from batchnorm.study.usable import wider
 
 AS_GOOD = 0.02  # of the way from guessing to the best score: settings that differ by less have the same score
 MARGIN = 3  # times the steps to the goal that the script trains for at the most
@@ -68,7 +70,8 @@ def candidates(study: Study) -> list[Candidate]:
     for network in study.networks:
         for placement, norm in TRIED:
             tuning = _as_trained(study, placement, network, norm)
-            every += [_candidate(study, network, (placement, norm), r, o) for r, o in tuning.by_rate.items()]
+            longest = {**tuning.by_rate, tuning.rate: tuning.outcomes} if tuning.settled else {}
+            every += [_candidate(study, network, (placement, norm), r, o) for r, o in longest.items()]
     return every
 
 
@@ -152,9 +155,9 @@ def _first_sentence(study: Study, findings: Mapping[str, Finding], seconds: Effe
         ("undecided", "undecided"): "Undecided",
     }.get((speed.verdict(), better), "No")
     layers = _size(study)
-    text = f"{word}: on {study.data.name}, in a {part}{layers}, {_speed_words(study, speed)}"
+    text = f"{word}: on {study.data.name}, in {_article(part)}{layers}, {_speed_words(study, findings, study.main)}"
     if seconds is not None and seconds.bound != "unknown" and speed.bound != "unknown":
-        text += f", which is {_factor(seconds, 'less time', 'more time')} on this machine"
+        text += f", which is {times(seconds, 'less time', 'more time', 'as much time')} on this machine"
     return f"{text}; {_score_words(study, findings)}." if score is not None else f"{text}."
 
 
@@ -166,23 +169,32 @@ def _size(study: Study) -> str:
     return f" with {len(hidden)} hidden layers of {widths}"
 
 
-def _speed_words(study: Study, speed: Effect) -> str:
-    goal = f"{study.metric.name} {number(study.goal())}"
+def _article(part: str) -> str:
+    return part if part.startswith("your") else ("an " if part[0] in "aeiouAEIOU" else "a ") + part
+
+
+def _speed_words(study: Study, findings: Mapping[str, Finding], network: str) -> str:
+    speed = _part(findings["speed"], study.named(network))
+    numbers = findings["speed"].numbers["networks"][network]
+    goal = study.goal()
+    if speed is None or math.isinf(goal):
+        return f"no run learns to predict better than guessing, which scores {study.metric.name} {number(study.guess)}"
+    score = f"{study.metric.name} {number(goal)}"
+    arrivals = {side: (numbers["steps"][side], numbers["budgets"][side]) for side in SIDES}
     if speed.bound == "unknown":
-        return f"too few runs reach {goal} on either side to compare the steps, within {study.steps_of(study.main):,}"
-    around = f" ({speed.range_text()})" if speed.range_text() else ""
-    words = f"batch normalization reaches {goal} in {_factor(speed, 'fewer steps', 'more steps')}{around}"
-    late = {"at least": "without", "at most": "with"}.get(speed.bound)
-    return words + (f", as most runs {late} it never arrive within their steps" if late else "")
+        without, with_it = _arrivals(*arrivals["none"], "without it"), _arrivals(*arrivals["before"], "with it")
+        return f"the steps of batch normalization to {score} are unknown: {without}, {with_it}"
+    words = times(speed, "fewer steps", "more steps", "as many steps", around=True)
+    late = {"at least": ("none", "without it"), "at most": ("before", "with it")}.get(speed.bound)
+    why = f", as {_arrivals(*arrivals[late[0]], late[1])}" if late else ""
+    return f"batch normalization takes {words} to {score}{why}"
 
 
-def _factor(effect: Effect, fewer: str, more: str) -> str:
-    """Return a ratio without ÷ with in words: "4.6 times fewer steps", "at least 2 times more steps"."""
-    value = effect.value()
-    bound = effect.bound if effect.bound in ("at least", "at most") else ""
-    if value < 1.0 and bound != "at least":
-        return f"{'at least ' if bound else ''}{number(1.0 / value)} times {more}"
-    return f"{bound} {number(value)} times {fewer}".strip()
+def _arrivals(steps: Sequence[float], budget: int, where: str) -> str:
+    """Return how many of a side's runs arrive: "no run without it arrives within 250 steps"."""
+    count = sum(map(math.isfinite, steps))
+    subject = f"{count} of {len(steps)} runs {where}" if count else f"no run {where}"
+    return f"{subject} {'arrives' if count < 2 else 'arrive'} within {budget:,} steps"
 
 
 def _score_words(study: Study, findings: Mapping[str, Finding]) -> str:
@@ -200,11 +212,10 @@ def _second_sentence(study: Study, findings: Mapping[str, Finding]) -> str:
     if len(study.networks) == 1:
         return rates.summary if rates is not None and rates.summary else findings["speed"].summary
     part = study.named(PAPER)
-    speed = _part(findings["speed"], part)
-    text = "" if speed is None else f"In the {part} of the paper by Ioffe and Szegedy, {_speed_words(study, speed)}"
-    wider = _part(rates, part)
-    if wider is not None and not wider.obstacle and wider.bound != "unknown":
-        text += f", and the range of learning rates that work is wider by {wider.headline()}"
+    text = f"In the {part} of the paper by Ioffe and Szegedy, {_speed_words(study, findings, PAPER)}"
+    range_of_rates = _part(rates, part)
+    if range_of_rates is not None and not range_of_rates.obstacle and range_of_rates.bound != "unknown":
+        text += f", and the range of learning rates that work {wider(range_of_rates)}"
     return text + "."
 
 
@@ -213,7 +224,8 @@ def _setting_sentence(study: Study, chosen: Candidate | None) -> str:
         return "No setting is recommended: none of those that were run learned enough, or none was compared."
     setting = chosen.setting
     count = len(chosen.arrivals)
-    arrived = "every seed arrives" if not chosen.late else f"{count - chosen.late} of {count} seeds arrive"
+    verb = "arrives" if count - chosen.late == 1 else "arrive"
+    arrived = "every seed arrives" if not chosen.late else f"{count - chosen.late} of {count} seeds {verb}"
     where = WHERE[setting.placement].format(norm=NORMS[setting.norm])  # type: ignore[index]
     units = "your model" if setting.activation == "own" else f"{network_word(setting.activation)} units"
     after = f", after {number(chosen.steps)} steps (median)" if math.isfinite(chosen.steps) else ""

@@ -16,10 +16,21 @@ LOWEST = {"×": 0.0}  # of what a quantity with this unit can be; −∞ for oth
 def number(value: float) -> str:
     """Return a number to three significant digits.
 
-    >>> number(41.666), number(-0.5), number(1234.5), number(0.0002)
-    ('41.7', '−0.5', '1,234', '0.0002')
+    >>> number(41.666), number(-0.5), number(1234.5), number(0.0002), number(math.inf)
+    ('41.7', '−0.5', '1,234', '0.0002', '∞')
     """
-    return (f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}").replace("-", "−")
+    text = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
+    return text.replace("-", "−").replace("inf", "∞")
+
+
+def quantity(value: float, unit: str) -> str:
+    """Return a number with its unit, which is singular behind a 1.
+
+    >>> quantity(1.0, " decades"), quantity(0.5, " decades"), quantity(1.0, "×")
+    ('1 decade', '0.5 decades', '1×')
+    """
+    text = number(value)
+    return text + (unit.removesuffix("s") if text == "1" else unit)
 
 
 @dataclass(frozen=True)
@@ -111,17 +122,11 @@ class Effect:
             return "unknown"
         if self.bound == "between":
             return f"{number(low)} to {number(high)}{self.unit}"
-        return ("" if self.bound == "exact" else f"{self.bound} ") + number(self.value()) + self.unit
+        return ("" if self.bound == "exact" else f"{self.bound} ") + quantity(self.value(), self.unit)
 
     def range_text(self) -> str:
         """Return the 95 % interval in words; "" where there is none."""
-        low, high = self.interval()
-        open_below, open_above = low <= self.lowest, math.isinf(high)
-        if open_below and open_above:
-            return ""
-        if open_above:
-            return f"{number(low)} or more"
-        return f"{number(high)} or less" if open_below else f"{number(low)} to {number(high)}"
+        return _range(*self.interval(), self.lowest)
 
     def text(self) -> str:
         """Return median and interval in words: "4.6× (3.1 to 6.3)"."""
@@ -144,6 +149,49 @@ class Effect:
             "samples": [list(pair) for pair in zip(self.least, self.most, strict=True)],
             "verdict": self.verdict(),
         }
+
+
+def _range(low: float, high: float, lowest: float) -> str:
+    open_below, open_above = low <= lowest, math.isinf(high)
+    if open_below and open_above:
+        return ""
+    if open_above:
+        return f"{number(low)} or more"
+    return f"{number(high)} or less" if open_below else f"{number(low)} to {number(high)}"
+
+
+def times(effect: Effect, fewer: str, more: str, same: str, *, around: bool = False) -> str:
+    """Return a ratio in words, turned over where it is below 1: "4.6 times fewer steps", "at least 2 times more steps".
+
+    Args:
+        effect: The ratio, of a known median.
+        fewer: What there is less of where the ratio is above 1.
+        more: What there is more of where it is below 1.
+        same: What is said of a ratio of 1.
+        around: Whether to add the 95 % interval, turned over like the median.
+
+    >>> slower = ratios("", [50.0], [100.0], budgets=(200, 200), threshold=1.5)
+    >>> times(slower, "fewer steps", "more steps", "as many steps")
+    '2 times more steps'
+    """
+    (low, high), (least, most) = effect.median, effect.interval()
+    over = effect.value() < 1.0
+    if over:
+        (low, high), (least, most) = _turned_over(low, high), _turned_over(least, most)
+    bound = "" if low == high else "at least " if math.isinf(high) else "at most " if low <= 0.0 else "between "
+    if bound == "between ":
+        words = f"{number(low)} to {number(high)} times {more if over else fewer}"
+    elif number(high if bound == "at most " else low) == "1":
+        turned = {"at least ": "at most ", "at most ": "at least "}
+        words = (bound if over else turned.get(bound, "")) + same
+    else:
+        words = f"{bound}{number(high if bound == 'at most ' else low)} times {more if over else fewer}"
+    span = _range(least, most, 0.0) if around else ""
+    return words + (f" ({span})" if span else "")
+
+
+def _turned_over(low: float, high: float) -> tuple[float, float]:
+    return 0.0 if math.isinf(high) else 1.0 / high, math.inf if low <= 0.0 else 1.0 / low
 
 
 def _median(values: Sequence[float]) -> float:

@@ -144,26 +144,29 @@ class Rows:
     def _noisy(self, y: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
         """Return targets of which the training rows' are random in part."""
         noise, chosen = self._noise
-        picked = np.take_along_axis(chosen, rows, 1)
-        random = np.take_along_axis(noise, rows, 1)
+        replica = np.arange(len(rows))[:, None]
+        random = noise[replica, rows]
+        picked = chosen[replica, rows].reshape(*rows.shape, *[1] * (y.ndim - 2))
         if self.data.task == "regression":
             return y + np.where(picked, random, 0.0)
         return np.where(picked, random, y)
 
     @cached_property
     def _noise(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Random targets for every row of the data, and the training rows that take them, (R, rows) each.
+        """Random targets for every row of the data, (R, rows, …), and the training rows that take them, (R, rows).
 
-        Classes are drawn from all classes with equal chances; values get N(0, 1) added, one standard deviation.
+        Classes are drawn from all classes with equal chances, and so is each of several labels; values get N(0, 1)
+        added, one standard deviation.
         """
         noise: list[NDArray[Any]] = []
         chosen: list[NDArray[Any]] = []
         for spec, part in zip(self.specs, self.splits, strict=True):
             random = np.random.default_rng([spec.seed, len(self.data.x), 1])
             if self.data.task == "regression":
-                noise.append(random.standard_normal(len(self.data.x)))
+                noise.append(random.standard_normal(self.data.y.shape))
             else:
-                noise.append(random.integers(0, self.data.outputs, len(self.data.x)))
+                kinds = 2 if self.data.task == "labels" else self.data.outputs
+                noise.append(random.integers(0, kinds, self.data.y.shape))
             picked = np.zeros(len(self.data.x), dtype=bool)
             shuffled = random.permutation(part.train)
             picked[shuffled[: round(spec.label_noise * len(shuffled))]] = True

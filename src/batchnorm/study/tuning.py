@@ -181,16 +181,18 @@ class _Search:
         """Return the best rate: the one with the fewest steps, or with the highest score, on validation rows.
 
         Steps are averaged geometrically over seeds, a run that has not arrived counting as twice its budget; where
-        that decides nothing, the final score does.
+        that decides nothing, the final score does. A rate at which half of the runs or more diverge comes last.
         """
 
-        def rank(rate: float) -> tuple[float, float]:
+        def rank(rate: float) -> tuple[bool, float, float]:
             outcomes = self.study.outcomes(self.sweep.at(self.study, rate, steps))
+            end = statistics.median(_score(o.validation[-1]) for o in outcomes)
+            diverges = math.isinf(end)
             if self.by == "score":
-                return -statistics.median(_score(o.peak()[0]) for o in outcomes), 0.0
+                return diverges, -statistics.median(_score(o.peak()[0]) for o in outcomes), -end
             late = NEVER * steps
             logs = [math.log(max(min(arrival, late), 1.0)) for arrival in self._arrivals(outcomes)]
-            return statistics.fmean(logs), -statistics.median(_score(o.validation[-1]) for o in outcomes)
+            return diverges, statistics.fmean(logs), -end
 
         return min(rates, key=rank)
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from batchnorm.study.curves import score
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Effect
+from batchnorm.study.findings import Effect, quantity
 from batchnorm.study.training import Spec
 
 EXTENSIONS = 2  # points that a grid is continued by on either side, at the most
@@ -68,6 +68,31 @@ def range_effect(
         unit=" decades",
         obstacle="nothing that was tried works on either side" if neither else "",
     )
+
+
+def range_sentence(effect: Effect, points: str) -> str:
+    """Return the finding about a range in one sentence; `points` are what it is a range of."""
+    if effect.obstacle or effect.bound == "unknown":
+        why = effect.obstacle or "both reach the end of what was tried"
+        return f"In the {effect.part}, the ranges of {points} that work cannot be compared: {why}."
+    return (
+        f"In the {effect.part}, the range of {points} that work {wider(effect)} with batch normalization (a decade is "
+        "a factor of ten)."
+    )
+
+
+def wider(effect: Effect) -> str:
+    """Return how much wider a range is, if that is known: "is wider by 1 decade", "is narrower by 0.5 decades"."""
+    value = effect.value()
+    if effect.bound == "between":
+        return f"is wider by {effect.headline()}"
+    bound = "" if effect.bound == "exact" else f"{effect.bound} "
+    if value == 0.0:
+        return f"is {bound}as wide"
+    if value > 0.0:
+        return f"is wider by {bound}{quantity(value, effect.unit)}"
+    turned = {"at least ": "at most ", "at most ": "at least "}.get(bound, "")
+    return f"is narrower by {turned}{quantity(-value, effect.unit)}"
 
 
 def _bounds(points: Mapping[float, Sequence[bool]], stride: float) -> list[tuple[float, float]]:

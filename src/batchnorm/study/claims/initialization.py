@@ -12,7 +12,7 @@ from batchnorm.study.curves import SIDES, draw_goal, draw_grid, score
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.training import Spec
-from batchnorm.study.usable import continued, range_effect, works
+from batchnorm.study.usable import continued, range_effect, range_sentence, works
 
 WIDER_BY = 0.5
 STRIDE = 1.0
@@ -66,8 +66,7 @@ def measure(study: Study) -> Finding:
     return Finding(
         effects=tuple(effects),
         numbers=numbers,
-        summary=f"In the {effects[0].part}, the range of initial stds that work is wider with batch normalization by "
-        f"{effects[0].headline()} (powers of ten).",
+        summary=range_sentence(effects[0], "initial stds"),
         notes=("The learning rate is each side's best at the usual initialization, and stays fixed.",),
     )
 

@@ -13,7 +13,7 @@ from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.training import Outcome, Spec
 from batchnorm.study.tuning import Sweep
-from batchnorm.study.usable import continued, range_effect, works
+from batchnorm.study.usable import continued, range_effect, range_sentence, works
 
 WIDER_BY = 0.5
 
@@ -46,12 +46,10 @@ def measure(study: Study) -> Finding:
             "ends": {side: _ends(outcomes) for side, outcomes in by_rate.items()},
             "usable": {side: [r for r, ok in rates.items() if all(ok)] for side, rates in usable.items()},
         }
-    main = effects[0]
     return Finding(
         effects=tuple(effects),
         numbers=numbers,
-        summary=f"In the {main.part}, the range of learning rates that work is wider with batch normalization by "
-        f"{main.headline()} (powers of ten).",
+        summary=range_sentence(effects[0], "learning rates"),
         notes=(
             f"Counted on a grid: each usable rate stands for {study.settings.stride:g} of a decade.",
             "A low rate may fail only because the steps are few: the highest rate that works, which stands beside, "

@@ -1,5 +1,6 @@
 """Is training faster?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import SIDES, draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, number, ratios
+from batchnorm.study.findings import Claim, Effect, Finding, number, ratios, times
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Tuning
 
@@ -40,10 +41,18 @@ def measure(study: Study) -> Finding:
     return Finding(
         effects=tuple(effects),
         numbers=numbers,
-        summary=f"In the {effects[0].part}, batch normalization takes {_times(effects[0])} to {study.metric.name} "
-        f"{study.goal():.3g}.",
+        summary=_summary(study, effects[0]),
         notes=tuple(_note(study, network) for network in numbers["networks"].values()),
     )
+
+
+def _summary(study: Study, effect: Effect) -> str:
+    goal = study.goal()
+    if math.isinf(goal):
+        return f"No run learns to predict better than guessing, which scores {study.metric.name} {number(study.guess)}."
+    if effect.bound == "unknown":
+        return f"In the {effect.part}, too few seeds arrive at {study.metric.name} {number(goal)} to compare steps."
+    return f"In the {effect.part}, batch normalization takes {_times(effect)} to {study.metric.name} {number(goal)}."
 
 
 def _effects(study: Study, part: str, sides: Mapping[str, Tuning]) -> list[Effect]:
@@ -67,13 +76,8 @@ def _effects(study: Study, part: str, sides: Mapping[str, Tuning]) -> list[Effec
 def _times(effect: Effect) -> str:
     """Return a ratio of steps in words: "4.6 times fewer steps"."""
     if effect.bound == "unknown":
-        return "an unknown number of steps more or less, as neither side arrives in enough seeds,"
-    value = effect.value()
-    prefix = "" if effect.bound in ("exact", "between") else f"{effect.bound} "
-    if value < 1.0 and effect.bound != "at least":
-        opposite = {"at most ": "at least "}.get(prefix, prefix)
-        return f"{opposite}{number(1.0 / value)} times more steps"
-    return f"{prefix}{number(value)} times fewer steps"
+        return "an unknown number of steps"
+    return times(effect, "fewer steps", "more steps", "as many steps")
 
 
 def _note(study: Study, network: Mapping[str, Any]) -> str:
@@ -90,11 +94,11 @@ def arrived(steps: Sequence[float]) -> str:
     """Return in words how many of the seeds arrived.
 
     >>> arrived([10.0, 20.0]), arrived([float("inf"), 20.0]), arrived([float("inf")])
-    ('every seed arrives', '1 of 2 seeds arrive', 'no seed arrives')
+    ('every seed arrives', '1 of 2 seeds arrives', 'no seed arrives')
     """
     count = sum(s < float("inf") for s in steps)
     every = {len(steps): "every seed arrives", 0: "no seed arrives"}
-    return every.get(count, f"{count} of {len(steps)} seeds arrive")
+    return every.get(count, f"{count} of {len(steps)} seeds arrive{'s' if count == 1 else ''}")
 
 
 def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
