@@ -153,7 +153,7 @@ def guessing(metric: Metric, data: Dataset) -> float:
         if data.task == "labels":
             share = y.double().mean(0)
             return torch.maximum(share, 1 - share).mean().item()
-        return (y.unique(return_counts=True)[1].max() / y.numel()).item()
+        return int(y.unique(return_counts=True)[1].max()) / y.numel()
     return {"balanced-accuracy": 1.0 / max(data.outputs, 1), "auc": 0.5}.get(metric.id, 0.0)
 
 

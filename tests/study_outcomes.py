@@ -1,0 +1,72 @@
+"""Studies whose outcomes are made by hand, so that what a claim must say of them is known beforehand."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchnorm.study.data import Dataset
+from batchnorm.study.design import Settings, Study
+from batchnorm.study.findings import Claim
+from batchnorm.study.lab import Lab
+from batchnorm.study.training import Outcome, Problem, Spec, evaluated_steps
+
+Arrival = Callable[[Spec], float]
+Answer = Callable[[Spec], Outcome]
+LOW, HIGH = 0.5, 0.99  # of two even classes: what guessing scores, and what a run reaches
+NEVER = math.inf
+MARKS = evaluated_steps(120)  # the first steps at which every run of a quick study is evaluated
+QUICK = Settings(quick=True)
+
+
+def table(rows: int = 200, **changed: Any) -> Dataset:
+    """Return a table of two even classes that nothing but its size is known of."""
+    x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3) % 7
+    data = Dataset("two classes", "made by hand", x, np.arange(rows) % 2, "classification", ("no", "yes"))
+    return replace(data, **{"metric": "accuracy", **changed})
+
+
+PROBLEM = Problem({"main": table()})
+
+
+def study_of(settings: Settings = QUICK, problem: Problem = PROBLEM, count: int = 0) -> Study:
+    """Return a study without outcomes."""
+    return Study(settings, Lab(problem, Path("nowhere"), jobs=1, resume=True), count)
+
+
+def jump(spec: Spec, arrival: float, high: float = HIGH, low: float = LOW) -> Outcome:
+    """Return a run that stands at `low` and jumps to `high` at the evaluated step `arrival`, to stay there."""
+    steps = evaluated_steps(spec.steps)
+    scores = [high if at >= arrival else low for at in steps]
+    return Outcome(steps, scores, list(scores))
+
+
+def arriving(arrival: Arrival) -> Answer:
+    """Return the answer that lets each run jump at the step that `arrival` names."""
+    return lambda spec: jump(spec, arrival(spec))
+
+
+def diverged(outcome: Outcome, after: int = 0) -> Outcome:
+    """Return the outcome with NaN for every score after a step."""
+    validation, test = (
+        [score if at <= after else math.nan for at, score in zip(outcome.steps, scores, strict=True)]
+        for scores in (outcome.validation, outcome.test)
+    )
+    return replace(outcome, validation=validation, test=test)
+
+
+def answer(study: Study, how: Answer, *asks: Callable[[Study], Iterable[Sequence[Spec]]]) -> Study:
+    """Give every run that is asked for its outcome, until nothing new is asked for; return the study."""
+    outcomes = study.lab.outcomes
+    for ask in asks:
+        while new := [spec for unit in ask(study) for spec in unit if spec not in outcomes]:
+            outcomes.update((spec, how(spec)) for spec in dict.fromkeys(new))
+    return study
+
+
+def answered(how: Answer, *claims: Claim, **of: Any) -> Study:
+    """Return a study in which everything that the claims ask for has been trained."""
+    return answer(study_of(**of), how, *(claim.runs for claim in claims))
