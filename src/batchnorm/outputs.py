@@ -1,12 +1,21 @@
 """What leaves the package: data fit for JSON, and files that can be written."""
 
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from batchnorm.errors import ArgumentError
+
+CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # sequences with parameters, with text
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+NAME_KEPT = 100  # characters of a file's name that its draft has, of the 255 bytes that a name may have
 
 
 def plain(value: Any) -> Any:
@@ -22,6 +31,15 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def printable(text: str) -> str:
+    r"""Return a text without what would act on a terminal: escape sequences, control and bidirectional characters.
+
+    >>> printable("\x1b[31mred\x1b[0m \x1b]0;title\x07and\x00 plain\nnext line")
+    'red and plain\nnext line'
+    """
+    return CONTROLS.sub("", text)
 
 
 def check_file(option: str, path: Path, endings: Sequence[str] | None = None) -> None:
@@ -46,3 +64,25 @@ def check_file(option: str, path: Path, endings: Sequence[str] | None = None) ->
             TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ArgumentError(f"`{option}` must be a file that can be written, got {path} ({error.strerror})") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, onto the disk, then in its place.
+
+    Whatever interrupts it, a full disk or the end of the process, leaves the earlier file as it was.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}")  # beside it: a rename stays on one disk
+    try:
+        # Half a character, which a file's name may bring, is written as the escape that JSON has for it.
+        with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink()
+        raise

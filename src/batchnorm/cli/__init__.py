@@ -1,10 +1,17 @@
 """The command `batchnorm`: parses, calls the library, prints."""
 
+import codecs
 import json
+import os
+import signal
 import sys
-from contextlib import redirect_stdout, suppress
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, redirect_stdout, suppress
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
+from inspect import cleandoc
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,16 +19,73 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
-from batchnorm import __version__, kernels
+from batchnorm import __version__
 from batchnorm.errors import BatchNormError, MissingExtraError
+from batchnorm.outputs import printable
 
 WRONG = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
+TERMINATED = 143
+STDOUT, STDERR = 1, 2
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]  # click's, of which typer has brought its own copy since 0.26
+PLAINLY = str.maketrans("×÷−–•…✓✗≠²→μσ", "x/--*.+x!2>us")  # for a terminal that has no such characters
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Return for characters that a terminal cannot show others that look alike, and escapes for the rest."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end].translate(PLAINLY)
+    return text.encode("ascii", "backslashreplace").decode("ascii"), error.end
+
+
+class Commands(TyperGroup):
+    """Says what is wrong with a command line in one line, and prints on any terminal."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse the options ahead of the command."""
+        codecs.register_error("plainly", _plainly)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, TextIOWrapper):
+                stream.reconfigure(errors="plainly")
+        with _usage_in_a_line():
+            return super().make_context(*args, **kwargs)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; its help has no broken lines, and no type beside an option that takes no value."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            paragraphs = cleandoc(command.help or "").split("\n\n")
+            command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+            for option in command.get_params(ctx):
+                if getattr(option, "is_flag", False):
+                    option.metavar = ""
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse the command's own options, and run it."""
+        with _usage_in_a_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _usage_in_a_line() -> Generator[None]:
+    try:
+        yield
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # which is no error to whoever asks for help
+            raise
+        context = getattr(error, "ctx", None)
+        hint = f" (see {context.command_path} --help)" if context is not None else ""
+        fail(BatchNormError(f"{error.format_message().rstrip('.')}{hint}"))
+
 
 app = typer.Typer(
     name="batchnorm",
+    cls=Commands,
     help="Batch normalization: what it is, and what it does on your data.",
     no_args_is_help=True,
     add_completion=False,
@@ -54,12 +118,69 @@ TaskName = Annotated[Task | None, typer.Option(help="What the target is; inferre
 Model = Annotated[str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns your torch model.")]
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM: what Ctrl-C does, with another exit status."""
+
+
 def fail(error: Exception) -> NoReturn:
     """Print an error in one line, and end with the status of bad input."""
-    Console(stderr=True).print(
-        f"[red]error:[/] {escape(' '.join(str(error).split()))}", highlight=False, soft_wrap=True
-    )
+    line = printable(" ".join(str(error).split()))
+    Console(stderr=True).print(f"[red]error:[/] {escape(line)}", highlight=False, soft_wrap=True)
     raise typer.Exit(BAD_INPUT)
+
+
+@contextmanager
+def in_a_line(left: Callable[[], str] = lambda: "Interrupted.") -> Generator[None]:
+    """End in one line and a status whatever goes wrong; let SIGTERM interrupt as Ctrl-C does.
+
+    Args:
+        left: Says what an interruption leaves.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _terminate)
+        yield
+    except (BatchNormError, MissingExtraError) as error:
+        fail(error)
+    except KeyboardInterrupt as interruption:
+        Console(stderr=True).print(f"\n{escape(printable(left()))}", highlight=False, soft_wrap=True)
+        raise typer.Exit(TERMINATED if isinstance(interruption, Terminated) else INTERRUPTED) from None
+    except SystemExit as end:  # not this package's own, which end with `typer.Exit`
+        fail(BatchNormError(f"your code has called sys.exit({end.code!r})"))
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise Terminated
+
+
+@contextmanager
+def only_results(wanted: bool) -> Generator[None]:
+    """Send what is printed meanwhile, by the user's code and by what that starts, to stderr: stdout is for results."""
+    if not wanted:
+        yield
+        return
+    sys.stdout.flush()
+    stdout = os.dup(STDOUT)
+    os.dup2(STDERR, STDOUT)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(stdout, STDOUT)
+        os.close(stdout)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON, its other characters as escapes where the terminal cannot show them."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        text = json.dumps(json.loads(text), indent=1) + "\n"
+    typer.echo(text, nl=False)
 
 
 def _version(asked: bool) -> None:
@@ -73,70 +194,6 @@ def main(
     _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Batch normalization: what it is, and what it does on your data."""
-
-
-@app.command()
-def study(
-    table: TableFile = None,
-    target: Target = None,
-    task: TaskName = None,
-    data: Annotated[
-        str | None, typer.Option(metavar="MODULE:FACTORY", help="A function that returns arrays (x, y).")
-    ] = None,
-    model: Model = None,
-    claims: Annotated[
-        str | None,
-        typer.Option(help="Which claims to measure, with commas between: speed,learning-rate. Default: all."),
-    ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=3, max=100, help="Paired repetitions. Default: 5, or 3 with --quick.")
-    ] = None,
-    optimizer: Annotated[Optimizer, typer.Option(help="The optimizer of every run.")] = Optimizer.sgd,
-    batch_size: Annotated[int, typer.Option(min=2, help="Rows a training step.")] = 60,
-    out: Annotated[Path, typer.Option(help="Folder for index.html, results.json and the finished runs.")] = Path(
-        "report"
-    ),
-    quick: Annotated[bool, typer.Option("--quick", help="A coarser study in a third of the time.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Worker processes. Default: one a core.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the runs an interrupted study finished.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON instead of a table.")] = False,
-) -> None:
-    """Measure the claims about batch normalization on your data, and write a report.
-
-    Should you use batch normalization here, where, with which learning rate, and what does it buy you? Networks are
-    trained with and without it, each side at its own best learning rate; every claim gets a verdict with its interval.
-    """
-    console = Console(stderr=as_json)
-    try:
-        with console.status("Loading PyTorch and scikit-learn"):
-            from batchnorm.study import Settings, run, screen
-            from batchnorm.study.claims import chosen_claims
-            from batchnorm.study.sources import chosen_data
-        chosen = chosen_claims(claims)
-        settings = Settings(seeds or (3 if quick else 5), optimizer.value, batch_size, quick, model)
-        dataset = chosen_data(table, target, task.value if task else None, data)
-        with screen.Screen(console, chosen) as watcher:
-            results = run(
-                dataset, settings=settings, claims=chosen, out=out, jobs=jobs, resume=resume, watcher=watcher,
-                command=["batchnorm", *sys.argv[1:]],
-            )  # fmt: skip
-    except (BatchNormError, MissingExtraError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        console.print(
-            f"\nInterrupted. What is finished is kept in {out}/runs: go on with --resume."
-            if any((out / "runs").glob("*.json"))
-            else "\nInterrupted before any run was finished: nothing is kept.",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise typer.Exit(INTERRUPTED) from None
-    if as_json:
-        typer.echo((out / "results.json").read_text(encoding="utf-8"), nl=False)
-    else:
-        screen.show(results, console)
 
 
 class Objective(StrEnum):
@@ -303,6 +360,8 @@ def _installed(package: str) -> str | None:
 
 
 def _facts() -> dict[str, Any]:
+    from batchnorm import kernels
+
     found: dict[str, Any] = {"batchnorm": __version__, "python": sys.version.split()[0]}
     for name in ("numpy", "torch", "keras", "tensorflow", "jax", "flax"):
         found[name] = _installed(name) or (_installed("tensorflow-cpu") if name == "tensorflow" else None)
@@ -326,6 +385,6 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")]
     Console().print(table)
 
 
-from batchnorm.cli import models  # noqa: E402  # which adds its commands
+from batchnorm.cli import models, study  # noqa: E402  # which add their commands
 
-__all__ = ["app", "models"]
+__all__ = ["app", "models", "study"]

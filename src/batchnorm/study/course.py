@@ -1,6 +1,6 @@
 """The course of a study: which claims wait for which runs, and when the seeds are enough."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
@@ -10,14 +10,34 @@ from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.training import Spec
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The work of a study as far as it is known: claims ask for more after their first runs.
+
+    Attributes:
+        claims: The training steps of each claim's runs, by id; claims share runs.
+        steps: The training steps of all runs.
+        left: Those that have not been trained yet.
+        runs: The runs that have not been trained yet.
+        seconds: About how long they will take.
+        jobs: How many workers there are.
+        backend: Where they are.
+    """
+
+    claims: dict[str, int]
+    steps: int
+    left: int
+    runs: int
+    seconds: float
+    jobs: int
+    backend: str
+
+
 class Watcher(Protocol):
     """Who is told how a study goes on."""
 
-    def planned(self, steps: dict[str, int], total: int) -> None:
-        """Hear the work of each claim, and of all (they share runs), in training steps of one replica.
-
-        Heard again, with larger numbers, when claims ask for more after their first runs.
-        """
+    def planned(self, plan: Plan) -> None:
+        """Hear of the work; heard again, with larger numbers, when claims ask for more after their first runs."""
 
     def worked(self, claims: Sequence[str], steps: int) -> None:
         """Hear that so many steps are done, for these claims."""
@@ -56,10 +76,14 @@ class Course:
             else:
                 self._waiting[claim.id] = _Progress(study)
 
-    def run(self) -> None:
-        """Train everything the claims ask for, shared runs once."""
+    def run(self, ready: Callable[[], object] = lambda: None) -> None:
+        """Train everything the claims ask for, shared runs once.
+
+        Args:
+            ready: Called before the first run is kept; what it raises ends the course.
+        """
         self._look()
-        self._study.lab.train(self._finished)
+        self._study.lab.train(self._finished, ready)
 
     def _finished(self, chunk: Sequence[Spec]) -> None:
         if self._watcher:
@@ -100,10 +124,15 @@ class Course:
         self._note(claim, finding)
 
     def _plan(self) -> None:
-        if self._watcher:
-            wanted = {claim: progress.wanted for claim, progress in self._waiting.items()}
-            every = chain(self._study.lab.outcomes, *wanted.values())
-            self._watcher.planned({c: steps_in(specs) for c, specs in wanted.items()}, steps_in(every))
+        if self._watcher is None:
+            return
+        lab = self._study.lab
+        wanted = {claim: progress.wanted for claim, progress in self._waiting.items()}
+        every = dict.fromkeys(chain(lab.outcomes, *wanted.values()))
+        left = [s for s in every if s not in lab.outcomes]
+        steps = {claim: steps_in(specs) for claim, specs in wanted.items()}
+        where = lab.workers.jobs, lab.workers.name
+        self._watcher.planned(Plan(steps, steps_in(every), steps_in(left), len(left), lab.seconds(), *where))
 
     def _note(self, claim: Claim, finding: Finding) -> None:
         self.findings[claim.id] = finding

@@ -1,52 +1,50 @@
-"""Where the runs are trained: each once, two and more at a time, kept as soon as finished, shared between claims."""
+"""Where the runs are trained: each once, many together, kept as soon as finished, shared between claims."""
 
-import hashlib
-import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
-from itertools import groupby
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from itertools import groupby, pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from joblib import Parallel, delayed
+import torch
 
-from batchnorm import __version__
-from batchnorm.outputs import plain
+from batchnorm.errors import BatchNormError
+from batchnorm.study.data import DataError, Dataset
+from batchnorm.study.kept import Kept
 from batchnorm.study.training import Outcome, Problem, Spec, train
+from batchnorm.study.workers import Alone, Workers
 
 MOST_TOGETHER = 32
-NAME_LENGTH = 24
+WORK = 16_000  # steps of a replica of the base network in a chunk, some seconds: what is lost on Ctrl-C
+BASE = 60 * (64 * 100 + 2 * 100 * 100 + 100 * 10)  # multiplications of a forward pass of the base network on the digits
+OWN_WEIGHT = 8  # of a step of the user's model, which trains alone
+TRIAL_STEPS, TRIAL_RUNS = 8, 8
+TRIAL_EXCESS = 2.6  # times a step in a whole run: the first steps are evaluated one by one
+_TRAINS = Lock()  # threads of a cluster's worker would share torch's random numbers
 
 
-def restored(value: Any) -> Any:
-    """Return what `plain` made into None as NaN again."""
-    if isinstance(value, dict):
-        return {k: restored(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [restored(v) for v in value]
-    return math.nan if value is None else value
+def weight(spec: Spec, data: Dataset) -> float:
+    """Return how many times the work of a step of the base network a step of a run takes, at least 1."""
+    widths = (math.prod(data.x.shape[1:]), *spec.hidden, data.outputs)
+    return max(spec.batch_size * sum(a * b for a, b in pairwise(widths)) / BASE, 1.0)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write whole or not at all: to a file beside it, then in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".part")
-    draft.write_text(json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+def chunks(unit: Iterable[Spec], weigh: Callable[[Spec], float] = lambda _: 1.0) -> Iterator[list[Spec]]:
+    """Yield runs that can train as one computation, the groups in the order in which they are first asked for.
 
-
-def chunks(specs: Iterable[Spec]) -> Iterator[list[Spec]]:
-    """Yield runs that can train as one computation, the groups in the order in which they are first asked for."""
-    unique = list(dict.fromkeys(specs))
+    The chunks depend on the unit alone: which runs train together can change the last bits of their outcomes.
+    """
+    unique = list(dict.fromkeys(unit))
     order = {group: i for i, group in reversed(list(enumerate(s.group for s in unique)))}
     ranked = sorted(unique, key=lambda s: order[s.group])
-    for _, members in groupby(ranked, key=lambda s: s.group):
+    for group, members in groupby(ranked, key=lambda s: s.group):
         together = list(members)
-        parts = math.ceil(len(together) / MOST_TOGETHER)
+        most = max(1, min(MOST_TOGETHER, int(WORK / (group.steps * weigh(group)))))
+        parts = math.ceil(len(together) / most)
         size = math.ceil(len(together) / parts)
         yield from (together[i : i + size] for i in range(0, len(together), size))
 
@@ -55,88 +53,130 @@ class Lab:
     """Trains runs and remembers their outcomes.
 
     Attributes:
+        problem: What is trained on.
         outcomes: Every run finished so far.
+        kept: Every run finished so far, on disk.
     """
 
-    def __init__(self, problem: Problem, folder: Path, *, jobs: int, resume: bool) -> None:
-        """Keep outcomes under `folder`; with `resume`, start from those that are there."""
-        self.problem, self.jobs, self._folder = problem, jobs, folder
+    def __init__(self, problem: Problem, folder: Path, *, workers: Workers | None = None, resume: bool = False) -> None:
+        """Keep outcomes under `folder`; with `resume`, start from those that are there. Without workers, train here."""
+        self.problem, self.kept, self.workers = problem, Kept(folder, problem), workers or Alone()
+        self._shared: Any = None
         self.outcomes: dict[Spec, Outcome] = {}
+        self._resume = resume
         self._asked: set[Spec] = set()
         self._queue: list[list[Spec]] = []
         self._recalled: list[Spec] = []
-        if not resume:
-            for kept in folder.glob(f"{'[0-9a-f]' * NAME_LENGTH}.json"):
-                kept.unlink()
-        self._fingerprint = hashlib.sha256(f"{__version__} {problem.model}".encode())
-        for data in problem.datasets.values():
-            self._fingerprint.update(data.x.tobytes() + data.y.tobytes())
+        self._step_s = 0.0
 
-    def _file(self, chunk: Sequence[Spec]) -> Path:
-        key = self._fingerprint.copy()
-        key.update(repr(list(chunk)).encode())
-        return self._folder / f"{key.hexdigest()[:NAME_LENGTH]}.json"
+    def _weight(self, spec: Spec) -> float:
+        return OWN_WEIGHT if self.problem.model else weight(spec, self.problem.datasets[spec.data])
 
-    def _recall(self, chunk: Sequence[Spec]) -> bool:
-        """Take a chunk's outcomes from its file, if it is there and whole."""
+    def ask(self, unit: Iterable[Spec]) -> None:
+        """Put the runs of a unit that were not asked for yet ahead of what waits; recall those that are kept.
+
+        Raises:
+            ValueError: if some of a chunk's runs were asked for in another unit: how they are trained would depend on
+                which claim came first.
+        """
+        waiting: list[list[Spec]] = []
+        for chunk in chunks(unit, self._weight):
+            earlier = self._asked.intersection(chunk)
+            if len(earlier) == len(chunk):
+                continue
+            if earlier:
+                raise ValueError(f"units must be equal or disjoint, and two share {len(earlier)} runs: {chunk[0]}")
+            self._asked.update(chunk)
+            outcomes = self.kept.read(chunk) if self._resume else None
+            if outcomes is None:
+                waiting.append(chunk)
+            else:
+                self.outcomes.update(zip(chunk, outcomes, strict=True))
+                self._recalled += chunk
+        self._queue[:0] = sorted(waiting, key=lambda chunk: -self._work(chunk))
+
+    def _work(self, chunk: Sequence[Spec]) -> float:
+        return sum(s.steps for s in chunk) * self._weight(chunk[0])
+
+    def train(self, finished: Callable[[Sequence[Spec]], None], ready: Callable[[], object] = lambda: None) -> None:
+        """Train all that was asked for, and call `finished` with the runs that are done; it may ask for more.
+
+        Args:
+            finished: Called in this thread.
+            ready: Called before the first outcome is kept; what it raises ends the training.
+
+        Raises:
+            DataError: if the user's model fails, or a run cannot be written.
+            WorkerDiedError: if a worker process ends.
+        """
+        running: dict[Future[Any], list[Spec]] = {}
+        self._shared = self.workers.share(self.problem)
+        self._hand_over(finished)
+        self._submit(running)
+        ready()
         try:
-            kept: list[dict[str, Any]] = json.loads(self._file(chunk).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        for spec, outcome in zip(chunk, kept, strict=True):
-            self.outcomes[spec] = Outcome(**restored(outcome))
-        return True
+            while self._submit(running):
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    chunk = running[future]
+                    self._take(chunk, future.result())
+                    del running[future]
+                    finished(chunk)
+                    self._hand_over(finished)
+        except BaseException:
+            self._rescue(running)
+            raise
 
-    def ask(self, specs: Iterable[Spec]) -> None:
-        """Put runs that were not asked for yet ahead of what waits, long ones first; recall those that are kept."""
-        new = [s for s in dict.fromkeys(specs) if s not in self._asked]
-        self._asked.update(new)
-        waiting = [chunk for chunk in chunks(new) if not self._recall(chunk)]
-        self._queue[:0] = sorted(waiting, key=lambda chunk: -sum(s.steps for s in chunk))
-        self._recalled += [s for s in new if s in self.outcomes]
+    def _submit(self, running: dict[Future[Any], list[Spec]]) -> bool:
+        """Hand over as many chunks as there is room for; return whether any are on their way."""
+        while self._queue and len(running) < self.workers.room:
+            chunk = self._queue.pop(0)
+            running[self.workers.submit(_trained, chunk, self._shared)] = chunk
+        return bool(running)
 
-    def train(self, finished: Callable[[Sequence[Spec]], None]) -> None:
-        """Train all that was asked for, and call `finished` with the runs that are done; it may ask for more."""
-        while self._recalled or self._queue:
-            self._hand_over(finished)
-            workers: Any = Parallel(
-                n_jobs=self.jobs, return_as="generator_unordered", pre_dispatch="n_jobs", max_nbytes=None
-            )
-            with _interrupts_for_this_process_only():
-                results = workers(delayed(_labelled)(chunk, self.problem) for chunk in self._take())
-            for chunk, outcomes in results:
-                write_json(self._file(chunk), [asdict(outcome) for outcome in outcomes])
-                self._recall(chunk)
-                finished(chunk)
-                self._hand_over(finished)
+    def _take(self, chunk: Sequence[Spec], outcomes: Sequence[Outcome]) -> None:
+        self.outcomes.update(zip(chunk, self.kept.write(chunk, outcomes), strict=True))
 
-    def _take(self) -> Iterator[list[Spec]]:
-        """Take chunks from the queue, which may grow meanwhile."""
-        while self._queue:
-            yield self._queue.pop(0)
+    def _rescue(self, running: dict[Future[Any], list[Spec]]) -> None:
+        """Keep what has been finished and not taken yet, when something else stops the study."""
+        for future, chunk in running.items():
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self._take(chunk, future.result())
 
     def _hand_over(self, finished: Callable[[Sequence[Spec]], None]) -> None:
         while self._recalled:
             done, self._recalled = self._recalled, []
             finished(done)
 
+    def seconds(self) -> float:
+        """Return about how long what waits will take, from a few steps of the first chunk, which are timed here."""
+        if not self._queue:
+            return 0.0
+        if not self._step_s:
+            trial = [replace(s, steps=TRIAL_STEPS, probe="") for s in self._queue[0][:TRIAL_RUNS]]
+            start = time.perf_counter()
+            _trained(trial, self.problem)
+            work = len(trial) * TRIAL_STEPS * self._weight(trial[0]) * TRIAL_EXCESS
+            self._step_s = (time.perf_counter() - start) / work
+        return self._step_s * sum(map(self._work, self._queue)) / self.workers.jobs
+
     def __getitem__(self, spec: Spec) -> Outcome:
         """Return the outcome of a run that has been trained."""
         return self.outcomes[spec]
 
 
-@contextmanager
-def _interrupts_for_this_process_only() -> Generator[None]:
-    """Let worker processes that start here ignore Ctrl-C, which reaches all of them: this process ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _trained(chunk: Sequence[Spec], problem: Problem) -> list[Outcome]:
+    """Train a chunk, and leave the number of threads as it was; where the user's model fails, say so in a line."""
+    with _TRAINS:
+        threads = torch.get_num_threads()
+        try:
+            return train(chunk, problem)
+        except BatchNormError:
+            raise
+        except (Exception, SystemExit) as error:  # of whatever kind the user's code brings about
+            if problem.model is None:
+                raise
+            from batchnorm.surgery.factory import told
 
-
-def _labelled(chunk: list[Spec], problem: Problem) -> tuple[list[Spec], list[Outcome]]:
-    return chunk, train(chunk, problem)
+            raise DataError(f"`--model {problem.model}` failed in training: {told(error)}") from None
+        finally:
+            torch.set_num_threads(threads)

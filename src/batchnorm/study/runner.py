@@ -11,22 +11,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from joblib import cpu_count
 from torch import nn
 
 from batchnorm import __version__
-from batchnorm.outputs import plain
+from batchnorm.outputs import plain, write_whole
 from batchnorm.study import answer, explore, own_model, pictures, report
 from batchnorm.study.course import Course, Watcher
 from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
-from batchnorm.study.lab import Lab, write_json
+from batchnorm.study.folder import RUNS, open_folder
+from batchnorm.study.kept import fingerprint, write_json
+from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem, Rows, build
+from batchnorm.study.workers import Workers, opened
 from batchnorm.surgery.factory import call_factory
 
 TRANSIENT = ("--resume", "--json", "--overwrite", "--open")
@@ -59,7 +61,7 @@ def prepare(settings: Settings, data: Dataset | None) -> Problem:
     trial = call_factory("--model", settings.model)
     own = isinstance(trial, nn.Module) and own_model.has_batch_norm(trial)
     problem = Problem(datasets, settings.model, own)
-    spec = Study(settings, Lab(problem, Path(), jobs=1, resume=True)).spec()
+    spec = Study(settings, Lab(problem, Path())).spec()
     build(problem, Rows.of(datasets["main"], [spec]))
     try:
         build(problem, Rows.of(datasets["main"], [replace(spec, placement="after")]))
@@ -89,7 +91,9 @@ def run(
     claims: Sequence[Claim] | None = None,
     out: Path | str = "report",
     jobs: int | None = None,
+    backend: str | Workers = "processes",
     resume: bool = False,
+    overwrite: bool = False,
     watcher: Watcher | None = None,
     command: Sequence[str] = ("batchnorm", "study"),
 ) -> Results:
@@ -100,8 +104,10 @@ def run(
         settings: Seeds, optimizer and the like.
         claims: Which to measure; all if None.
         out: Folder of the report: index.html, results.json, timings.json, and the finished runs.
-        jobs: Worker processes; one a core if None. The results do not depend on it.
+        jobs: Workers; one a core if None. The results do not depend on it.
+        backend: Where they are: "processes" on this machine, "ray" or "dask"; or workers that were started before.
         resume: Whether to take up finished runs that an interrupted study left in `out`.
+        overwrite: Whether to replace a report of other data, if there is one in `out`.
         watcher: Told of progress.
         command: The words of the command line that runs it again, for the report.
 
@@ -117,36 +123,27 @@ def run(
     settings, claims = settings or Settings(), list(claims or chosen_claims(None))
     problem = prepare(settings, data)
     settings = fitting(settings, problem)
-    main = problem.datasets["main"]
-    frame = references(main, METRICS[main.metric], settings.seed)
-    folder = _own_folder(Path(out))
-    study = Study(settings, Lab(problem, folder / "runs", jobs=jobs or cpu_count(), resume=resume))
+    main, folder = problem.datasets["main"], Path(out)
+    open_folder(folder, main.name, fingerprint(main), overwrite=overwrite)
+    with opened(backend, jobs) as workers:
+        frame = workers.submit(references, main, METRICS[main.metric], settings.seed)
+        if frame.done():
+            frame.result()
+        study = Study(settings, Lab(problem, folder / RUNS, workers=workers, resume=resume))
+        course = Course(study, claims, watcher)
+        course.run(frame.result)
     seconds = step_seconds(problem, study.spec(), sorted({size for c in claims for size in c.sizes(study)}))
-    course = Course(study, claims, watcher)
-    course.run()
     findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
-    results = _results(study, frame, claims, course, command)
+    results = _results(study, frame.result(), claims, course, command)
     timings = {
         "seconds": round(time.perf_counter() - started, 1),
         "step_seconds": seconds,
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
     _write(folder, results, timings, claims, findings)
+    study.lab.kept.tidy()
     return Results(results, timings, folder)
-
-
-def _own_folder(folder: Path) -> Path:
-    """Make the folder of a report; raise rather than write over a page that no study wrote."""
-    for name, mark in (("index.html", "batchnorm study"), ("results.json", '"command"')):
-        page = folder / name
-        if page.exists() and mark not in page.read_text(encoding="utf-8", errors="replace"):
-            raise DataError(f"{page} was not written by a study; name another folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be made: {error.strerror}; name another folder with --out") from None
-    return folder
 
 
 def _results(
@@ -176,6 +173,7 @@ def _data_json(study: Study, frame: References) -> dict[str, Any]:
     fixed = dict(zip(("near", "goal"), data.fixed_goals, strict=True)) if data.fixed_goals else {}
     return {
         "name": data.name,
+        "fingerprint": fingerprint(data),
         "source": data.source,
         "rows": len(data.x),
         "features": data.x[0].size,
@@ -233,7 +231,7 @@ def _write(
     write_json(folder / "results.json", results)
     write_json(folder / "timings.json", timings)
     for name, text in results["scripts"].items():
-        (folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name]).write_text(text, encoding="utf-8")
+        write_whole(folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name], text)
     drawn = {
         claim.id: pictures.inline(claim.picture(findings[claim.id]), claim.id, claim.statement, claim.caption)
         for claim in claims
