@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from batchnorm.study.data import Dataset
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim
-from batchnorm.study.lab import Lab
 from batchnorm.study.training import Outcome, Problem, Spec, evaluated_steps
 
 Arrival = Callable[[Spec], float]
@@ -32,9 +31,48 @@ def table(rows: int = 200, **changed: Any) -> Dataset:
 PROBLEM = Problem({"main": table()})
 
 
-def study_of(settings: Settings = QUICK, problem: Problem = PROBLEM, count: int = 0) -> Study:
-    """Return a study without outcomes."""
-    return Study(settings, Lab(problem, Path("nowhere"), jobs=1, resume=True), count)
+@dataclass
+class HandLab:
+    """A lab that trains nothing: its runs have the outcomes that are made for them.
+
+    Like a lab's, its units of runs must be equal or disjoint.
+    """
+
+    problem: Problem
+    how: Answer | None = None
+    outcomes: dict[Spec, Outcome] = field(default_factory=dict)
+    units: list[list[Spec]] = field(default_factory=list)
+    waiting: list[list[Spec]] = field(default_factory=list)
+    workers: Any = field(default_factory=lambda: SimpleNamespace(jobs=1, name="hand"))
+
+    def ask(self, unit: Iterable[Spec]) -> None:
+        runs = list(dict.fromkeys(unit))
+        for other in self.units:
+            if not set(runs).isdisjoint(other):
+                assert set(runs) == set(other), f"two units share runs and are not equal: {runs[0]}"
+                return
+        self.units.append(runs)
+        self.waiting.append(runs)
+
+    def train(self, finished: Callable[[Sequence[Spec]], None], ready: Callable[[], object] = lambda: None) -> None:
+        ready()
+        while self.waiting:
+            unit = self.waiting.pop(0)
+            self.outcomes.update((spec, self.how(spec)) for spec in unit)
+            finished(unit)
+
+    def seconds(self) -> float:
+        return 0.0
+
+    def __getitem__(self, spec: Spec) -> Outcome:
+        return self.outcomes[spec]
+
+
+def study_of(
+    settings: Settings = QUICK, problem: Problem = PROBLEM, count: int = 0, how: Answer | None = None
+) -> Study:
+    """Return a study without outcomes; its lab makes them as `how` says."""
+    return Study(settings, HandLab(problem, how), count)
 
 
 def jump(spec: Spec, arrival: float, high: float = HIGH, low: float = LOW) -> Outcome:
@@ -60,10 +98,12 @@ def diverged(outcome: Outcome, after: int = 0) -> Outcome:
 
 def answer(study: Study, how: Answer, *asks: Callable[[Study], Iterable[Sequence[Spec]]]) -> Study:
     """Give every run that is asked for its outcome, until nothing new is asked for; return the study."""
-    outcomes = study.lab.outcomes
+    study.lab.how = how
     for ask in asks:
-        while new := [spec for unit in ask(study) for spec in unit if spec not in outcomes]:
-            outcomes.update((spec, how(spec)) for spec in dict.fromkeys(new))
+        while missing := [unit for unit in ask(study) if not study.trained(unit)]:
+            for unit in missing:
+                study.lab.ask(unit)
+            study.lab.train(lambda _: None)
     return study
 
 
