@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 from batchnorm.study import labels, pictures
 
 if TYPE_CHECKING:  # which would bring torch along
+    from batchnorm.study.networks import Placement
     from batchnorm.study.training import Outcome
 
-SIDES = {"none": ("without", pictures.PLAIN, "o"), "before": ("with", pictures.NORMALISED, "s")}
+SIDES: "dict[Placement, tuple[str, str, str]]" = {
+    "none": ("without", pictures.PLAIN, "o"),
+    "before": ("with", pictures.NORMALISED, "s"),
+}
 MOST_BANDS = 2  # more of them over one another cannot be told apart
 WHISKERS = 7
 
@@ -54,6 +58,7 @@ def draw_curve(axes: Axes, curve: Mapping[str, Any], label: str, colour: str, *,
     _band(axes, steps, _sunk(low, bottom), _sunk(high, bottom), colour)
     (line,) = axes.plot(steps, _sunk(median, bottom), color=colour, label=label, linewidth=1.8)
     labels.label_line(axes, line)
+    axes.margins(x=0.0)  # the labels stand right of the axes then
     labels.reach(axes, float(np.max(high)))
     for lowest in {float(np.min(low)), float(np.min(low[np.isfinite(low)], initial=math.inf))}:
         labels.clip_r2(axes, lowest, bottom)

@@ -59,10 +59,13 @@ class Cut(LineName):
 
 
 SIDEWAYS: tuple[tuple[Align, float], ...] = (("left", 0.02), ("right", 0.99), ("center", 0.5))
-ALONG = tuple(Place(along, rows, align) for align, along in SIDEWAYS for rows in (0.12, -1.12))
+ALONG = tuple(Place(along, rows, align) for rows in (0.12, -1.12) for align, along in SIDEWAYS)
 ABOVE = tuple(Place(along, rows, align) for rows in (0.15, 1.3) for align, along in SIDEWAYS)
-ASTRIDE = tuple(
-    Place(along, rows, "center") for along in (0.5, 0.35, 0.65, 0.2, 0.8) for rows in (-1.25, 0.25, -2.3, 1.3)
+BESIDE: tuple[tuple[Align, float], ...] = (("right", 1.0), ("left", 0.0), ("left", 1.0), ("right", 0.0))
+ASTRIDE = (
+    *(Place(0.5, rows, "center") for rows in (-1.25, 0.25)),
+    *(Place(along, -1.35, align) for align, along in BESIDE),
+    *(Place(along, rows, "center") for along in (0.5, 0.3, 0.7) for rows in (-2.3, 1.3, -3.4)),
 )
 
 
@@ -80,10 +83,14 @@ def label_line(axes: Axes, line: Line2D, text: str | None = None) -> None:
     if len(points) == 0:
         return
     label = LineLabel(
-        textwrap.fill(words, LONGEST), tuple(points[-1]), xytext=(GAP, 0.0), textcoords="offset points",
+        _wrapped(words), tuple(points[-1]), xytext=(GAP, 0.0), textcoords="offset points",
         va="center", color=line.get_color(), annotation_clip=False,
     )  # fmt: skip
     _add(axes, label)
+
+
+def _wrapped(words: str) -> str:
+    return "\n".join(textwrap.fill(row, LONGEST) for row in words.splitlines())
 
 
 def label_lines(axes: Axes, texts: Sequence[str] | None = None) -> None:
@@ -192,7 +199,7 @@ def arrange(figure: Figure) -> None:
         return
     for axes in labelled:
         legend, names = axes.get_legend(), {str(label.get_text()) for label in _of(axes, LineLabel)}
-        if legend is not None and {textwrap.fill(t.get_text(), LONGEST) for t in legend.get_texts()} <= names:
+        if legend is not None and {_wrapped(t.get_text()) for t in legend.get_texts()} <= names:
             legend.remove()
     figure.draw_without_rendering()
     for axes in labelled:
@@ -253,13 +260,11 @@ def _box(label: Annotation) -> Bbox:
 
 def _settle(axes: Axes, name: LineName, taken: Sequence[Bbox]) -> Bbox:
     """Put a name where it hides least, and return its box."""
-    trace, frame, dots = _trace(axes), axes.get_window_extent(), _dots(axes)
-    own: Any = axes.get_yaxis_transform().transform((0.5, float(name.xy[1])))
+    others, frame, dots = _trace(axes, float(name.xy[1])), axes.get_window_extent(), _dots(axes)
     best: tuple[float, Place] | None = None
     for place in name.places:
         _put(axes, name, place, dots)
         box = _box(name)
-        others = trace[np.abs(trace[:, 1] - float(own[1])) > TOUCHING]
         inside = (
             (others[:, 0] > box.x0 - TOUCHING) & (others[:, 0] < box.x1 + TOUCHING)
             & (others[:, 1] > box.y0 - TOUCHING) & (others[:, 1] < box.y1 + TOUCHING)
@@ -288,16 +293,20 @@ def _put(axes: Axes, name: LineName, place: Place, dots: float) -> None:
     name.set_position(((x - anchor) / dots, place.rows * float(name.get_fontsize()) * ROW))
 
 
-def _trace(axes: Axes) -> Points:
-    """Return points along every line of the axes, in pixels, near enough to one another to find any crossing."""
-    pieces = list(_pieces(axes))
+def _trace(axes: Axes, own: float) -> Points:
+    """Return points along the lines of the axes, in pixels, near enough to one another to find any crossing.
+
+    Horizontal lines at the height `own` are left out: a name is meant to stand on them.
+    """
+    pieces = [piece for line in axes.get_lines() for piece in _pieces(line, own)]
     return np.concatenate(pieces) if pieces else np.empty((0, 2))
 
 
-def _pieces(axes: Axes) -> Iterator[Points]:
-    for line in axes.get_lines():
-        corners: Points = np.asarray(line.get_transform().transform(line.get_xydata()), float)
-        corners = corners[np.isfinite(corners).all(axis=1)]
-        for start, end in pairwise(corners):
-            steps = int(np.clip(np.hypot(*(end - start)) / TOUCHING, 1, 500))
-            yield start + (end - start) * np.linspace(0, 1, steps + 1)[:, None]
+def _pieces(line: Line2D, own: float) -> Iterator[Points]:
+    if np.all(np.asarray(line.get_ydata(), float) == own):
+        return
+    corners: Points = np.asarray(line.get_transform().transform(line.get_xydata()), float)
+    corners = corners[np.isfinite(corners).all(axis=1)]
+    for start, end in pairwise(corners):
+        steps = int(np.clip(np.hypot(*(end - start)) / TOUCHING, 1, 500))
+        yield start + (end - start) * np.linspace(0, 1, steps + 1)[:, None]

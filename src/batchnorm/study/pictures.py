@@ -41,6 +41,7 @@ __all__ = [
 
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HEADLINE = 52  # characters in a row of bold text that a figure has room for
+TITLE = 48  # characters in a row of the title of a panel
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 _COLOUR = re.compile("|".join(VARIABLES))
 
@@ -160,9 +161,9 @@ def power_of_ten(x: float) -> str:
 def _restyle(made: Figure) -> None:
     """Bring what was added to a figure outside its style into it: matplotlib takes these settings when it is called."""
     for axes in made.axes:
-        if axes.get_title("center"):
-            axes.set_title(axes.get_title("center"), loc="left")
-            axes.set_title("", loc="center")
+        title = axes.get_title("left") or axes.get_title("center")
+        axes.set_title("", loc="center")
+        axes.set_title("\n".join(textwrap.fill(row, TITLE) for row in title.splitlines()), loc="left")
         if not axes.get_ylabel():
             sharing = axes.get_shared_y_axes().get_siblings(axes)
             axes.set_ylabel(min(sharing, key=made.axes.index).get_ylabel())

@@ -1,136 +1,158 @@
-"""The page that a study leaves behind: one file, no network, no script, every name from the user's data escaped."""
+"""The page that a study leaves behind: one file that asks nothing of the network, every name from the data escaped.
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+The one script it runs is its own, which the page's policy names by its hash; without it everything is still there, as
+tables instead of sliders.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from batchnorm.study.pictures import power_of_ten
+from batchnorm.outputs import plain
+from batchnorm.study import answer_picture, pictures, wording
+from batchnorm.study.answer_picture import LOOKS, arrival
+from batchnorm.study.bars import bar
+from batchnorm.study.glossary import GLOSSARY
+from batchnorm.study.wording import NETWORKS
 
 TEMPLATES = Path(__file__).with_name("templates")
-MISSING = "–"
-MOST_NAMES = 20
 # Text, symbol and class: no verdict is told by its colour alone.
-SYMBOLS = {"holds": "✓", "does not hold": "✗", "undecided": "?", "not measured": MISSING}
+SYMBOLS = {
+    "holds": "✓", "does not hold": "✗", "mixed": "±", "undecided": "?", "not measured": wording.MISSING,
+    "passes": "✓", "fails": "✗",
+}  # fmt: skip
+DIGITS = 4  # of a score in a curve: more cannot be seen
+FEWEST_SIZES = 2  # for a slider
 
 
-def number(value: float | None) -> str:
-    """Return a number as people read it, to three significant digits; a dash for none.
+class Row(NamedTuple):
+    """A row of the table of verdicts: what is measured, if the claim has several, and the effect."""
 
-    >>> [number(v) for v in (8.1234, -0.25, 0.95, 123.4, 1797, 2.5e6, 0.00012, 0, None, float("nan"))]
-    ['8.12', '−0.25', '0.95', '123', '1,797', '2.5·10⁶', '1.2·10⁻⁴', '0', '–', '–']
-    """
-    if value is None or math.isnan(value):
-        return MISSING
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return power_of_ten(value)
-    return (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}").replace("-", "−")
+    label: str
+    effect: Mapping[str, Any]
 
 
-def median(effect: Mapping[str, Any]) -> str:
-    """Return an effect's median with its unit."""
-    return number(effect["value"]) + ("" if effect["value"] is None else effect["unit"])
+def deciding(claim: Mapping[str, Any]) -> list[Row]:
+    """Return a claim's deciding effects with what tells them apart: the part, the name, or both."""
+    effects = [effect for effect in claim["effects"] if effect["decides"]]
+    if len(effects) < 2:
+        return [Row("", effect) for effect in effects]
+    parts = [effect["part"] for effect in effects]
+    if all(parts) and len(set(parts)) == len(parts):
+        return [Row(effect["part"], effect) for effect in effects]
+    return [Row(": ".join(filter(None, (effect["part"], effect["name"]))), effect) for effect in effects]
 
 
-def interval(effect: Mapping[str, Any]) -> str:
-    """Return an effect's interval with its unit; a dash where too few seeds gave a value."""
-    if effect["low"] is None or effect["high"] is None:
-        return MISSING
-    return f"{number(effect['low'])} to {number(effect['high'])}{effect['unit']}"
+def rates_table(explored: Mapping[str, Any]) -> list[tuple[float, list[tuple[str, str]]]]:
+    """Return, learning rate by learning rate and side by side, when the median run arrives and where it ends."""
+
+    def cell(curve: Mapping[str, Any] | None) -> tuple[str, str]:
+        if curve is None:
+            return "not run", wording.MISSING
+        last, step = curve["median"][-1], arrival(curve, explored["goal"])
+        return ("never" if step == float("inf") else wording.number(step)), (
+            "diverged" if last is None else wording.number(last)
+        )
+
+    return [(rate, [cell(explored["sides"][side].get(f"{rate:g}")) for side in LOOKS]) for rate in explored["rates"]]
 
 
-def needed(effect: Mapping[str, Any]) -> str:
-    """Return what the claim needs of an effect.
-
-    >>> needed({"side": "above", "threshold": 1.5, "unit": "×"})
-    '> 1.5×'
-    """
-    return f"{'>' if effect['side'] == 'above' else '<'} {number(effect['threshold'])}{effect['unit']}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration.
-
-    >>> [duration(s) for s in (0.00123, 8.25, 87.2, 3725)]
-    ['1.23 ms', '8.25 s', '87 s', '62 min']
-    """
-    if seconds is None or not math.isfinite(seconds):
-        return MISSING
-    if seconds < 1:
-        return f"{number(seconds * 1000)} ms"
-    if seconds < 180:
-        return f"{number(round(seconds) if seconds >= 10 else seconds)} s"
-    return f"{seconds / 60:.0f} min"
+def _networks(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what can be explored, network by network, with its name."""
+    networks: list[dict[str, Any]] = []
+    for network, explored in (results.get("explore") or {}).items():
+        if all(explored["sides"].get(side) for side in LOOKS):
+            best = {side: answer_picture.best_rate(explored, side) for side in LOOKS}
+            name = explored.get("name") or NETWORKS.get(network, network)
+            networks.append({**explored, "name": name, "best": best})
+    return networks
 
 
-def plainly(value: Any) -> str:
-    """Return a setting in words.
-
-    >>> plainly(True), plainly(None), plainly(["speed", "placement"]), plainly(1000), plainly("sgd")
-    ('yes', '–', 'speed, placement', '1,000', 'sgd')
-    """
-    if value is None or value == "":
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return f"{value:,}" if isinstance(value, int) else number(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(plainly, value)) or MISSING
-    return str(value)
+def _sizes(results: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return steps and seconds by batch size; None if fewer than two sizes were tried."""
+    explored = results.get("explore_sizes") or {}
+    sizes = explored.get("sizes", [])
+    if len(sizes) < FEWEST_SIZES:
+        return None
+    seconds = explored.get("seconds")
+    if seconds is None:
+        measured = (results.get("timings") or {}).get("step_seconds", {})
+        each = [measured.get(f"before, {size} rows") for size in sizes]
+        pairs = zip(explored["steps"], each, strict=True)
+        seconds = [steps * cost if steps is not None and cost is not None else None for steps, cost in pairs]
+    return {"sizes": sizes, "steps": explored["steps"], "seconds": seconds}
 
 
-def leaves(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """Yield each value of nested mappings with the names that lead to it.
+def _payload(results: Mapping[str, Any], networks: Sequence[Mapping[str, Any]]) -> Markup:
+    """Return what the script draws as JSON that can stand in a page."""
 
-    >>> list(leaves({"batch_size": 60, "grid": {"low": 0.1}}))
-    [('batch size', 60), ('grid · low', 0.1)]
-    """
-    for name, value in tree.items():
-        here = (*path, str(name).replace("_", " "))
-        if isinstance(value, Mapping):
-            yield from leaves(value, here)
-        else:
-            yield " · ".join(here), value
+    def curve(whole: Mapping[str, Any]) -> dict[str, Any]:
+        median = [None if score is None else round(score, DIGITS) for score in whole["median"]]
+        return {"steps": whole["steps"], "median": median}
 
-
-def some(names: Sequence[str], most: int = MOST_NAMES) -> str:
-    """Return names in a row, not more than anyone reads.
-
-    >>> some(["a", "b", "c", "d"], most=3)
-    'a, b, c and 1 more'
-    """
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+    drawn = [
+        {
+            **{k: network[k] for k in ("name", "rates", "best", "goal", "guess")},
+            "sides": {s: {r: curve(c) for r, c in network["sides"][s].items()} for s in LOOKS},
+        }
+        for network in networks
+    ]
+    return htmlsafe_json_dumps(
+        plain({"score": results["data"]["score"], "networks": drawn, "sizes": _sizes(results)}), ensure_ascii=False
+    )
 
 
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: tuple[Any, ...] = (number, median, interval, needed, duration, plainly, leaves, some)
-    made.filters.update({function.__name__: function for function in filters})
-    return made
+    words = (wording.number, wording.needed, wording.sample, wording.duration, wording.plainly, wording.leaves)
+    filters: tuple[Any, ...] = (*words, wording.listed, bar, deciding, rates_table)
+    environment.filters.update({function.__name__: function for function in filters})
+    return environment
+
+
+def _source(name: str) -> Markup:
+    """Return a style sheet or script of ours, to stand in a page as it is."""
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+def _answer_svg(results: Mapping[str, Any], key: str = answer_picture.KEY) -> str | None:
+    figure = answer_picture.draw(results)
+    if figure is None:
+        return None
+    return pictures.inline(figure, key, answer_picture.title(results), answer_picture.description(results))
 
 
 def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     """Return the report as one HTML page.
 
     Args:
-        results: What `results.json` holds: plain data, None where there is no number.
-        pictures: SVG of `pictures.inline` by claim id; a claim without one is shown without.
+        results: What `results.json` holds: plain data, None where there is no number. "timings", if it is there, is
+            what `timings.json` holds.
+        pictures: SVG of `pictures.inline` by claim id; a claim without one is shown without. "answer" is the picture
+            beside the answer; it is drawn from the results if it is not among them.
     """
     drawn = {claim: Markup(svg) for claim, svg in pictures.items()}
-    return _environment().get_template("report.html.j2").render(results=results, pictures=drawn, symbols=SYMBOLS)
+    if answer_picture.KEY not in drawn and (svg := _answer_svg(results)) is not None:
+        drawn[answer_picture.KEY] = Markup(svg)
+    networks, script = _networks(results), _source("script.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template("report.html.j2").render(
+        results=results, pictures=drawn, networks=networks, sizes=_sizes(results), glossary=GLOSSARY,
+        symbols=SYMBOLS, payload=_payload(results, networks), style=_source("style.css"), script=script, digest=digest,
+        answer_caption=answer_picture.description(results),
+    )  # fmt: skip
 
 
 def write(path: Path, results: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
@@ -140,3 +162,15 @@ def write(path: Path, results: Mapping[str, Any], pictures: Mapping[str, str]) -
     draft = path.with_name(path.name + ".part")
     draft.write_text(page, encoding="utf-8", newline="\n")
     draft.replace(path)
+
+
+def repr_html(results: Mapping[str, Any]) -> str:
+    """Return the answer, its picture and the verdicts as HTML for a notebook, without script.
+
+    Args:
+        results: What `results.json` holds.
+    """
+    shown = plain(results)
+    svg = _answer_svg(shown, "batchnorm-study-answer")
+    template = _environment().get_template("notebook.html.j2")
+    return template.render(results=shown, symbols=SYMBOLS, picture=None if svg is None else Markup(svg))
