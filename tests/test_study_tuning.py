@@ -219,6 +219,16 @@ def test_seeds_that_are_added_run_at_the_best_rate_alone(how: made.Answer) -> No
     assert all(math.isfinite(a) for a in study.arrivals(tuning.outcomes))
 
 
+def test_the_seeds_of_each_look_are_a_unit_of_their_own() -> None:
+    study = made.study_of(Settings(quick=True, seeds=25), how=made.arriving(lambda _: 10))
+    assert study.settings.schedule == (6, 12, 20, 25)
+    for count in (6, 12, 20, 25):
+        study = made.answer(study.at(count), study.lab.how, lambda s: s.tune("before").units)
+        assert len(study.tune("before").outcomes) == count
+    later = [u for u in study.lab.units if u[0].seed >= 6 and (u[0].placement, u[0].activation) == ("before", "relu")]
+    assert [[s.seed for s in unit] for unit in later] == [[*range(6, 12)], [*range(12, 20)], [*range(20, 25)]]
+
+
 def test_added_seeds_do_not_move_the_choice() -> None:
     def arrival(spec: Spec) -> float:
         return (10 if spec.rate == 0.32 else 33) if spec.seed < 6 else (made.NEVER if spec.rate == 0.32 else 1)

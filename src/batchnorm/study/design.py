@@ -39,6 +39,7 @@ class Settings:
         hidden: Widths of the hidden layers.
         seed: The first seed; the others follow it.
         metric: Name of the score; None: what suits the data.
+        loss: `module:function` (output, target) → mean loss, or a factory of one; None: the one that suits the data.
     """
 
     seeds: int = 12
@@ -50,6 +51,7 @@ class Settings:
     hidden: tuple[int, ...] = HIDDEN
     seed: int = 0
     metric: str | None = None
+    loss: str | None = None
 
     @property
     def steps(self) -> int:
@@ -184,6 +186,11 @@ class Study:
         """Return a run once for every seed that is looked at, or for those from `first` to `last`."""
         count = self.count if last is None else last
         return [replace(spec, seed=self.settings.seed + i) for i in range(first, count)]
+
+    def units(self, spec: Spec) -> list[list[Spec]]:
+        """Return a run once for every seed that is looked at: the seeds that each look adds are trained together."""
+        looks = (count for count in self.settings.schedule if count <= self.count)
+        return [self.seeds(spec, first, last) for first, last in pairwise([0, *looks])]
 
     def outcomes(self, specs: Iterable[Spec]) -> list[Outcome]:
         """Return the outcomes of runs that have been trained."""

@@ -92,7 +92,7 @@ def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning
     if not all(study.trained(unit) for unit in units):
         return Tuning(units)
     spec = search.best()
-    outcomes = study.outcomes([*study.seeds(spec, 0, study.first), *search.added()])
+    outcomes = study.outcomes(study.seeds(spec))
     by_rate = {rate: study.outcomes(sweep.at(study, rate)) for rate in search.rates()}
     return Tuning(units, True, spec.rate, outcomes, spec.steps, by_rate, search.edge())
 
@@ -113,7 +113,7 @@ class _Search:
             return units
         units += [self.sweep.at(self.study, rate, self._long_steps) for rate in self._longer_rates()]
         if self.study.count > self.study.first and all(self.study.trained(unit) for unit in units):
-            units.append(self.added())
+            units += self.study.units(self.best())[1:]
         return units
 
     def rates(self) -> list[float]:

@@ -49,7 +49,7 @@ def runs(study: Study) -> list[list[Spec]]:
     if not base.settled or not _arrives(study):
         return base.units
     units = [unit for size in sizes(study) for unit in _tune(study, size).units]
-    return [*units, _watched(study)]
+    return [*units, *study.units(_watched(study))]
 
 
 def _arrives(study: Study) -> list[float]:
@@ -73,12 +73,12 @@ def _tune(study: Study, size: int) -> Tuning:
     return study.tune("before", rates=rates, batch_size=size, steps=min(max(steps, FIRST), most))
 
 
-def _watched(study: Study) -> list[Spec]:
-    """Return the runs at the study's own size and best rate, watched until they arrive."""
+def _watched(study: Study) -> Spec:
+    """Return the run at the study's own size and best rate, watched until it arrives."""
     first = study.at(study.first)
     arrived = max(s for s in _arrives(first) if math.isfinite(s))
     steps = min(max(math.ceil(arrived), FIRST), study.settings.short_steps)
-    return study.seeds(study.spec(placement="before", rate=study.tune("before").rate, steps=steps, probe=PROBE))
+    return study.spec(placement="before", rate=study.tune("before").rate, steps=steps, probe=PROBE)
 
 
 class Law(NamedTuple):
@@ -172,7 +172,7 @@ def measure(study: Study) -> Finding:
             budgets,
             noise_probe.predicted(s.rate, study.lab[s].probed),
         )
-        for i, s in enumerate(_watched(study))
+        for i, s in enumerate(study.seeds(_watched(study)))
     ]
     return Finding(
         effects=_effects(seeds, study.settings.batch_size),
@@ -308,12 +308,13 @@ CLAIM = Claim(
     title="Noise tells the batch size",
     statement="The noise of the gradients tells the critical batch size, and better than a constant does.",
     source="McCandlish, Kaplan & Amodei 2018, section 2",
-    method="The main network with batch normalization is trained at batch sizes that are powers of two apart, or "
-    "four, each at its own best of three learning rates: the best one of the study's own size times the root of the ratio of the "
-    "sizes, and half a decade to either side. The steps to the goal should follow S(B) = Smin·(1 + Bcrit/B), which is "
-    "fitted seed by seed. Beside it, Bcrit is predicted from one short run: tr Σ/|G|², the noise of the gradients over "
-    "groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how far the training loss fell. Compared is by "
-    "what factor the two are apart; one of 4 would move the fastest size, which goes with the root, by 2.",
+    method="The main network with batch normalization is trained at batch sizes that are powers of two apart, or of "
+    "four, each at its own best of three learning rates: the best one of the study's own size times the root of the "
+    "ratio of the sizes, and half a decade to either side. The steps to the goal should follow "
+    "S(B) = Smin·(1 + Bcrit/B), which is fitted seed by seed. Beside it, Bcrit is predicted from one short run: "
+    "tr Σ/|G|², the noise of the gradients over groups of rows, at 0, 8, 16, 32, … steps; the median, weighed by how "
+    "far the training loss fell. Compared is by what factor the two are apart; one of 4 would move the fastest size, "
+    "which goes with the root, by 2. And the same factor of a constant, the study's own batch size, is divided by it.",
     caption="Steps to the goal at each batch size: median, and range over seeds; and S(B) = Smin·(1 + Bcrit/B) with "
     "Bcrit fitted to the steps, and with Bcrit predicted by the noise of the gradients. Below, the diamonds stand at "
     "Bcrit: median, and range over seeds.",
