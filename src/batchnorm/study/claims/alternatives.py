@@ -38,7 +38,9 @@ def _tunings(study: Study) -> dict[str, Tuning]:
 
 def runs(study: Study) -> list[list[Spec]]:
     """Every learning rate of the grid with batch normalization and with each alternative."""
-    return [unit for tuning in _tunings(study).values() for unit in tuning.units]
+    grid = set(study.sweep("before").unit(study))  # batch normalization's whole decades are trained as a part of it
+    units = [unit for tuning in _tunings(study).values() for unit in tuning.units]
+    return [unit for unit in units if set(unit) == grid or not set(unit) <= grid]
 
 
 def measure(study: Study) -> Finding:

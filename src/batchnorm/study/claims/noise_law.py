@@ -15,6 +15,7 @@ from batchnorm.study.statistics_probe import QUANTITIES, SIZES
 from batchnorm.study.training import Spec
 
 LAW = -1.0
+SMALLEST = 8  # rows from which on the law is fitted: the noise of fewer is no longer small, and outputs cannot follow
 NEAR = 0.25  # of the slope to −1: beyond it the nearer law is 1/√m, or 1/m^(3/2)
 
 
@@ -30,13 +31,22 @@ def runs(study: Study) -> list[list[Spec]]:
 def slope(variances: Mapping[str, float]) -> float:
     """Return by which power of m variances fall: the least-squares slope of log against log, 0 where there is none.
 
-    >>> round(slope({"2": 0.5, "4": 0.25, "8": 0.125}), 6)
+    >>> round(slope({"4": 0.1, "8": 0.125, "16": 0.0625, "32": 0.03125}), 6)
     -1.0
     """
-    if not all(math.isfinite(v) and v > 0.0 for v in variances.values()):
+    fitted = {float(size): v for size, v in variances.items() if float(size) >= SMALLEST}
+    if not all(math.isfinite(v) and v > 0.0 for v in fitted.values()):
         return 0.0
-    m = [math.log(float(size)) for size in variances]
-    return statistics.linear_regression(m, [math.log(v) for v in variances.values()]).slope
+    return statistics.linear_regression([math.log(m) for m in fitted], [math.log(v) for v in fitted.values()]).slope
+
+
+def _below(replicas: list[dict[str, float]]) -> float:
+    """Return the variance at the smallest size relative to the 1/m law through the smallest size that is fitted."""
+    shares = [
+        r[str(SIZES[0])] * SIZES[0] / (r[str(SMALLEST)] * SMALLEST) if r[str(SMALLEST)] > 0.0 else math.nan
+        for r in replicas
+    ]
+    return statistics.median(known(share, 0.0) for share in shares)
 
 
 def measure(study: Study) -> Finding:
@@ -58,10 +68,12 @@ def measure(study: Study) -> Finding:
     return Finding(
         effects=effects,
         numbers={"noise": noises, "slopes": slopes},
-        summary=f"The variance of the outputs over random groups of m rows changes as m^{number(medians['outputs'])}.",
+        summary=f"Over random groups of m rows, the noise of the outputs changes as m^{number(medians['outputs'])}.",
         notes=(
             f"The variance of the batch mean changes as m^{number(medians['mean'])}, that of the batch variance as "
             f"m^{number(medians['variance'])} (medians).",
+            f"The powers are fitted from {SMALLEST} rows on; of 2 rows the variance of the outputs is "
+            f"{number(_below(noises['outputs']))} times what the law continues to.",
             f"m·Var(μ_B)/σ², 1 for independent rows, is {', '.join(layers)} from the first hidden layer to the last: "
             "the deeper ones are given rows that their group has normalised already.",
             *([f"{flat} of {len(seeds)} runs diverged or do not vary: no law, a power of 0."] if flat else []),
@@ -86,8 +98,7 @@ def picture(finding: Finding) -> Figure:
     axes.set_xticks(SIZES, [str(m) for m in SIZES], minor=False)
     axes.minorticks_off()
     labels.label_lines(axes)
-    powers = [number(statistics.median(values)) for values in finding.numbers["slopes"].values()]
-    pictures.headline(figure, f"The noise changes as m to the power {', '.join(powers)}")
+    pictures.headline(figure, finding.summary.removesuffix("."))
     return figure
 
 
@@ -98,7 +109,8 @@ CLAIM = Claim(
     source="Luo et al. 2019, for whom the strength of the regularization falls as 1/m; Hoffer, Hubara & Soudry 2017",
     method="A trained network is given random groups of 2 to 128 rows in training mode, drawn with replacement. "
     "Measured over groups: the variances of each unit's mean and variance, relative to the unit's own, and that of a "
-    "row's outputs as its companions change; and by which power of the size they fall, which the law says is −1. "
+    "row's outputs as its companions change; and by which power of the size they fall from 8 rows on, which the law "
+    "says is −1. "
     "Within 0.25 of it, the law is nearer than 1/√m and 1/m^(3/2).",
     caption="How the noise falls with the rows of a group, on logarithmic axes, and the 1/m law: medians over seeds.",
     runs=runs,

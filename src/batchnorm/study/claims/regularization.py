@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ LEAST_GROUP = 8
 SMALL = 4  # reported beside: the noise of so few rows is large
 NOISY = 0.3  # of the training labels are random
 FEW_ROWS = (150, 100, 50)  # the first of which there are twice as many
+FEWEST_STEPS = 120
 LEAST = 1e-12  # a loss, so that ratios exist where one vanishes
 Losses = dict[str, list[float]]  # by rows of a group, one a seed
 
@@ -73,10 +74,15 @@ def rate(study: Study) -> float:
     return float(f"{study.moderate_rate() * 10**HALF_DECADE:.2g}")
 
 
+def steps(study: Study) -> int:
+    """Return the steps of all runs: half of the main network's, which is long enough to fit few or noisy rows."""
+    return max(study.settings.short_steps // 2, FEWEST_STEPS)
+
+
 def grouped(study: Study, protocol: Protocol, size: int | None) -> Spec:
     """Return the run whose statistics are those of groups of `size` rows; None: of whole batches."""
-    steps = study.settings.short_steps
-    return study.spec(virtual_batch_size=size, steps=steps, probe=PROBE, rate=rate(study), **protocol.choices)
+    chosen = replace(study.spec(**protocol.choices), steps=steps(study), rate=rate(study))
+    return replace(chosen, virtual_batch_size=size, probe=PROBE)
 
 
 def runs(study: Study) -> list[list[Spec]]:
@@ -118,8 +124,13 @@ def measure(study: Study) -> Finding:
     if not size:
         return Finding(skipped=f"needs batches of {2 * LEAST_GROUP} rows or more, to split them in two, got {whole}")
     effects: list[Effect] = []
-    numbers: dict[str, Any] = {"rate": rate(study), "loss": loss_name(study), "group": size, "protocols": {}}
-    notes = [f"Every run has the one learning rate {rate(study):g} and {study.settings.short_steps} steps."]
+    numbers: dict[str, Any] = {"rate": rate(study), "loss": loss_name(study), "group": size, "noisy": noisy(study).part}
+    numbers["protocols"] = {}
+    notes = [
+        f"Every run has the one learning rate {rate(study):g} and {steps(study)} steps.",
+        "Where the training loss is higher and the test loss lower, the noise has kept the network from fitting its "
+        "training rows; where early stopping takes the gain away, the noise has stood in for it.",
+    ]
     for protocol in protocols(study):
         by_size = {s: grouped(study, protocol, None if s == whole else s) for s in (whole, size, SMALL)}
         looks = {str(s): watched.probed(study, spec) for s, spec in by_size.items()}
@@ -161,7 +172,7 @@ def _notes(
     train = {s: statistics.median(ends["train"][str(s)]) for s in (whole, size)}
     notes = [
         f"With {part}, the training loss is {train[size]:.2g} in groups of {size} and {train[whole]:.2g} in whole "
-        "batches (medians): noise keeps a network from fitting its training rows."
+        "batches (medians)."
     ]
     diverged = {s: sum(not math.isfinite(_loss(seed, "test")) for seed in seeds) for s, seeds in looks.items()}
     return notes + [
@@ -185,16 +196,16 @@ def picture(finding: Finding) -> Figure:
     """Draw the test loss relative to that of whole batches over the rows of a group, a line a protocol."""
     parts, group = finding.numbers["protocols"], finding.numbers["group"]
     figure, (axes,) = pictures.figure()
+    sizes = sorted({int(s) for ends in parts.values() for s in ends["test"]})
+    axes.set(xscale="log", xlabel="rows normalised together", xlim=(sizes[-1] * 1.15, sizes[0] / 1.15))
+    axes.set_ylabel(f"test {finding.numbers['loss']}, relative")
     for i, (part, ends) in enumerate(parts.items()):
         _draw(axes, ends["test"], part, pictures.COLOURS[(i + 1) % len(pictures.COLOURS)], 1.0 + 0.03 * (i - 1))
     labels.name_line(axes, 1.0, "as in whole batches")
-    sizes = sorted({int(s) for ends in parts.values() for s in ends["test"]})
-    axes.set(xscale="log", yscale="log", xlabel="rows normalised together")
-    axes.set_ylabel(f"test {finding.numbers['loss']}, relative")
     axes.set_xticks(sizes, [str(s) for s in sizes], minor=False)
     axes.minorticks_off()
     labels.label_lines(axes)
-    effect = next(e for e in finding.effects if e.decides and e.part == list(parts)[1])
+    effect = next(e for e in finding.effects if e.decides and e.part == finding.numbers["noisy"])
     pictures.headline(figure, f"Groups of {group} rows: {effect.headline()} the test loss with {effect.part}")
     return figure
 
@@ -203,7 +214,7 @@ def _draw(axes: Axes, test: Losses, label: str, colour: str, aside: float) -> No
     """Draw the median ratio by size, and the range over seeds as whiskers, a little aside of the others' whiskers."""
     whole = max(test, key=int)
     ratios = {int(s): sorted(a / b for a, b in zip(test[s], test[whole], strict=True)) for s in test}
-    sizes = sorted(ratios)
+    sizes = sorted(ratios, reverse=True)
     at = [s * aside for s in sizes]
     axes.plot(at, [statistics.median(ratios[s]) for s in sizes], color=colour, marker="o", markersize=5, label=label)
     axes.vlines(at, [ratios[s][0] for s in sizes], [ratios[s][-1] for s in sizes], color=colour, linewidth=1.2)
@@ -222,8 +233,9 @@ CLAIM = Claim(
     "compared is the training and not the running statistics; targets of validation and test rows are left alone. "
     "Groups of 4, early stopping by the validation loss and the score stand beside it. A run that diverges counts as "
     "the worst loss of all.",
-    caption="Test loss with recalibrated statistics by the number of rows normalised together, as a multiple of that "
-    "of whole batches: median, and range over seeds. Below the dotted line the noise helps.",
+    caption="Test loss with recalibrated statistics by the number of rows normalised together, from whole batches on "
+    "the left to small groups on the right, as a multiple of that of whole batches: median, and range over seeds. "
+    "Below the dotted line the noise helps.",
     runs=runs,
     measure=measure,
     picture=picture,
