@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from batchnorm.study.data import Task
 from batchnorm.study.tables.columns import Cells
 from batchnorm.study.tables.layout import printable
-from batchnorm.study.tables.recipe import Column, numbers
+from batchnorm.study.tables.recipe import Column
 
 LEAK = 0.99  # of the way from guessing to a perfect prediction, on rows that were not fitted to
 LEAK_ROWS = 5000
@@ -31,32 +31,58 @@ def leaks(columns: Sequence[Column], x: NDArray[np.float64], y: NDArray[Any], ta
     """
     most = LEAK_ROWS if len(columns) <= WIDE else LEAK_ROWS // 5
     rows = np.random.default_rng(0).permutation(len(y))[:most]
-    halves = rows[::2], rows[1::2]
+    ranks = _ranks(y[rows]) if task == "regression" else y[rows]
     skills: dict[str, float] = {}
     start = 0
     for column in columns:
-        block = x[:, start : start + column.width]
+        block = [_ranks(x[rows, i]) for i in range(start, start + column.width)]
         start += column.width
-        skill = min(_skill(block, y, task, halves[i], halves[1 - i]) for i in (0, 1)) if column.width else 0.0
+        if not block or (len(block) == 1 and not _may_lead(block[0], ranks, task)):
+            continue
+        skill = _skill(np.stack(block, axis=1), ranks, task)
         if skill > LEAK:
             skills[column.name] = skill
-    names = sorted(skills, key=lambda name: -skills[name])
-    if not names:
-        return []
-    drop = " ".join(f"--drop {shlex.quote(name)}" for name in names[:MOST_NAMED])
-    return [
-        f"alone predicts the target {'perfectly' if skills[names[0]] == 1 else 'nearly perfectly'}: "
-        f"{listed([f'{name} ({_percent(skills[name])})' for name in names])}. What is known only together with the "
-        f"target makes every score meaningless: leave it out ({drop})"
-    ]
+    perfect = [name for name, skill in skills.items() if skill == 1.0]
+    nearly = [f"{name} ({np.floor(1000 * skill) / 10:g} %)" for name, skill in skills.items() if skill < 1.0]
+    drop = " ".join(f"--drop {shlex.quote(name)}" for name in perfect[:MOST_NAMED])
+    lines: list[str] = []
+    if perfect:
+        lines.append(
+            f"{listed(perfect)} alone predicts the target perfectly: if it is known only together with the target, "
+            f"no score means anything, so leave it out ({drop})"
+        )
+    if nearly:
+        lines.append(f"alone predicts the target nearly perfectly: {listed(nearly)}; is it known before the target is?")
+    return lines
 
 
-def _percent(skill: float) -> str:
-    return "100 %" if skill == 1 else f"{min(skill, 0.999):.1%}".replace("%", " %")
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the rank of each value: trees see nothing else, and read their inputs as float32."""
+    return np.unique(values, return_inverse=True)[1].astype(np.float64)
 
 
-def _skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, fit: Any, check: Any) -> float:
-    """Return how far a small tree comes from guessing (0) to a perfect prediction (1)."""
+def _may_lead(values: NDArray[np.float64], y: NDArray[Any], task: Task) -> bool:
+    """Return whether one column may predict the target nearly perfectly: from y in the order of the column.
+
+    Where it does, classes come in few runs (a wrong row adds two at most), and values differ little from the next.
+    """
+    ordered = y[np.lexsort((y, values))]
+    steps = np.diff(ordered)
+    if task == "classification":
+        return int(np.count_nonzero(steps)) <= len(np.unique(y)) + 2 + 2 * (1 - LEAK) * len(y)
+    return float(np.square(steps).mean()) < 0.2 * float(ordered.var())
+
+
+def _skill(block: NDArray[np.float64], y: NDArray[Any], task: Task) -> float:
+    """Return how far one column brings a prediction from guessing (0) to perfect (1)."""
+    halves = slice(None, None, 2), slice(1, None, 2)
+    trees = [_tree_skill(block, y, task, fit, check) for fit, check in (halves, halves[::-1])]
+    if task == "classification" or block.shape[1] > 1 or np.ptp(block) == 0 or np.ptp(y) == 0:
+        return min(trees)
+    return max(min(trees), float(np.corrcoef(block[:, 0], y)[0, 1] ** 2))  # few rows show a smooth rise too
+
+
+def _tree_skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, fit: slice, check: slice) -> float:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
     if task == "classification":
@@ -64,11 +90,9 @@ def _skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, fit: Any, ch
         tree = DecisionTreeClassifier(max_leaf_nodes=len(classes) + 2, random_state=0).fit(block[fit], y[fit])
         wrong, guess = (tree.predict(block[check]) != y[check]).mean(), (classes[counts.argmax()] != y[check]).mean()
     else:
-        scale = np.abs(y).max() or 1.0
-        target = y / scale
-        tree = DecisionTreeRegressor(random_state=0).fit(block[fit], target[fit])
-        wrong = np.square(tree.predict(block[check]) - target[check]).mean()
-        guess = np.square(target[fit].mean() - target[check]).mean()
+        tree = DecisionTreeRegressor(random_state=0).fit(block[fit], y[fit])
+        wrong = np.square(tree.predict(block[check]) - y[check]).mean()
+        guess = np.square(y[fit].mean() - y[check]).mean()
     return float(1 - wrong / guess) if guess > 0 else 0.0
 
 
@@ -78,7 +102,7 @@ def outliers(columns: Sequence[tuple[Cells, Column]]) -> list[str]:
     for cells, column in columns:
         if column.kind != "number":
             continue
-        values = numbers(cells.values, column)
+        values = cells.numbers
         values = values[~np.isnan(values)]
         median = np.median(values)
         away = np.abs(values - median)
@@ -109,7 +133,7 @@ def repeated(columns: Sequence[Cells]) -> list[str]:
         same[hashed.tobytes()].append(name)
     said = [" and ".join(names) for names in same.values() if len(names) > 1]
     lines = [f"columns with the same cells: {listed(said)}"] if said else []
-    rows = pd.DataFrame(hashes).duplicated()
+    rows = pd.DataFrame(hashes).duplicated() if len(hashes) > 1 else np.zeros(1, dtype=bool)
     if rows.mean() > COPIES:
         lines.append(f"{rows.sum()} rows are copies of others: the same row may be trained on and tested on")
     return lines

@@ -13,7 +13,14 @@ from pandas.api import types
 
 from batchnorm.study.tables.dates import Form, dated_column, form
 from batchnorm.study.tables.layout import printable
-from batchnorm.study.tables.numerals import MISSING_NUMBERS, MISSING_TEXTS, MOST_WORDS, Spelling, spelling
+from batchnorm.study.tables.numerals import (
+    MISSING_NUMBERS,
+    MISSING_TEXTS,
+    MOST_WORDS,
+    Spelling,
+    plain_spelling,
+    spelling,
+)
 from batchnorm.study.tables.recipe import LARGEST, Column, days, numbers, texts
 
 MOST_CATEGORIES = 20
@@ -52,21 +59,42 @@ class Cells:
         return types.is_numeric_dtype(self.values) and not types.is_bool_dtype(self.values)
 
     @cached_property
+    def text(self) -> "pd.Series[Any]":
+        """The cells as text without outer spaces, "" where one is missing."""
+        return texts(self.values)
+
+    @cached_property
+    def plain(self) -> NDArray[np.float64]:
+        """The cells that are numbers as `float` reads them, NaN in place of the others."""
+        column = self.values if self.typed else pd.to_numeric(self.text, errors="coerce")
+        values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.where(np.isinf(values), np.nan, values)
+
+    @cached_property
+    def blank(self) -> int:
+        """How many cells are empty."""
+        return int(self.values.isna().sum()) if self.typed else int((self.text == "").sum())
+
+    @cached_property
+    def words(self) -> dict[str, int]:
+        """How often each text comes that is no plain number, empty cells left out."""
+        others = np.isnan(self.plain)
+        return {} if self.typed or not others.any() else _counts(self.text[others])
+
+    @cached_property
     def counts(self) -> dict[str, int]:
         """How often each text comes, empty cells left out."""
-        return {str(text): int(n) for text, n in texts(self.values).value_counts(sort=False).items() if text != ""}
+        return _counts(self.text)
 
     @cached_property
     def missing(self) -> tuple[str, ...]:
         """Texts that stand for a missing cell, whatever the column holds."""
-        return () if self.typed else tuple(text for text in self.counts if text.lower() in MISSING_TEXTS)
+        return tuple(text for text in self.words if text.lower() in MISSING_TEXTS)
 
     @cached_property
     def gaps(self) -> int:
         """How many cells are missing, whatever the column holds."""
-        if self.typed:
-            return int(self.values.isna().sum())
-        return len(self.values) - sum(n for text, n in self.counts.items() if text not in self.missing)
+        return self.blank + sum(self.words[text] for text in self.missing)
 
     @property
     def present(self) -> int:
@@ -76,34 +104,52 @@ class Cells:
     @cached_property
     def distinct(self) -> int:
         """How many different cells there are, missing ones left out."""
-        return int(self.values.nunique()) if self.typed else len(self.counts) - len(self.missing)
+        if self.number is not None:
+            return len(np.unique(self.numbers[~np.isnan(self.numbers)]))
+        return len(self.counts) - len(self.missing)
 
     @cached_property
     def spelling(self) -> Spelling | None:
         """How numbers are written here, None if the column does not hold mostly numbers."""
-        return Spelling("plain", (), (), ()) if self.typed else spelling(self.counts, self.comma)
+        if no_scalars(self.values):
+            return None
+        if self.typed or (not self.comma and not np.isnan(self.plain).all()):
+            only_gaps = all(word.lower() in MISSING_NUMBERS for word in self.words)
+            if only_gaps:
+                return plain_spelling(self.words)
+        return spelling(self.counts, self.comma)
 
     @cached_property
     def number(self) -> Column | None:
         """The column read as numbers, None if it does not hold mostly numbers."""
         if self.spelling is None:
             return None
-        column = Column(
-            self.name, "number", parse=self.spelling.parse, replace=self.spelling.replace, missing=self.spelling.missing
-        )
-        values = numbers(self.values, column)
+        how = self.spelling
+        column = Column(self.name, "number", parse=how.parse, replace=how.replace, missing=how.missing)
+        values = self.numbers
         gaps = int(np.isnan(values).sum())
         fill = float(np.median(values[~np.isnan(values)])) if gaps < len(values) else 0.0
         return replace(column, gaps=gaps, fill=fill)
+
+    @cached_property
+    def numbers(self) -> NDArray[np.float64]:
+        """The cells as numbers, NaN where one is missing or none."""
+        how = self.spelling
+        if how is None or not how.replace:  # numbers as float reads them need not be read twice
+            return np.where(np.abs(self.plain) < LARGEST, self.plain, np.nan)
+        return numbers(self.values, Column(self.name, "number", replace=how.replace, missing=how.missing))
 
     @cached_property
     def integers(self) -> NDArray[np.float64] | None:
         """The numbers that are not missing if all of them are whole, else None."""
         if self.number is None:
             return None
-        values = numbers(self.values, self.number)
-        values = values[~np.isnan(values)]
+        values = self.numbers[~np.isnan(self.numbers)]
         return values if len(values) and bool((values == np.floor(values)).all()) else None
+
+
+def _counts(text: "pd.Series[Any]") -> dict[str, int]:
+    return {str(word): int(count) for word, count in text[text != ""].value_counts(sort=False).items()}
 
 
 Rule = Callable[[Cells], Column | None]
@@ -165,7 +211,11 @@ def date_form(cells: Cells) -> Form | None:
     """Return how the dates or times of a column are written, None if it holds none."""
     if types.is_datetime64_any_dtype(cells.values):
         return Form("date", "", "dates")
-    if cells.typed and not types.is_integer_dtype(cells.values):
+    if cells.integers is not None:
+        dated = cells.integers[(cells.integers > 19000000) & (cells.integers < 21000000)]
+        if len(dated) < len(cells.integers) or types.is_float_dtype(cells.values):
+            return None
+    elif cells.number is not None and cells.number.parse == "plain":
         return None
     return form({text: n for text, n in cells.counts.items() if text.lower() not in MISSING_NUMBERS})
 
@@ -207,21 +257,24 @@ def _number(cells: Cells) -> Column | None:
     column = cells.number
     if column is None or cells.spelling is None:
         return None
-    values = numbers(cells.values, column)
-    if column.gaps == len(values) or not np.nanmax(values) - np.nanmin(values) > SMALLEST_RANGE:
-        return dropped(cells, "constant, but for missing values")
-    return replace(column, note="; ".join(number_notes(column, cells.spelling, cells.values)))
+    values = cells.numbers
+    if column.gaps == len(values):
+        return dropped(cells, f"every value is missing, infinite or beyond {LARGEST:g}")
+    if not np.nanmax(values) - np.nanmin(values) > SMALLEST_RANGE:
+        return dropped(cells, "constant, but for missing values" if column.gaps else "constant")
+    return replace(column, note="; ".join(_number_notes(cells, column, cells.spelling)))
 
 
-def number_notes(column: Column, spelled: Spelling, values: "pd.Series[Any]") -> list[str]:
+def _number_notes(cells: Cells, column: Column, spelled: Spelling) -> list[str]:
     """Return what is to be said about a column of numbers: how they are written, and which cells are none."""
+    huge = column.gaps - cells.blank - sum(count for _, count in spelled.words)
     notes = [spelled.parse] if spelled.parse != "plain" else []
     words = ", ".join(f'"{printable(text, 20)}" ({count})' for text, count in spelled.words[:MOST_WORDS])
     more = f" and {len(spelled.words) - MOST_WORDS} others" if len(spelled.words) > MOST_WORDS else ""
     if words:
         notes.append(f"read as missing: {words}{more}")
-    if types.is_float_dtype(values) and (huge := int((values.abs() >= LARGEST).sum())):
-        notes.append(f"read as missing: {huge} infinite or beyond 1e100")
+    if huge:
+        notes.append(f"read as missing: {huge} infinite or beyond {LARGEST:g}")
     return [*notes, f"{column.gaps} missing filled with the median {column.fill:.6g}"] if column.gaps else notes
 
 

@@ -26,6 +26,7 @@ COMPRESSIONS = {
     b"BZh": "bz2",
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
+    b"PK\x05\x06": "zip",  # an empty one
     b"\x28\xb5\x2f\xfd": "zstd",
 }
 FORMATS: dict[bytes, Format] = {b"PAR1": "parquet", b"ARROW1": "feather", b"FEA1": "feather"}

@@ -13,8 +13,11 @@ from batchnorm.study.tables.numerals import MISSING_TEXTS, looks_numeric
 
 HEAD_CHARACTERS = 500_000
 HEAD_ROWS = 300
+COMPARED = 100  # rows that a header is compared with
 REGULAR = 0.8  # the share of lines that have to have as many cells as most of them
 UNNAMED = re.compile(r"Unnamed: \d+(_level_\d+)?|__index_level_\d+__")  # what pandas and pyarrow write for no name
+
+WIDE = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 Rows = Sequence[Sequence[str]]
 
@@ -64,29 +67,29 @@ def printable(text: str, most: int = 60) -> str:
 
 
 def encoding(plain: bytes) -> tuple[str, str]:
-    """Return the encoding of a text and, where it is not UTF-8, a note that names it.
+    """Return the encoding of a text and, where that is not plain UTF-8, a note that says so.
 
     Raises:
-        ValueError: if the bytes are no text.
+        DataError: if the bytes are no text.
     """
     if plain.startswith(codecs.BOM_UTF8):
         return "utf-8-sig", ""
-    if plain.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        plain.decode("utf-16")
-        return "utf-16", "the file is UTF-16"
-    nul = plain[:1000].count(0)
-    if nul > len(plain[:1000]) / 4:  # every second byte of Latin text
-        kind = "utf-16-le" if plain[1:1000:2].count(0) > nul / 2 else "utf-16-be"
-        plain.decode(kind)
-        return kind, "the file is UTF-16"
-    if nul or sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in plain[:1000]) > 20:
-        raise ValueError("it holds no text")
-    try:
-        plain.decode("utf-8")
-    except UnicodeDecodeError:
-        kind = "cp1252" if _decodes(plain, "cp1252") else "latin-1"
-        return kind, f"the file is not UTF-8: read as {'Windows-1252' if kind == 'cp1252' else 'Latin-1'}"
-    return "utf-8", ""
+    head = plain[:1000]
+    wide = next((kind for bom, kind in WIDE.items() if plain.startswith(bom)), "")
+    if not wide and head.count(0) > len(head) / 4:  # every second byte of Latin text
+        wide = "utf-16-le" if plain[1:1000:2].count(0) > head.count(0) / 2 else "utf-16-be"
+    if wide and _decodes(plain, wide):
+        return wide, "the file is UTF-16"
+    if wide or 0 in plain or sum(byte < 32 and byte not in b"\t\n\v\f\r\x1b" for byte in head) > len(head) / 20:
+        raise DataError("holds no text, but bytes that no text has: save the table as CSV, in UTF-8")
+    if _decodes(plain, "utf-8"):
+        return "utf-8", ""
+    text = plain.decode("utf-8", "replace")
+    wrong = text.count("\ufffd")
+    if sum(not c.isascii() for c in text) > 2 * wrong:
+        return "utf-8", f"{wrong} bytes are not UTF-8: read as �"
+    kind = "cp1252" if _decodes(plain, "cp1252") else "latin-1"
+    return kind, f"the file is not UTF-8: read as {'Windows-1252' if kind == 'cp1252' else 'Latin-1'}"
 
 
 def _decodes(plain: bytes, kind: str) -> bool:
@@ -103,7 +106,7 @@ def layout(plain: bytes, kind: str) -> Layout:
     Raises:
         DataError: if it is a page or an object rather than a table.
     """
-    text = codecs.getincrementaldecoder(kind)().decode(plain[: 4 * HEAD_CHARACTERS])[:HEAD_CHARACTERS]
+    text = codecs.getincrementaldecoder(kind)("replace").decode(plain[: 4 * HEAD_CHARACTERS])[:HEAD_CHARACTERS]
     start = text.lstrip()[:200].lower()
     if start.startswith(("<!doctype", "<html", "<?xml")):
         raise DataError("is a web page or XML, not a table: save the table as CSV")
@@ -133,8 +136,14 @@ def _by(separator: str, lines: Sequence[str]) -> Layout | None:
     width, regular = counts.most_common(1)[0]
     if width < 2 or regular < REGULAR * (len(rows) - 5):
         return None
-    first = next(i for i, row in enumerate(rows) if len(row) >= max(2, width - 1) and sum(map(bool, row)) > 1)
+    first = next(i for i, row in enumerate(rows) if _begins(row, width))
     return Layout(separator, ends[first - 1] if first else 0, rows[first:], width)
+
+
+def _begins(row: Sequence[str], width: int) -> bool:
+    """Return whether the table may begin with a row: no title, which has one cell, and no comment."""
+    comment = row[0].startswith("#") and len(row) != width
+    return len(row) >= max(2, width - 1) and sum(map(bool, row)) > 1 and not comment
 
 
 def _rows(separator: str, lines: Sequence[str]) -> tuple[list[list[str]], list[int]]:
@@ -166,7 +175,7 @@ def has_header(first: Sequence[str], rows: Rows) -> bool:
     """
     data = header = 0
     numeric: list[str] = []
-    for cell, *column in zip(first, *rows, strict=False):
+    for cell, *column in zip(first, *rows[:COMPARED], strict=False):
         present = [text for text in column if text.lower() not in MISSING_TEXTS]
         if not present or cell.lower() in MISSING_TEXTS:
             continue

@@ -140,6 +140,11 @@ def _replacements(
     return names, tuple(replace)
 
 
+def plain_spelling(words: Mapping[str, int]) -> Spelling:
+    """Return how numbers are written that `float` reads, with the words among them."""
+    return _spelled(words, {}, "plain", ())
+
+
 def _spelled(
     counts: Mapping[str, int], numeric: Mapping[str, int], parse: str, replace: tuple[tuple[str, str], ...]
 ) -> Spelling:

@@ -95,8 +95,6 @@ def _reason(error: Exception) -> str:
     """Return what went wrong, as the end of a sentence that begins with the file's name."""
     if isinstance(error, DataError):
         return str(error)
-    if isinstance(error, UnicodeDecodeError):
-        return "cannot be read: it is no text in the encoding that it begins with; save it as UTF-8"
     text = " ".join(str(error).split())
     if ragged := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text):
         most, line, count = ragged.groups()
@@ -115,6 +113,7 @@ def _text(path: Path, file: Content, header: bool | None) -> Reading:
         "header": 0 if first else None,
         "skiprows": plan.skipped,
         "encoding": encoding,
+        "encoding_errors": "replace",
         "dtype": str,
         "na_filter": False,
         "index_col": False,

@@ -107,7 +107,9 @@ def read(recipe: Recipe, source: Any = None) -> pd.DataFrame:
 
 def texts(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Return the cells as text without outer spaces; "" where one is missing."""
-    return column.astype("object").where(column.notna(), "").astype(str).str.strip()
+    if not isinstance(column.dtype, pd.StringDtype):
+        column = column.astype("object").where(column.notna(), "").astype(str)
+    return column.fillna("").str.strip()
 
 
 def numbers(column: "pd.Series[Any]", how: Column) -> NDArray[np.float64]:
@@ -116,10 +118,11 @@ def numbers(column: "pd.Series[Any]", how: Column) -> NDArray[np.float64]:
         values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     else:
         cells = texts(column)
-        cells = cells.mask(cells.isin(how.missing), "")
+        if how.missing:
+            cells = cells.mask(cells.isin(how.missing), "")
         for old, new in how.replace:
             cells = cells.str.replace(old, new, regex=False)
-        values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64)
+        values = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 

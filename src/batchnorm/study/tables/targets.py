@@ -12,9 +12,10 @@ from batchnorm.study.data import FEWEST_PER_CLASS, DataError, Task
 from batchnorm.study.tables.columns import Cells, date_form, no_scalars
 from batchnorm.study.tables.layout import printable
 from batchnorm.study.tables.numerals import MISSING_NUMBERS, MOST_WORDS
-from batchnorm.study.tables.recipe import Column, numbers, texts
+from batchnorm.study.tables.recipe import Column
 
 MOST_CLASSES = 20
+FEW_PER_LEVEL = 0.5  # values per row, up to which whole numbers are counts that might be classes too
 LOST = 0.1  # the share of rows in classes too rare to keep from which numbers are rather read as quantities
 
 
@@ -60,9 +61,9 @@ def target_of(cells: Cells, task: Task | None) -> Target:
         raise DataError(f"target {shown} holds text such as {printable(example)!r}: regression needs numbers")
     if number is None:
         column = Column(cells.name, "categories", missing=cells.missing)
-        names = texts(cells.values)
+        names = cells.text
         return _classes(cells, column, names.mask(names.isin(cells.missing), ""), [])
-    values = numbers(cells.values, number)
+    values = cells.numbers
     chosen, note = (task, "") if task is not None else _task(cells.name, values)
     if chosen == "classification":
         names = pd.Series(["" if np.isnan(value) else f"{value:.15g}" for value in values])
@@ -70,6 +71,15 @@ def target_of(cells: Cells, task: Task | None) -> Target:
     rows = ~np.isnan(values)
     notes = [*_without_target(cells, number, rows), note]
     return Target(replace(number, fill=0.0, note="the target"), "regression", (), rows, tuple(filter(None, notes)))
+
+
+def counted(rows: int) -> str:
+    """Return a number of rows in words.
+
+    >>> counted(1), counted(2000)
+    ('1 row', '2,000 rows')
+    """
+    return f"{rows:,} row{'s' * (rows != 1)}"
 
 
 def _classes_among_numbers(cells: Cells) -> bool:
@@ -89,7 +99,7 @@ def _task(name: str, values: NDArray[np.float64]) -> tuple[Task, str]:
         return "classification", (
             f"{shown}: its {len(levels)} whole numbers are read as classes; --task regression predicts their size"
         )
-    if whole and (len(levels) <= MOST_CLASSES or (levels[0] >= 0 and levels[-1] < 1000)):
+    if whole and (len(levels) <= MOST_CLASSES or (levels[0] >= 0 and len(levels) <= FEW_PER_LEVEL * counts.sum())):
         return "regression", (
             f"{shown}: its {len(levels)} whole numbers are read as quantities (counts); "
             "--task classification makes a class of each"
@@ -122,7 +132,7 @@ def _classes(cells: Cells, column: Column, names: "pd.Series[Any]", notes: Seque
         lost = sum(counts[name] for name in rare)
         words = ", ".join(repr(printable(name, 20)) for name in rare[:MOST_WORDS])
         more = f" and {len(rare) - MOST_WORDS} others" if len(rare) > MOST_WORDS else ""
-        said.append(f"{lost} rows dropped, of classes with fewer than {FEWEST_PER_CLASS} rows: {words}{more}")
+        said.append(f"{counted(lost)} dropped, of classes with fewer than {FEWEST_PER_CLASS} rows: {words}{more}")
     rows = names.isin(classes).to_numpy()
     noted = replace(column, note=f"the target, {len(classes)} classes")
     return Target(noted, "classification", classes, rows, tuple(filter(None, [*said, *notes])))
@@ -136,4 +146,6 @@ def _without_target(cells: Cells, column: Column, rows: NDArray[np.bool_]) -> li
     words = list(cells.missing) if spelled is None else [text for text, _ in spelled.words]
     quoted = ", ".join(f'"{printable(word, 20)}"' for word in words[:MOST_WORDS])
     shown = printable(cells.name)
-    return [f"{int((~rows).sum())} rows dropped: {shown} is missing there" + (f" or says {quoted}" if quoted else "")]
+    return [
+        f"{counted(int((~rows).sum()))} dropped: {shown} is missing there" + (f" or says {quoted}" if quoted else "")
+    ]
