@@ -102,12 +102,13 @@ class Study:
         settings: What the user chose.
         lab: Where runs are trained and their outcomes are.
         count: How many seeds are looked at.
+        known: What has been read from outcomes and will not change.
     """
 
     settings: Settings
     lab: Lab
     count: int = 0
-    _ranges: dict[Any, Range] = field(default_factory=dict[Any, Range], compare=False, repr=False)
+    known: dict[Any, Any] = field(default_factory=dict[Any, Any], compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Start with as many seeds as the first look takes."""
@@ -223,26 +224,29 @@ class Study:
             core: The sweeps that the goals follow, where it is not the study's core.
             choices: Of the runs; `rates` for another grid.
         """
-        return tuned(self, self.sweep(placement, network, **choices), by, core or self.core)
+        sweep, core = self.sweep(placement, network, **choices), tuple(core or self.core)
+        key = ("tuning", self.count, sweep, by, core)
+        if key in self.known:
+            return self.known[key]
+        tuning = tuned(self, sweep, by, core)
+        if tuning.settled:
+            self.known[key] = tuning
+        return tuning
 
     def ranges(self, data: str = "main", core: Sequence[Sweep] = ()) -> list[Range]:
         """Return for each seed what the scores of its runs range over: from guessing to the best that is reached.
 
         The best run and step are those with the highest validation score among the core sweeps.
         """
-        sweeps = core or self.core
-        return [self._range(i, data, sweeps) for i in range(self.count)]
+        key = ("ranges", self.count, data, tuple(core or self.core))
+        if key not in self.known:
+            self.known[key] = [self._range(i, data, key[-1]) for i in range(self.count)]
+        return self.known[key]
 
     def _range(self, i: int, data: str, core: Sequence[Sweep]) -> Range:
-        key = (i, data, tuple(core))
-        if key not in self._ranges:
-            seed = self.settings.seed + i
-            runs = [s for sweep in core for s in sweep.core_runs(self, i, core) if s.seed == seed]
-            peaks = [self.lab[s].peak() for s in runs]
-            best = max((p for p in peaks if math.isfinite(p[0])), default=(math.nan, math.nan))
-            guess = guessing(METRICS[self.datasets[data].metric], self.datasets[data])
-            self._ranges[key] = Range(guess, *best)
-        return self._ranges[key]
+        peaks = [self.lab[s].peak() for sweep in core for s in sweep.core_runs(self, i, core)]
+        best = max((p for p in peaks if math.isfinite(p[0])), default=(math.nan, math.nan))
+        return Range(guessing(METRICS[self.datasets[data].metric], self.datasets[data]), *best)
 
     def goals(
         self, level: str = "goal", part: str = "test", data: str = "main", core: Sequence[Sweep] = ()

@@ -45,9 +45,13 @@ class Sweep:
 
     def core_runs(self, study: "Study", i: int, core: "Sequence[Sweep]") -> list[Spec]:
         """Return the runs of seed number i that goals follow: at every rate, or at the best one for added seeds."""
+        seed = study.settings.seed + i
         if i < study.first:
-            return self.unit(study)
-        return _Search(study, self, "steps", core).added()
+            return [replace(self.spec, rate=rate, seed=seed) for rate in self.rates]
+        best = _Search(study, self, "steps", core).explored().best
+        if best is None:
+            raise LookupError(f"the runs of {self.spec.activation}, {self.spec.placement}, have not been trained yet")
+        return [replace(best, seed=seed)]
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,30 @@ def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning
     if study.count > study.first:
         base += [unit for s in core for unit in _Search(study, s, "steps", core).units()]
     search = _Search(study, sweep, by, core)
-    units = [*base, own, *search.units()]
-    if not all(study.trained(unit) for unit in units):
+    units = [*base, *([] if sweep in core else [own]), *search.units()]
+    explored = search.explored()
+    if explored.best is None or not all(study.trained(unit) for unit in units):
         return Tuning(units)
-    spec = search.best()
-    outcomes = study.outcomes(study.seeds(spec))
-    by_rate = {rate: study.outcomes(sweep.at(study, rate)) for rate in search.rates()}
-    return Tuning(units, True, spec.rate, outcomes, spec.steps, by_rate, search.edge())
+    outcomes = study.outcomes(study.seeds(explored.best))
+    by_rate = {rate: study.outcomes(sweep.at(study, rate)) for rate in explored.rates}
+    return Tuning(units, True, explored.best.rate, outcomes, explored.best.steps, by_rate, explored.edge)
+
+
+@dataclass(frozen=True)
+class _Explored:
+    """How far the search for a best learning rate has come.
+
+    Attributes:
+        units: The runs of the first look that it takes beyond the grid, until the first unit that is not trained.
+        best: The run at the best rate, with the steps it was trained for in the end; None before it is known.
+        rates: The rates of the grid and those that continue it, in rising order.
+        edge: On which side the best rate is the last one tried: "low", "high" or "".
+    """
+
+    units: list[list[Spec]]
+    best: Spec | None = None
+    rates: list[float] = field(default_factory=list[float])
+    edge: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,16 +128,34 @@ class _Search:
     core: Sequence[Sweep]
 
     def units(self) -> list[list[Spec]]:
-        """Return what the search takes beyond the grid, until the first unit that has not been trained."""
-        units = [self.sweep.at(self.study, rate) for rate in self.rates() if rate not in self.sweep.rates]
-        if not all(self.study.trained(unit) for unit in units):
-            return units
-        units += [self.sweep.at(self.study, rate, self._long_steps) for rate in self._longer_rates()]
-        if self.study.count > self.study.first and all(self.study.trained(unit) for unit in units):
-            units += self.study.units(self.best())[1:]
-        return units
+        """Return what the search takes beyond the grid, and the best run with the seeds that were added."""
+        explored = self.explored()
+        return explored.units + (self.study.units(explored.best)[1:] if explored.best else [])
 
-    def rates(self) -> list[float]:
+    def explored(self) -> _Explored:
+        """Return how far the search has come, by the seeds of the first look."""
+        key = ("explored", self.sweep, self.by, tuple(self.core))
+        if key in self.study.known:
+            return self.study.known[key]
+        rates = self._rates()
+        units = [self.sweep.at(self.study, rate) for rate in rates if rate not in self.sweep.rates]
+        if not all(self.study.trained(unit) for unit in units):
+            return _Explored(units)
+        best = self._best_of(rates, self.sweep.spec.steps)
+        edge = "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
+        steps = self.sweep.spec.steps
+        if self._late_and_rising(best):
+            at, steps = rates.index(best), LONGER * steps
+            around = rates[max(at - 1, 0) : at + 2]
+            units += [self.sweep.at(self.study, rate, steps) for rate in around]
+            if not all(self.study.trained(unit) for unit in units):
+                return _Explored(units)
+            best = self._best_of(around, steps)
+        explored = _Explored(units, replace(self.sweep.spec, rate=best, steps=steps), rates, edge)
+        self.study.known[key] = explored
+        return explored
+
+    def _rates(self) -> list[float]:
         """Return the rates of the grid and those that continue it, the next one to try among them."""
         rates = sorted(self.sweep.rates)
         if len(rates) < 2:
@@ -133,37 +172,13 @@ class _Search:
                 break
         return rates
 
-    def edge(self) -> str:
-        """Return on which side the best rate is the last one tried: "low", "high" or ""."""
-        rates = self.rates()
-        best = self._best_of(rates, self.sweep.spec.steps)
-        return "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
-
-    def best(self) -> Spec:
-        """Return the run at the best learning rate, with the steps it was trained for in the end."""
-        longer = self._longer_rates()
-        steps = self._long_steps if longer else self.sweep.spec.steps
-        return replace(self.sweep.spec, rate=self._best_of(longer or self.rates(), steps), steps=steps)
-
-    def added(self) -> list[Spec]:
-        """Return the runs of the seeds beyond the first look."""
-        return self.study.seeds(self.best(), self.study.first)
-
-    @property
-    def _long_steps(self) -> int:
-        return LONGER * self.sweep.spec.steps
-
-    def _longer_rates(self) -> list[float]:
-        """Return the best rate and its neighbours if their runs should go on; none if they have arrived, or stand."""
+    def _late_and_rising(self, rate: float) -> bool:
+        """Whether most runs at a rate have not arrived, and the median score still rises."""
         if self.by != "steps" or self.sweep.spec.probe:
-            return []
-        rates = self.rates()
-        best = rates.index(self._best_of(rates, self.sweep.spec.steps))
-        outcomes = self.study.outcomes(self.sweep.at(self.study, rates[best]))
+            return False
+        outcomes = self.study.outcomes(self.sweep.at(self.study, rate))
         late = sum(map(math.isinf, self._arrivals(outcomes)))
-        if 2 * late <= len(outcomes) or not self._rising(outcomes):
-            return []
-        return rates[max(best - 1, 0) : best + 2]
+        return 2 * late > len(outcomes) and self._rising(outcomes)
 
     def _rising(self, outcomes: Sequence[Outcome]) -> bool:
         """Whether the median validation score of the second half of the steps still rises."""

@@ -135,13 +135,13 @@ class _Seed:
         late = sum(map(math.isinf, self.steps.values()))
         value = self.noise.value if self.noise else math.nan
         if len(self.steps) - late < FEWEST_SIZES or not 0.0 < value < math.inf:
-            return math.nan, 1.0, math.inf
+            return math.nan, 0.0, math.inf
         law, at_least = self.law, self.noise is not None and self.noise.is_bound
         apart = math.exp(abs(math.log(law.critical / value)))
         farther = law.critical < value if at_least else min(self.steps) / BEYOND < value < max(self.steps) * BEYOND
         if not (late or at_least or law.end):
             return apart, apart, apart
-        return apart, apart if farther and not late else 1.0, math.inf
+        return apart, apart if farther and not late else 0.0, math.inf
 
     def against(self, constant: float) -> float:
         """Return the factor by which a constant is off, divided by that of the noise; NaN where either is unknown."""
@@ -159,7 +159,7 @@ def measure(study: Study) -> Finding:
         return Finding(skipped=f"needs {FEWEST_SIZES} batch sizes from {SMALLEST} to {rows}, the rows trained on")
     if not _arrives(study):
         return Finding(
-            effects=_effects([], study.settings.batch_size),
+            effects=_effects([], study.settings.batch_size, ""),
             numbers={"steps": {}},
             summary=f"In batches of {study.settings.batch_size} too few seeds reach the goal within the steps.",
         )
@@ -174,8 +174,9 @@ def measure(study: Study) -> Finding:
         )
         for i, s in enumerate(study.seeds(_watched(study)))
     ]
+    obstacle = " and ".join(f"in batches of {size}, {t.obstacle}" for size, t in tunings.items() if t.edge)
     return Finding(
-        effects=_effects(seeds, study.settings.batch_size),
+        effects=_effects(seeds, study.settings.batch_size, obstacle),
         numbers={
             "network": study.named(study.main),
             "steps": {str(size): of_size for size, of_size in steps.items()},
@@ -186,7 +187,12 @@ def measure(study: Study) -> Finding:
             "fitted": [s.law.critical for s in seeds],
         },
         summary=_summary(study, seeds),
-        notes=_notes(tunings, study.settings.batch_size),
+        notes=(
+            f"The null model is a constant: {study.settings.batch_size}, the study's own batch size, taken for the "
+            "critical one whatever the data.",
+            "Tested is the critical batch size, up to which larger batches save steps; which size takes the fewest "
+            "seconds also depends on the machine, and `batchnorm batch-size` answers that.",
+        ),
     )
 
 
@@ -205,29 +211,18 @@ def _range(values: Sequence[float]) -> str:
     return f"{statistics.median(finite):.0f} ({finite[0]:.0f} to {finite[-1]:.0f} over seeds)"
 
 
-def _notes(tunings: Mapping[int, Tuning], constant: int) -> tuple[str, ...]:
-    edges = [f"{size}" for size, tuning in tunings.items() if tuning.edge]
-    notes = [
-        f"The null model is a constant: {constant}, the study's own batch size, taken for the critical one whatever "
-        "the data.",
-        "Tested is the critical batch size, up to which larger batches save steps; which size takes the fewest seconds "
-        "also depends on the machine, and `batchnorm batch-size` answers that.",
-    ]
-    if edges:
-        notes.append(f"At batch sizes {', '.join(edges)} the best learning rate is the last one that was tried.")
-    return tuple(notes)
-
-
-def _effects(seeds: Sequence[_Seed], constant: int) -> tuple[Effect, ...]:
+def _effects(seeds: Sequence[_Seed], constant: int, obstacle: str) -> tuple[Effect, ...]:
     factors = [seed.factor() for seed in seeds]
     better = [seed.against(constant) for seed in seeds]
     of_constant = [math.exp(abs(math.log(seed.law.critical / constant))) for seed in seeds]
     part, other = "within a factor of 4", "better than a constant"
     name = "critical batch size, fitted to the steps against predicted by the noise: the factor between them"
     beside = f"the factor between the fitted size and a constant of {constant}"
+    least, most = (tuple(f[i] for f in factors) for i in (1, 2))
+    better_name = f"factor of a constant of {constant} ÷ factor of the noise"
     return (
-        Effect(name, tuple(f[1] for f in factors), tuple(f[2] for f in factors), FACTOR, "below", part, unit="×"),
-        Effect.of(f"factor of a constant of {constant} ÷ factor of the noise", better, 1.0, part=other, unit="×"),
+        Effect(name, least, most, FACTOR, "below", part, unit="×", obstacle=obstacle),
+        Effect.of(better_name, better, 1.0, part=other, unit="×", obstacle=obstacle),
         Effect.of(beside, of_constant, FACTOR, "below", part=other, decides=False, unit="×"),
     )
 

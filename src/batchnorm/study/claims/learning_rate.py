@@ -20,9 +20,15 @@ WIDER_BY = 0.5
 
 def runs(study: Study) -> list[list[Spec]]:
     """The runs of the claim on speed, and rates beyond them as long as the last one works."""
-    units = [unit for sweep in study.core for unit in study.tune(sweep.spec.placement, sweep.spec.activation).units]
-    if all(study.trained(unit) for unit in units):
-        units += [sweep.at(study, rate) for sweep in study.core for rate in _rates(study, sweep)]
+    tunings = [(sweep, study.tune(sweep.spec.placement, sweep.spec.activation)) for sweep in study.core]
+    units = [unit for _, tuning in tunings for unit in tuning.units]
+    if all(tuning.settled for _, tuning in tunings):
+        units += [
+            sweep.at(study, rate)
+            for sweep, tuning in tunings
+            for rate in _rates(study, sweep)
+            if rate not in tuning.by_rate
+        ]
     return units
 
 
