@@ -10,6 +10,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from batchnorm.study.intervals import FEWEST
 from batchnorm.study.wording import needed
 
 WIDTH, HEIGHT, MARGIN = 170, 40, 9
@@ -70,7 +71,7 @@ def _interval(effect: Mapping[str, Any], place: Place) -> list[str]:
     low, high, bound = effect["low"], effect["high"], effect["bound"]
     if _logarithmic(effect) and low == 0:
         low = None
-    if low is None and high is None and bound == "exact":
+    if low is None and high is None and bound == "exact" and len(effect["samples"]) < FEWEST:
         return []
     # Without an interval a bound still says to which side the effect may reach.
     ends = (

@@ -71,6 +71,8 @@ def draw_grid(axes: Axes, ends: Mapping[str, Mapping[str, Sequence[float]]]) -> 
     bottom = _floor(every)
     axes.set(xscale="log", ylim=(bottom, 1.03))
     for side, (label, colour, marker) in SIDES.items():
+        if not ends[side]:
+            continue
         at = np.asarray([float(point) for point in ends[side]])
         seeds = [np.sort(_scores(end)) for end in ends[side].values()]
         low, middle, high = (np.asarray([column[i] for column in seeds]) for i in (0, len(seeds[0]) // 2, -1))

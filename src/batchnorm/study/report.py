@@ -19,6 +19,7 @@ from batchnorm.study import answer_picture, pictures, wording
 from batchnorm.study.answer_picture import LOOKS, arrival
 from batchnorm.study.bars import bar
 from batchnorm.study.glossary import GLOSSARY
+from batchnorm.study.intervals import FEWEST
 from batchnorm.study.wording import NETWORKS
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -149,8 +150,8 @@ def render(results: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     networks, script = _networks(results), _source("script.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _environment().get_template("report.html.j2").render(
-        results=results, pictures=drawn, networks=networks, sizes=_sizes(results), glossary=GLOSSARY,
-        symbols=SYMBOLS, payload=_payload(results, networks), style=_source("style.css"), script=script, digest=digest,
+        results=results, pictures=drawn, networks=networks, sizes=_sizes(results), glossary=GLOSSARY, symbols=SYMBOLS,
+        fewest=FEWEST, payload=_payload(results, networks), style=_source("style.css"), script=script, digest=digest,
         answer_caption=answer_picture.description(results),
     )  # fmt: skip
 
