@@ -332,7 +332,7 @@ def test_a_bar_shows_the_effect_beside_its_threshold() -> None:
     fewer = example.effect("−1", -1.0, "holds", side="below", threshold=0.0, low=-1.5, high=-0.5, unit=" points")
     assert across(fewer)[1] < bars.MIDDLE
     assert 'x="9"' in shape(fewer, "claimed")[0]
-    few = example.effect("1.9×", 1.9, "undecided", low=None, high=None)
+    few = example.effect("1.9×", 1.9, "undecided", low=None, high=None, samples=[[1.9, 1.9]] * 3)
     assert shape(few, "interval") == []
     assert len(shape(few, "median")) == 1
     hostile = example.effect("<b>", 1.0, "holds", unit="<i>")
