@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from batchnorm.study.curves import SIDES
-from batchnorm.study.design import Study
+from batchnorm.study.design import LEAST_WAY, Range, Study
 from batchnorm.study.findings import Effect
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
@@ -28,19 +28,25 @@ def probed(study: Study, spec: Spec) -> Probed:
 def unlearned(study: Study, specs: Mapping[Placement, Spec]) -> str:
     """Return why a comparison while training cannot be decided: a side that does not learn; "" if both do.
 
-    A side learns if the median of its last scores is halfway from guessing to the best score that runs reach. Where
-    nothing is learned, nothing moves, and neither gradients nor distributions say anything about training.
+    A side learns if the median of its last scores, over the seeds of the first look, is halfway from guessing to the
+    best score that runs reach. Where nothing is learned, nothing moves, and neither gradients nor distributions say
+    anything about training.
     """
-    ranges = study.ranges()
+    first = study.at(study.first)
     words: list[str] = []
     for side, spec in specs.items():
-        outcomes = study.outcomes(study.seeds(spec))
-        ways = [(o.test[-1] - r.guess) / (r.test - r.guess) for o, r in zip(outcomes, ranges, strict=True)]
-        if not statistics.median(way if math.isfinite(way) else -math.inf for way in ways) >= HALFWAY:
+        pairs = zip(study.outcomes(first.seeds(spec)), first.ranges(), strict=True)
+        if not statistics.median(_way(o.test[-1], r) for o, r in pairs) >= HALFWAY:
             words.append(
                 f"{SIDES[side][0]} it, the network does not get halfway to the best score in {spec.steps} steps"
             )
     return " and ".join(words)
+
+
+def _way(score: float, reached: Range) -> float:
+    """Return the share of the way to the best score; a run that has diverged, or has no way to go, gets nowhere."""
+    way = reached.test - reached.guess
+    return (score - reached.guess) / way if math.isfinite(score) and way >= LEAST_WAY else -math.inf
 
 
 def typical(looks: Iterable[Mapping[str, Any]], key: str) -> float:

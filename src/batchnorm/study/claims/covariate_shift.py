@@ -70,7 +70,7 @@ def looks(steps: int) -> list[int]:
     """Return the steps at which the change of the gradients is measured: every third that is evaluated but the last.
 
     >>> looks(60)
-    [0, 3, 6, 9, 14, 24, 46]
+    [0, 3, 6, 10, 18, 33]
     """
     return evaluated_steps(steps)[:-1:EVERY]
 

@@ -38,7 +38,7 @@ def looks(steps: int) -> list[int]:
     """Return the evaluated steps at which the loss is looked at: eight, evenly over the run.
 
     >>> looks(120)
-    [0, 17, 33, 51, 63, 78, 97, 120]
+    [0, 18, 33, 51, 63, 78, 97, 120]
     """
     marks = evaluated_steps(steps)
     return sorted({min(marks, key=lambda mark: abs(mark - steps * i / (LOOKS - 1))) for i in range(LOOKS)})
@@ -205,7 +205,7 @@ def picture(finding: Finding) -> Figure:
     for axes, network, effect in zip(panels, networks, heads, strict=True):
         for side, curves in network["curves"].items():
             _draw(axes, curves, side)
-        axes.set(yscale="log", ylabel="training loss", title=f"{network['name']}: varies {_times(effect)} with")
+        axes.set(yscale="log", ylabel="training loss", title=f"{network['name']}: loss varies {_times(effect)} with")
     panels[-1].set_xlabel("training steps")
     return figure
 
