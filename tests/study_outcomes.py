@@ -21,7 +21,7 @@ MARKS = evaluated_steps(120)  # the first steps at which every run of a quick st
 QUICK = Settings(quick=True)
 
 
-def table(rows: int = 200, **changed: Any) -> Dataset:
+def table(rows: int = 500, **changed: Any) -> Dataset:
     """Return a table of two even classes that nothing but its size is known of."""
     x = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3) % 7
     data = Dataset("two classes", "made by hand", x, np.arange(rows) % 2, "classification", ("no", "yes"))

@@ -201,6 +201,8 @@ def _score_words(study: Study, findings: Mapping[str, Finding]) -> str:
     scores = findings["score"].numbers["networks"][study.main]["scores"]
     without, with_it = (statistics.median(-math.inf if math.isnan(s) else s for s in scores[side]) for side in SIDES)
     name = study.metric.name
+    if math.isinf(without) or math.isinf(with_it):
+        return f"too many runs diverge at once to compare the best test {name}"
     same = number(without) == number(with_it)
     if same:
         return f"its best test {name} is {number(with_it)} with and without"

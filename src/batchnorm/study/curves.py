@@ -90,7 +90,7 @@ def draw_grid(axes: Axes, ends: Mapping[str, Mapping[str, Sequence[float]]]) -> 
 
 def draw_goal(axes: Axes, *goals: float, guess: float | None = None) -> None:
     """Draw a dotted line at each goal, and at what guessing scores if that is known, each with its name on it."""
-    for goal in goals:
+    for goal in filter(math.isfinite, goals):  # there is none where nothing was learned
         labels.name_line(axes, goal, f"goal {goal:.3g}")
     if guess is not None:
         labels.name_line(axes, guess, f"guessing {guess:.3g}")

@@ -1,5 +1,6 @@
 """Is the score better in the end?"""
 
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -36,16 +37,22 @@ def measure(study: Study) -> Finding:
     return Finding(
         effects=tuple(effects),
         numbers={"networks": networks, "score": metric.name, "guess": study.guess, "reach": study.reach()},
-        summary=f"In the {effects[0].part}, the best test {metric.name} is {medians[1]} with batch normalization and "
-        f"{medians[0]} without: a difference of {effects[0].headline()}.",
+        summary=f"In the {effects[0].part}, the best test {metric.name} " + _difference(effects[0], medians),
         notes=("The step is chosen by the validation score (early stopping), and so is the learning rate.",),
     )
+
+
+def _difference(effect: Effect, medians: Sequence[str]) -> str:
+    if effect.bound == "unknown":
+        return "cannot be compared: too many runs diverge at once."
+    without, with_it = medians
+    return f"is {with_it} with batch normalization and {without} without: a difference of {effect.headline()}."
 
 
 def picture(finding: Finding) -> Figure:
     """Draw the scores of both sides seed by seed, joined by a line, a panel a network."""
     networks = list(finding.numbers["networks"].values())
-    figure, panels = pictures.figure(len(networks), share_y=True)
+    figure, panels = pictures.figure(len(networks))
     effects = {e.part: e for e in finding.effects}
     for axes, network in zip(panels, networks, strict=True):
         without, with_it = (network["scores"][side] for side in ("none", "before"))
@@ -54,8 +61,11 @@ def picture(finding: Finding) -> Figure:
         for x, (side, (_, colour, marker)) in enumerate(SIDES.items()):
             axes.scatter([x] * len(network["scores"][side]), network["scores"][side], color=colour, marker=marker, s=24)
         axes.set_xticks([0, 1], ["without", "with"])
-        axes.set(xlim=(-0.5, 1.5), title=f"{network['name']}: {effects[network['name']].headline()}")
-    panels[0].set_ylabel(f"best test {finding.numbers['score']}")
+        axes.set(
+            xlim=(-0.5, 1.5),
+            ylabel=f"best test {finding.numbers['score']}",
+            title=f"{network['name']}: {effects[network['name']].headline()}",
+        )
     return figure
 
 
