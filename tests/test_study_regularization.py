@@ -12,7 +12,8 @@ import torch
 import study_outcomes as made
 import tolerance
 from batchnorm.study import pictures, shipped, statistics_probe
-from batchnorm.study.claims import limits, noise_law, regularization
+from batchnorm.study.claims import alternatives, limits, noise_law, regularization, score
+from batchnorm.study.course import Course
 from batchnorm.study.design import Settings
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.networks import base_network
@@ -170,6 +171,16 @@ def test_the_noise_law_is_the_power_of_the_rows(power: float, below: float, verd
     assert any("6 of 6 runs diverged" in note for note in finding.notes) == math.isnan(power)
 
 
+def test_the_claims_train_no_run_in_two_companies() -> None:
+    """The lab made by hand refuses units that overlap; some of these claims add seeds, and others do not."""
+    study = made.study_of(how=probing(lambda s: look(0.4 + 0.1 * (-1) ** s.seed if s.label_noise else 0.4)))
+    claims = [c.CLAIM for c in (limits, noise_law, regularization, score, alternatives)]
+    course = Course(study, claims, None)
+    course.run()
+    assert set(course.findings) == {claim.id for claim in claims}
+    assert set(course.counts.values()) == {6, 12}
+
+
 def test_noise_law_and_regularization_share_their_runs() -> None:
     study = made.study_of()
     assert noise_law.CLAIM.runs(study)[0] in regularization.CLAIM.runs(study)
@@ -250,7 +261,7 @@ def test_noise_is_that_of_the_groups_the_layer_normalises_by() -> None:
     normalised = (x.unflatten(1, (4, 3)) - mean[:, None]) / torch.sqrt(var[:, None] + layer.eps)
     tolerance.assert_close(y, normalised.flatten(1, 2), "float32", y.abs().max().item())
     rows = Rows.of(DIGITS.datasets["main"], [SPEC])
-    network = base_network(64, 10, placement="before", activation="sigmoid", seeds=[0], stds=[None])
+    network = base_network(64, 10, placement="before", activation="sigmoid", seeds=[0], stds=[None], hidden=(16, 16))
     (noise,) = statistics_probe.noise(network, Rows.of(replace(rows.data, x=rows.data.x.reshape(-1, 64)), [SPEC]))
     assert noise["layers"][0] == pytest.approx(1.0, **tolerance.OF_RANDOM_GROUPS)  # of independent rows Var(μ_B) = σ²/m
 
