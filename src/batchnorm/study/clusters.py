@@ -109,7 +109,10 @@ class Dask:
 
 
 def _called(function: Callable[..., Any], *arguments: Any) -> Any:
-    return function(*arguments)
+    try:
+        return function(*arguments)
+    except SystemExit as error:  # which would end the worker
+        raise RuntimeError(f"SystemExit: {error}") from None
 
 
 def _passed_on(theirs: "Future[Any]") -> "Future[Any]":

@@ -66,9 +66,13 @@ class Kept:
         self._data = fingerprint(problem.datasets["main"])[:FIGURES]
         self._written: set[str] = set()
         self._base = hashlib.sha256(repr((__version__, _versions(), problem.model, problem.own_normalizes)).encode())
+        own = [problem.model]
         for name, data in problem.datasets.items():
-            self._base.update(repr((name, data.metric, data.scaling, fingerprint(data))).encode())
-        for file in (*_package(), *_model_sources(problem.model)):
+            self._base.update(
+                repr((name, data.metric, data.scaling, data.inputs, data.loss, fingerprint(data))).encode()
+            )
+            own.append(data.loss and data.loss.name)
+        for file in (*_package(), *(file for name in own if name is not None for file in _sources_of(name))):
             self._base.update(file.read_bytes())
 
     def file(self, chunk: Sequence[Spec]) -> Path:
@@ -134,11 +138,9 @@ def _package() -> Iterable[Path]:
     return sorted(file for part in ("study", "torch", "surgery", "kernels") for file in (SOURCES / part).glob("*.py"))
 
 
-def _model_sources(model: str | None) -> Iterable[Path]:
-    """Return the files that the module of the user's model has been imported from, and its neighbours'."""
-    if model is None:
-        return []
-    top = sys.modules.get(model.partition(":")[0].partition(".")[0])
+def _sources_of(name: str) -> Iterable[Path]:
+    """Return the file that a `module:factory` of the user's has been imported from, and its neighbours that have."""
+    top = sys.modules.get(name.partition(":")[0].partition(".")[0])
     origin = getattr(top, "__file__", None)
     if origin is None:
         return []

@@ -12,6 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, BinaryIO
 
 from batchnorm.study.workers import Shared
@@ -34,24 +35,27 @@ def main(pairs: str) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # whatever the user's code prints is no answer
     importlib.import_module(PRELOADED)
-    own = _divided(pipes)
+    own, children = _divided(pipes)
     for descriptor in {d for pipe in pipes for d in pipe} - set(own):
         os.close(descriptor)  # or the death of another process would go unnoticed
-    _serve(os.fdopen(own[0], "rb"), os.fdopen(own[1], "wb"))
+    _serve(os.fdopen(own[0], "rb"), os.fdopen(own[1], "wb"), children)
 
 
-def _divided(pipes: Sequence[Pipe]) -> Pipe:
-    """Fork a process for each pipe but the first, and return the pipe of the process that this is."""
+def _divided(pipes: Sequence[Pipe]) -> tuple[Pipe, list[int]]:
+    """Fork a process for each pipe but the first; return the pipe of the process that this is, and its children."""
+    children: list[int] = []
     for pipe in pipes[1:]:
-        if os.fork() == 0:
-            return pipe
-    return pipes[0]
+        child = os.fork()
+        if child == 0:
+            return pipe, []
+        children.append(child)
+    return pipes[0], children
 
 
-def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(requests: BinaryIO, answers: BinaryIO, children: Sequence[int]) -> None:
     """Answer requests: ("share", name, value), which is kept for later calls, or ("call", function, arguments)."""
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()
+    threading.Thread(target=_receive, args=(requests, waiting, children), daemon=True).start()
     shared: dict[Any, Any] = {}
     while True:
         try:
@@ -68,12 +72,15 @@ def _serve(requests: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def _receive(requests: BinaryIO, waiting: "queue.SimpleQueue[bytes]") -> None:
+def _receive(requests: BinaryIO, waiting: "queue.SimpleQueue[bytes]", children: Sequence[int]) -> None:
     """Take requests from the pipe; end this process, whatever it is doing, when there can be no more."""
     try:
         while True:
             waiting.put(pickle.load(requests))
     except (EOFError, OSError):
+        for child in children:  # whose pipes are closed too
+            with suppress(ChildProcessError):
+                os.waitpid(child, 0)
         os._exit(0)
 
 

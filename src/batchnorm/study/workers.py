@@ -23,7 +23,7 @@ from batchnorm.errors import ArgumentError, BatchNormError
 
 BACKENDS = ("processes", "ray", "dask")
 MOST_A_CORE = 4
-WAIT_S = 10.0  # for a process that has been killed to be gone
+WAIT_S = 3.0  # for a process to end by itself
 START = "import sys; sys.path[:] = sys.argv[2:]; from batchnorm.study.worker import main; main(sys.argv[1])"
 
 
@@ -107,6 +107,8 @@ class Processes:
         # One process that imports, then forks, takes half of the time of two; elsewhere forks are not safe.
         sizes = [jobs] if sys.platform == "linux" else [1] * jobs
         self._started: list[subprocess.Popen[bytes]] = []
+        self._requests: list[Any] = []
+        self._threads: list[threading.Thread] = []
         for size in sizes:
             self._start(size)
 
@@ -132,7 +134,9 @@ class Processes:
         for (_, writes), (reads, _) in zip(requests, answers, strict=True):
             streams.append((os.fdopen(writes, "wb"), os.fdopen(reads, "rb")))
         for stream in streams:
-            threading.Thread(target=self._feed, args=stream, daemon=True).start()
+            self._requests.append(stream[0])
+            self._threads.append(threading.Thread(target=self._feed, args=stream, daemon=True))
+            self._threads[-1].start()
 
     def share(self, value: Any) -> Any:
         """Pickle the value once; each process gets it ahead of its next call."""
@@ -150,6 +154,13 @@ class Processes:
 
     def _feed(self, requests: Any, answers: Any) -> None:
         """Hand calls over to one process, one after the other, until it or the queue ends."""
+        try:
+            self._exchange(requests, answers)
+        finally:
+            _close(requests)
+            _close(answers)
+
+    def _exchange(self, requests: Any, answers: Any) -> None:
         sent = 0
         while (call := self._waiting.get()) is not None:
             try:
@@ -185,18 +196,34 @@ class Processes:
         return ""
 
     def close(self) -> None:
-        """Kill the processes, and wait until they are gone."""
+        """Let the processes end, which they do when their pipes are closed; kill those that do not."""
         for _ in range(self.jobs):
             self._waiting.put(None)
+        for requests in self._requests:  # not in this thread: a request that nobody reads yet would hold it up
+            threading.Thread(target=_close, args=(requests,), daemon=True).start()
         for process in self._started:
-            with suppress(ProcessLookupError, PermissionError):
-                if sys.platform == "win32":
-                    process.kill()
-                else:
-                    os.killpg(process.pid, signal.SIGKILL)  # with those it has become
-            with suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(WAIT_S)
+            except subprocess.TimeoutExpired:
+                _kill(process)
+        for thread in self._threads:
+            thread.join(WAIT_S)
         self._log.close()
+
+
+def _close(stream: Any) -> None:
+    with suppress(OSError):
+        stream.close()
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process with those it has become."""
+    with suppress(ProcessLookupError, PermissionError):
+        if sys.platform == "win32":
+            process.kill()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def usable_cores() -> int:

@@ -66,7 +66,7 @@ def named(option: str, name: str) -> Any:
         module = ".".join(Path(module_name).with_suffix("").parts)
         raise ArgumentError(f"`{option}` names a module, not its file: write {module}:{attribute}, got {name!r}")
     if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # last: its files are not to stand in for modules of others
     try:
         return getattr(importlib.import_module(module_name), attribute)
     except Exception as error:  # whatever the user's module raises while it is imported
