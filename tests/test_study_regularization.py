@@ -24,6 +24,7 @@ from batchnorm.torch import BatchNorm
 Look = dict[str, Any]
 PARTS = ("the data as they are", "30 % random labels", "50 training rows")
 LAW = {q: {str(m): 0.7 / m for m in SIZES} for q in QUANTITIES} | {"layers": [1.0, 0.02, 0.02]}
+TABLE = Problem({"main": made.table(200)})
 DIGITS = Problem({"main": replace(shipped.digits(), metric="accuracy")})
 SPEC = Spec("main", "before", "relu", "minmax", "sgd", 30, 12, statistics_probe.PROBE, None, 0.3, 0, hidden=(16, 16))
 
@@ -47,7 +48,7 @@ def probing(looks: Callable[[Spec], Look | list[Look]]) -> made.Answer:
 
 
 def measured(claim: Claim, how: made.Answer, **of: Any) -> Finding:
-    study = made.answered(how, claim, **of)
+    study = made.answered(how, claim, **{"problem": TABLE, **of})
     finding = claim.measure(study).scheduled(study.settings.schedule, check=claim.check)
     if finding.numbers:
         pictures.inline(claim.picture(finding), claim.id, claim.title, claim.caption)
@@ -136,7 +137,7 @@ def test_few_rows_are_tried_where_there_are_twice_as_many(rows: int, parts: tupl
 
 
 def test_values_get_noise_of_their_own_size() -> None:
-    problem = Problem({"main": made.table(task="regression", classes=(), metric="r2")})
+    problem = Problem({"main": made.table(200, task="regression", classes=(), metric="r2")})
     finding = measured(regularization.CLAIM, probing(by_size(0.4, 0.2)), problem=problem)
     assert "targets with as much noise again" in finding.parts()
     assert "test squared error" in finding.effects[0].name
@@ -157,18 +158,35 @@ def test_batches_that_cannot_be_split_are_not() -> None:
         (-1.0, 9.0, "holds"),  # what groups of 2 and 4 do says nothing about the law
         (-0.5, 1.0, "does not hold"),
         (-1.5, 1.0, "does not hold"),
-        (math.nan, 1.0, "does not hold"),
+        (math.nan, 1.0, "undecided"),  # a run that has diverged says nothing
     ],
 )
 def test_the_noise_law_is_the_power_of_the_rows(power: float, below: float, verdict: str) -> None:
     noise = {q: {str(m): 0.7 * m**power * (below if m < 8 else 1) for m in SIZES} for q in QUANTITIES}
     finding = measured(noise_law.CLAIM, probing(lambda _: look(0.4, **noise)))
     assert finding.parts() == dict.fromkeys((f"variance of the {q}" for q in QUANTITIES.values()), verdict)
-    distance = 1.0 if math.isnan(power) else abs(power + 1.0)
+    if math.isnan(power):
+        assert finding.summary.startswith("No noise could be measured: every run diverged")
+        return
     for effect in finding.effects:
-        assert effect.least == pytest.approx((distance,) * 6, **tolerance.LEAST_SQUARES)
-    assert finding.summary.endswith(f"m^{0 if math.isnan(power) else power:g}.".replace("-", "−"))
-    assert any("6 of 6 runs diverged" in note for note in finding.notes) == math.isnan(power)
+        assert effect.least == pytest.approx((abs(power + 1.0),) * 6, **tolerance.LEAST_SQUARES)
+    assert finding.summary.endswith(f"m^{power:g}.".replace("-", "−"))
+
+
+def test_a_network_that_has_diverged_says_nothing_about_the_law() -> None:
+    gone = {q: {str(m): math.nan for m in SIZES} for q in QUANTITIES} | {"layers": [math.nan] * 3}
+    finding = measured(noise_law.CLAIM, probing(lambda s: look(0.4, **(gone if s.seed == 0 else {}))))
+    assert finding.effects[0].most == (math.inf, *(pytest.approx(0.0, **tolerance.LEAST_SQUARES),) * 5)
+    assert finding.notes[-1] == "1 of 6 runs diverged, or their outputs do not vary, and say nothing."
+
+
+def test_on_few_rows_nothing_is_decided_where_nothing_is_learned() -> None:
+    problem = Problem({"main": made.table(200, task="regression", classes=(), metric="r2")})
+    finding = measured(
+        limits.CLAIM, lambda s: probing(two)(s) if s.probe else made.jump(s, math.inf, low=-0.1), problem=problem
+    )
+    assert finding.parts()["50 training rows"] == "undecided"
+    assert finding.effects[-1].obstacle == "no run learns anything"
 
 
 def test_the_claims_train_no_run_in_two_companies() -> None:

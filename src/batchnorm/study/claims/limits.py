@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures, watched
 from batchnorm.study.claims.regularization import Losses, few, group_size, grouped, loss_name, losses, noisy
 from batchnorm.study.curves import SIDES as STYLES
-from batchnorm.study.design import SIDES, Study
+from batchnorm.study.design import LEAST_WAY, SIDES, Study
 from batchnorm.study.findings import Claim, Effect, Finding, known
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
@@ -87,7 +87,8 @@ def _of_few(study: Study, specs: dict[Placement, Spec], numbers: dict[str, Any])
     part = f"{specs['none'].rows} training rows"
     numbers |= {"few": ends, "few part": part, "rates": {side: spec.rate for side, spec in specs.items()}}
     gains = [metric.factor * (b - a) for a, b in zip(ends["none"], ends["before"], strict=True)]
-    obstacle = next((t.obstacle for t in tunings if t.obstacle), "")
+    learned = statistics.median(r.test - r.guess for r in study.at(study.first).ranges()) >= LEAST_WAY
+    obstacle = next((t.obstacle for t in tunings if t.obstacle), "") if learned else "no run learns anything"
     name = f"best test {metric.name}, with − without"
     threshold = MARGIN * metric.factor
     return [Effect.of(name, gains, threshold, "below", part=part, unit=metric.unit, obstacle=obstacle)]

@@ -2,8 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -17,6 +16,7 @@ from batchnorm.study.training import Spec
 LAW = -1.0
 SMALLEST = 8  # rows from which on the law is fitted: the noise of fewer is no longer small, and outputs cannot follow
 NEAR = 0.25  # of the slope to −1: beyond it the nearer law is 1/√m, or 1/m^(3/2)
+Noises = dict[str, list[dict[str, float]]]  # by quantity, one a seed: relative variances by the rows of a group
 
 
 def _spec(study: Study) -> Spec:
@@ -29,30 +29,26 @@ def runs(study: Study) -> list[list[Spec]]:
 
 
 def slope(variances: Mapping[str, float]) -> float:
-    """Return by which power of m variances fall: the least-squares slope of log against log, 0 where there is none.
+    """Return by which power of m variances fall: the least-squares slope of log against log, NaN where there is none.
 
     >>> round(slope({"4": 0.1, "8": 0.125, "16": 0.0625, "32": 0.03125}), 6)
     -1.0
     """
     fitted = {float(size): v for size, v in variances.items() if float(size) >= SMALLEST}
     if not all(math.isfinite(v) and v > 0.0 for v in fitted.values()):
-        return 0.0
+        return math.nan
     return statistics.linear_regression([math.log(m) for m in fitted], [math.log(v) for v in fitted.values()]).slope
 
 
-def _below(replicas: list[dict[str, float]]) -> float:
-    """Return the variance at the smallest size relative to the 1/m law through the smallest size that is fitted."""
-    shares = [
-        r[str(SIZES[0])] * SIZES[0] / (r[str(SMALLEST)] * SMALLEST) if r[str(SMALLEST)] > 0.0 else math.nan
-        for r in replicas
-    ]
-    return statistics.median(known(share, 0.0) for share in shares)
+def _median(values: Iterable[float]) -> float:
+    """Return the median of the values that are known; NaN where none is."""
+    return statistics.median([v for v in values if math.isfinite(v)] or [math.nan])
 
 
 def measure(study: Study) -> Finding:
     """Fit the slopes of three variances over the size of a group."""
     seeds = [looks[-1] for looks in watched.probed(study, _spec(study))]
-    noises: dict[str, list[dict[str, float]]] = {q: [seed[q] for seed in seeds] for q in QUANTITIES}
+    noises: Noises = {q: [seed[q] for seed in seeds] for q in QUANTITIES}
     slopes = {q: [slope(replica) for replica in replicas] for q, replicas in noises.items()}
     effects = tuple(
         Effect.of(
@@ -61,35 +57,42 @@ def measure(study: Study) -> Finding:
         )
         for q, name in QUANTITIES.items()
     )  # fmt: skip
-    by_layer = zip(*(seed["layers"] for seed in seeds), strict=True)
-    layers = [f"{statistics.median(known(share, 0.0) for share in values):.2g}" for values in by_layer]
-    medians = {q: statistics.median(values) for q, values in slopes.items()}
-    flat = sum(s == 0.0 for s in slopes["outputs"])
-    return Finding(
-        effects=effects,
-        numbers={"noise": noises, "slopes": slopes},
-        summary=f"Over random groups of m rows, the noise of the outputs changes as m^{number(medians['outputs'])}.",
-        notes=(
-            f"The variance of the batch mean changes as m^{number(medians['mean'])}, that of the batch variance as "
-            f"m^{number(medians['variance'])} (medians).",
-            f"The powers are fitted from {SMALLEST} rows on; of 2 rows the variance of the outputs is "
-            f"{number(_below(noises['outputs']))} times what the law continues to.",
-            f"m·Var(μ_B)/σ², 1 for independent rows, is {', '.join(layers)} from the first hidden layer to the last: "
-            "the deeper ones are given rows that their group has normalised already.",
-            *([f"{flat} of {len(seeds)} runs diverged or do not vary: no law, a power of 0."] if flat else []),
-        ),
+    numbers = {"noise": noises, "slopes": slopes}
+    silent = sum(map(math.isnan, slopes["outputs"]))
+    if silent == len(seeds):
+        summary = "No noise could be measured: every run diverged, or its outputs do not vary with the batch."
+        return Finding(effects=effects, numbers=numbers, summary=summary)
+    outputs = number(_median(slopes["outputs"]))
+    notes = _notes(noises, slopes, [seed["layers"] for seed in seeds])
+    if silent:
+        notes.append(f"{silent} of {len(seeds)} runs diverged, or their outputs do not vary, and say nothing.")
+    summary = f"Over random groups of m rows, the noise of the outputs changes as m^{outputs}."
+    return Finding(effects=effects, numbers=numbers, summary=summary, notes=tuple(notes))
+
+
+def _notes(noises: Noises, slopes: Mapping[str, Sequence[float]], layers: Sequence[Sequence[float]]) -> list[str]:
+    mean, variance = (number(_median(slopes[q])) for q in ("mean", "variance"))
+    two = _median(
+        r[str(SIZES[0])] / r[str(SMALLEST)] * SIZES[0] / SMALLEST for r in noises["outputs"] if r[str(SMALLEST)] > 0.0
     )
+    by_layer = ", ".join(f"{_median(shares):.2g}" for shares in zip(*layers, strict=True))
+    return [
+        f"The variance of the batch mean changes as m^{mean}, that of the batch variance as m^{variance} (medians).",
+        f"The powers are fitted from {SMALLEST} rows on; of {SIZES[0]} rows the variance of the outputs is "
+        f"{number(two)} times what the law continues to.",
+        f"m·Var(μ_B)/σ², 1 for independent rows, is {by_layer} from the first hidden layer to the last: the deeper "
+        "ones are given rows that their group has normalised already.",
+    ]
 
 
 def picture(finding: Finding) -> Figure:
     """Draw the variances by the rows of a group, with the 1/m law."""
-    noise: dict[str, Any] = finding.numbers["noise"]
+    noise: Noises = finding.numbers["noise"]
     figure, (axes,) = pictures.figure()
+    colours = (pictures.NORMALISED, pictures.OTHER, pictures.FOURTH)
     everything: list[float] = []
-    for (quantity, replicas), colour in zip(
-        noise.items(), (pictures.NORMALISED, pictures.OTHER, pictures.FOURTH), strict=True
-    ):
-        medians = [statistics.median(known(replica[str(m)], 0.0) for replica in replicas) for m in SIZES]
+    for (quantity, replicas), colour in zip(noise.items(), colours, strict=True):
+        medians = [known(_median(replica[str(m)] for replica in replicas), 0.0) for m in SIZES]
         everything += medians
         axes.plot(SIZES, medians, color=colour, marker="o", markersize=4, label=QUANTITIES[quantity])
     axes.plot(SIZES, [1.0 / m for m in SIZES], color=pictures.INK, linewidth=1.0, linestyle=":", label="1/m")
