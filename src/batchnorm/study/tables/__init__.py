@@ -37,7 +37,7 @@ def inspect(
     """
     reading = read_table(path, header)
     name = printable(path.name.split(".")[0] or path.name)
-    return profile_of(reading, name, target, task, drop)
+    return profile_of(reading, name, target, task, drop=drop)
 
 
 def table(
@@ -76,7 +76,7 @@ def from_frame(
     Raises:
         DataError: in one line that names every problem, if no study can run on the table.
     """
-    return _dataset(profile_of(read_frame(frame), printable(name), str(target), task, drop))
+    return _dataset(profile_of(read_frame(frame), printable(name), str(target), task, drop=drop))
 
 
 def _dataset(profile: Profile) -> Dataset:

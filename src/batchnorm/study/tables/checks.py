@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchnorm.study.data import Task
 from batchnorm.study.tables.columns import Cells
-from batchnorm.study.tables.layout import printable
+from batchnorm.study.tables.layout import plural, printable
 from batchnorm.study.tables.recipe import Column
 
 LEAK = 0.99  # of the way from guessing to a perfect prediction, on rows that were not fitted to
@@ -75,16 +75,17 @@ def _may_lead(values: NDArray[np.float64], y: NDArray[Any], task: Task) -> bool:
 
 def _skill(block: NDArray[np.float64], y: NDArray[Any], task: Task) -> float:
     """Return how far one column brings a prediction from guessing (0) to perfect (1)."""
-    halves = slice(None, None, 2), slice(1, None, 2)
-    trees = [_tree_skill(block, y, task, fit, check) for fit, check in (halves, halves[::-1])]
+    even, odd = slice(None, None, 2), slice(1, None, 2)
+    trees = [_tree_skill(block, y, task, halves) for halves in ((even, odd), (odd, even))]
     if task == "classification" or block.shape[1] > 1 or np.ptp(block) == 0 or np.ptp(y) == 0:
         return min(trees)
     return max(min(trees), float(np.corrcoef(block[:, 0], y)[0, 1] ** 2))  # few rows show a smooth rise too
 
 
-def _tree_skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, fit: slice, check: slice) -> float:
+def _tree_skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, halves: tuple[slice, slice]) -> float:
     from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+    fit, check = halves
     if task == "classification":
         classes, counts = np.unique(y[fit], return_counts=True)
         tree = DecisionTreeClassifier(max_leaf_nodes=len(classes) + 2, random_state=0).fit(block[fit], y[fit])
@@ -135,7 +136,9 @@ def repeated(columns: Sequence[Cells]) -> list[str]:
     lines = [f"columns with the same cells: {listed(said)}"] if said else []
     rows = pd.DataFrame(hashes).duplicated() if len(hashes) > 1 else np.zeros(1, dtype=bool)
     if rows.mean() > COPIES:
-        lines.append(f"{rows.sum()} rows are copies of others: the same row may be trained on and tested on")
+        lines.append(
+            f"{plural(int(rows.sum()), 'row')} the same as others: the same row may be trained on and tested on"
+        )
     return lines
 
 

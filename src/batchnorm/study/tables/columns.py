@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pandas.api import types
 
 from batchnorm.study.tables.dates import Form, dated_column, form
-from batchnorm.study.tables.layout import printable
+from batchnorm.study.tables.layout import plural, printable
 from batchnorm.study.tables.numerals import (
     MISSING_NUMBERS,
     MISSING_TEXTS,
@@ -270,7 +270,7 @@ def _number_notes(cells: Cells, column: Column, spelled: Spelling) -> list[str]:
     huge = column.gaps - cells.blank - sum(count for _, count in spelled.words)
     notes = [spelled.parse] if spelled.parse != "plain" else []
     words = ", ".join(f'"{printable(text, 20)}" ({count})' for text, count in spelled.words[:MOST_WORDS])
-    more = f" and {len(spelled.words) - MOST_WORDS} others" if len(spelled.words) > MOST_WORDS else ""
+    more = f" and {plural(len(spelled.words) - MOST_WORDS, 'other')}" if len(spelled.words) > MOST_WORDS else ""
     if words:
         notes.append(f"read as missing: {words}{more}")
     if huge:
@@ -295,7 +295,7 @@ def _categories(cells: Cells) -> Column:
     notes: list[str] = []
     if rare:
         share = sum(counts[text] for text in rare) / len(cells.values)
-        notes.append(f'{len(rare)} rarer ones, {share:.0%} of the rows, as "other"')
+        notes.append(f'{plural(len(rare), "rarer one")}, {share:.0%} of the rows, as "other"')
     if cells.gaps:
         words = ", ".join(f'"{printable(text, 20)}" ({cells.counts[text]})' for text in cells.missing)
         notes.append(f"{cells.gaps} missing as a category" + (f": {words}" if words else ""))

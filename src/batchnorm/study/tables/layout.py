@@ -66,6 +66,15 @@ def printable(text: str, most: int = 60) -> str:
     return clean if len(clean) <= most else clean[: most - 1] + "…"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> plural(1, "row"), plural(2000, "row")
+    ('1 row', '2,000 rows')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def encoding(plain: bytes) -> tuple[str, str]:
     """Return the encoding of a text and, where that is not plain UTF-8, a note that says so.
 
@@ -87,7 +96,7 @@ def encoding(plain: bytes) -> tuple[str, str]:
     text = plain.decode("utf-8", "replace")
     wrong = text.count("\ufffd")
     if sum(not c.isascii() for c in text) > 2 * wrong:
-        return "utf-8", f"{wrong} bytes are not UTF-8: read as �"
+        return "utf-8", f"{plural(wrong, 'byte')} that no UTF-8 has, read as �"
     kind = "cp1252" if _decodes(plain, "cp1252") else "latin-1"
     return kind, f"the file is not UTF-8: read as {'Windows-1252' if kind == 'cp1252' else 'Latin-1'}"
 

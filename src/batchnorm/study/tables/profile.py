@@ -59,7 +59,7 @@ def column_notes(columns: Sequence[Column]) -> tuple[str, ...]:
 
 
 def profile_of(
-    reading: Reading, name: str, target: str | None, task: Task | None, drop: Sequence[str | int] = ()
+    reading: Reading, name: str, target: str | None, task: Task | None, *, drop: Sequence[str | int] = ()
 ) -> Profile:
     """Return what a table holds and what a study makes of it; problems are gathered, not raised."""
     problems: list[str] = []
@@ -84,11 +84,11 @@ def profile_of(
         reasons = "; ".join(f"{column.name}: {described(column)}" for column in features[:MOST_LISTED])
         problems.append("no column is left to learn from" + (f": {reasons}" if reasons else ""))
     noted = _warnings(cells, columns, chosen)
-    dataset, first = None, list(reading.notes)
+    dataset, first = None, [*reading.notes, *_repeated_names(reading.names)]
     if predicted is not None:
         first = [*predicted.notes, *first]
         if not problems:
-            dataset = _dataset(reading, name, predicted, features, problems)
+            dataset = _dataset(reading, name, predicted, features, problems=problems)
     if dataset is not None:
         first = [*checks.leaks(features, dataset.x, dataset.y, dataset.task), *first]
         first += [f"only {len(dataset.x)} rows: expect wide intervals"] if len(dataset.x) < FEW_ROWS else []
@@ -106,7 +106,7 @@ def _cells(reading: Reading) -> list[Cells]:
 
 
 def _dataset(
-    reading: Reading, name: str, predicted: Target, features: Sequence[Column], problems: list[str]
+    reading: Reading, name: str, predicted: Target, features: Sequence[Column], *, problems: list[str]
 ) -> Dataset | None:
     """Return what a study runs on; if it cannot, None, and why among the problems."""
     recipe = reading.recipe(predicted.column, predicted.task, features)
@@ -164,18 +164,25 @@ def _position(names: Names, asked: str, option: str) -> int:
         )
     if shown in names.names:
         return names.names.index(shown)
-    if names.raw.count(shown) == 1:  # the first row, which was no header, or a name that cannot be printed
-        return names.raw.index(shown)
     width = len(names.names)
     if re.fullmatch(r"-?\d{1,9}", shown):
         place = int(shown)
         if place and -width <= place <= width:
             return place - 1 if place > 0 else place + width
+    if names.raw.count(shown) == 1:  # the first row, which was no header, or a name that cannot be printed
+        return names.raw.index(shown)
+    if re.fullmatch(r"-?\d{1,9}", shown):
         raise DataError(f"there is no column {shown}: columns are counted from 1 to {width}, or from -1, the last")
     folded = {name.casefold(): name for name in names.names}
     near = difflib.get_close_matches(shown.casefold(), folded, 1, 0.75)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""
     raise DataError(f"there is no column {printable(shown)!r}; {hint}the table has: {_listed(names)}")
+
+
+def _repeated_names(names: Names) -> list[str]:
+    later = [name for name in names.names if re.fullmatch(r".* \(\d+\)", name) and name not in names.raw]
+    more = checks.listed([f'"{name}"' for name in sorted(names.repeated)])
+    return [f"names that come more than once: {more}; the later columns are {checks.listed(later)}"] if later else []
 
 
 def _listed(names: Names) -> str:

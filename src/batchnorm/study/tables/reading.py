@@ -13,7 +13,7 @@ import pandas as pd
 from batchnorm.study.data import DataError, Task
 from batchnorm.study.tables import layout
 from batchnorm.study.tables.content import Content, content
-from batchnorm.study.tables.layout import Names, printable
+from batchnorm.study.tables.layout import Names, plural, printable
 from batchnorm.study.tables.recipe import Column, Reader, Recipe, read
 
 SHEET_ROWS = 200  # of a spreadsheet, looked at to find the header
@@ -122,14 +122,14 @@ def _text(path: Path, file: Content, header: bool | None) -> Reading:
     options |= {"compression": file.compression} if file.compression else {}
     notes = [*notes, *([note] if note else [])]
     if plan.skipped:
-        notes.append(f"{plan.skipped} lines above the table skipped")
+        notes.append(f"{plural(plan.skipped, 'line')} above the table skipped")
     try:
-        frame = _frame(path, "csv", options, names, file)
+        frame = _frame(file, "csv", options, names)
     except pd.errors.ParserError as error:
         if "EOF inside string" not in str(error):
             raise
         options["quoting"] = 3  # csv.QUOTE_NONE
-        frame = _frame(path, "csv", options, names, file)
+        frame = _frame(file, "csv", options, names)
         notes.append("a quotation mark is not closed: all of them are read as they stand")
     return Reading(str(path), "csv", options, names, frame, tuple(notes))
 
@@ -151,8 +151,8 @@ def _excel(path: Path, file: Content, header: bool | None) -> Reading:
     if len(sheets) > 1:
         notes.append(f"sheet {printable(sheet)!r} of {len(sheets)} is read")
     if begins:
-        notes.append(f"{begins} lines above the table skipped")
-    return Reading(str(path), "excel", options, names, _frame(path, "excel", options, names, file), tuple(notes))
+        notes.append(f"{plural(begins, 'line')} above the table skipped")
+    return Reading(str(path), "excel", options, names, _frame(file, "excel", options, names), tuple(notes))
 
 
 def _typed(path: Path, file: Content, header: bool | None) -> Reading:
@@ -165,9 +165,9 @@ def _typed(path: Path, file: Content, header: bool | None) -> Reading:
     return _named(str(path), reader, {}, table.to_pandas(ignore_metadata=True))
 
 
-def _frame(path: Path, reader: Reader, options: dict[str, Any], names: Names, file: Content) -> pd.DataFrame:
-    recipe = Recipe(str(path), reader, options, names.names, Column("", "dropped"), "regression", ())
-    return read(recipe, io.BytesIO(file.raw))
+def _frame(file: Content, reader: Reader, options: dict[str, Any], names: Names) -> pd.DataFrame:
+    recipe = Recipe("", reader, options, names.names, Column("", "dropped"), "regression", ())
+    return read(recipe, io.BytesIO(file.raw))  # as it will be read again
 
 
 def _header(rows: layout.Rows, width: int, header: bool | None) -> tuple[Names, bool, list[str]]:

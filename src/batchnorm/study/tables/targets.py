@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from batchnorm.study.data import FEWEST_PER_CLASS, DataError, Task
 from batchnorm.study.tables.columns import Cells, date_form, no_scalars
-from batchnorm.study.tables.layout import printable
+from batchnorm.study.tables.layout import plural, printable
 from batchnorm.study.tables.numerals import MISSING_NUMBERS, MOST_WORDS
 from batchnorm.study.tables.recipe import Column
 
@@ -73,15 +73,6 @@ def target_of(cells: Cells, task: Task | None) -> Target:
     return Target(replace(number, fill=0.0, note="the target"), "regression", (), rows, tuple(filter(None, notes)))
 
 
-def counted(rows: int) -> str:
-    """Return a number of rows in words.
-
-    >>> counted(1), counted(2000)
-    ('1 row', '2,000 rows')
-    """
-    return f"{rows:,} row{'s' * (rows != 1)}"
-
-
 def _classes_among_numbers(cells: Cells) -> bool:
     """Return whether words among few numbers are classes too: 1, 2 and "3 and more"."""
     words = [] if cells.spelling is None else [w for w in cells.spelling.words if w[0].lower() not in MISSING_NUMBERS]
@@ -131,8 +122,8 @@ def _classes(cells: Cells, column: Column, names: "pd.Series[Any]", notes: Seque
     if rare:
         lost = sum(counts[name] for name in rare)
         words = ", ".join(repr(printable(name, 20)) for name in rare[:MOST_WORDS])
-        more = f" and {len(rare) - MOST_WORDS} others" if len(rare) > MOST_WORDS else ""
-        said.append(f"{counted(lost)} dropped, of classes with fewer than {FEWEST_PER_CLASS} rows: {words}{more}")
+        more = f" and {plural(len(rare) - MOST_WORDS, 'other')}" if len(rare) > MOST_WORDS else ""
+        said.append(f"{plural(lost, 'row')} dropped, of classes with fewer than {FEWEST_PER_CLASS} rows: {words}{more}")
     rows = names.isin(classes).to_numpy()
     noted = replace(column, note=f"the target, {len(classes)} classes")
     return Target(noted, "classification", classes, rows, tuple(filter(None, [*said, *notes])))
@@ -145,7 +136,6 @@ def _without_target(cells: Cells, column: Column, rows: NDArray[np.bool_]) -> li
     spelled = cells.spelling if column.kind == "number" else None
     words = list(cells.missing) if spelled is None else [text for text, _ in spelled.words]
     quoted = ", ".join(f'"{printable(word, 20)}"' for word in words[:MOST_WORDS])
-    shown = printable(cells.name)
-    return [
-        f"{counted(int((~rows).sum()))} dropped: {shown} is missing there" + (f" or says {quoted}" if quoted else "")
-    ]
+    lost = plural(int((~rows).sum()), "row")
+    said = f" or says {quoted}" if quoted else ""
+    return [f"{lost} dropped: {printable(cells.name)} is missing there{said}"]
