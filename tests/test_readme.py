@@ -62,6 +62,7 @@ PRINTED = {
     "torch_placements": "epoch 20  test accuracy 0.8",
     "batch_size_loop": "gradient noise (Bcrit)",
     "recalibrate_digits": "recalibrate sorted   accuracy 9",
+    "study_own_model": "classes [145 162 157 136]: logits (600, 4)",
 }
 
 

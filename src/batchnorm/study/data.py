@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from batchnorm.errors import BatchNormError
 
 if TYPE_CHECKING:
+    from batchnorm.study.arrays import Input
+    from batchnorm.study.own_loss import OwnLoss
     from batchnorm.study.tables.recipe import Column, Recipe
 
 Task = Literal["classification", "regression", "labels"]
@@ -42,6 +44,10 @@ class Dataset:
         metric: Name of the score; "" until it is chosen.
         recipe: How the table that the data come from was read and encoded; None if they come from no table.
         profile: What each column of that table was read as.
+        inputs: What a model of the user's own takes, where that is more than `x` as scaled numbers: then `x` has two
+            axes, and the columns of each input stand one after the other.
+        batch_size: Of the `DataLoader` that the data were read from.
+        loss: The user's own loss; None: the one that suits the task.
     """
 
     name: str
@@ -56,10 +62,15 @@ class Dataset:
     metric: str = ""
     recipe: "Recipe | None" = None
     profile: "tuple[Column, ...]" = ()
+    inputs: "tuple[Input, ...]" = ()
+    batch_size: int | None = None
+    loss: "OwnLoss | None" = None
 
     @property
     def outputs(self) -> int:
         """How many numbers a network must put out."""
+        if self.loss is not None:
+            return self.loss.outputs
         if self.task == "classification":
             return len(self.classes)
         return 1 if self.y.ndim == 1 else self.y.shape[1]
@@ -105,32 +116,6 @@ def checked(data: Dataset) -> Dataset:
     if data.task == "classification" and (fewest := np.bincount(data.y).min()) < FEWEST_PER_CLASS:
         raise DataError(f"every class needs at least {FEWEST_PER_CLASS} rows, the rarest of {data.name} has {fewest}")
     return data
-
-
-def from_arrays(name: str, made: Any) -> Dataset:
-    """Return a dataset from what a `--data` factory returned: a pair (x, y) of arrays or tensors.
-
-    Integer y are classes, floating-point y are values to predict.
-
-    Raises:
-        DataError: if it is not such a pair.
-    """
-    if not isinstance(made, tuple | list) or len(made) != 2:
-        raise DataError(f"`--data {name}` must return a pair (x, y) of arrays, got {type(made).__name__}")
-    try:
-        x, y = (np.asarray(part) for part in made)
-    except (ValueError, RuntimeError, TypeError) as error:
-        raise DataError(f"`--data {name}` must return arrays: {error}") from None
-    if x.ndim < 2 or x.dtype.kind not in "fiub":
-        raise DataError(f"`--data {name}` must return numeric x of rank ≥ 2, got {x.dtype} of shape {x.shape}")
-    if y.ndim != 1 or y.dtype.kind not in "fiub":
-        raise DataError(f"`--data {name}` must return numeric y of rank 1, got {y.dtype} of shape {y.shape}")
-    source = f"{len(x):,} examples of shape {x.shape[1:]} from {name}"
-    if y.dtype.kind == "f":
-        return checked(Dataset(name, source, x.astype(np.float32), y.astype(np.float32), "regression"))
-    classes, codes = np.unique(y, return_inverse=True)
-    names = tuple(str(c) for c in classes)
-    return checked(Dataset(name, source, x.astype(np.float32), codes.astype(np.int64), "classification", names))
 
 
 def scaler(scaling: str) -> Callable[[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]:

@@ -11,11 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from batchnorm import __version__
 from batchnorm.outputs import plain, write_whole
-from batchnorm.study import answer, explore, own_model, pictures, report
+from batchnorm.study import answer, explore, own_trial, pictures, report
 from batchnorm.study.course import Course, Watcher
 from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.design import Settings, Study
@@ -27,9 +25,8 @@ from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.timing import step_seconds
-from batchnorm.study.training import Problem, Rows, build
+from batchnorm.study.training import Problem
 from batchnorm.study.workers import Workers, opened
-from batchnorm.surgery.factory import call_factory
 
 TRANSIENT = ("--resume", "--json", "--overwrite", "--open")
 
@@ -52,22 +49,14 @@ class Results:
 def prepare(settings: Settings, data: Dataset | None) -> Problem:
     """Choose the score and try the user's model on the data, before anything is trained or written."""
     main = data or digits()
-    datasets = {"main": replace(main, metric=chosen_metric(settings.metric, main).id)}
+    datasets = {"main": own_trial.completed(main, model=settings.model, loss=settings.loss, metric=settings.metric)}
     if data is None and settings.model is None:
         scales = breast_cancer()
         datasets["scales"] = replace(scales, metric=chosen_metric(None, scales).id)
     if settings.model is None:
         return Problem(datasets)
-    trial = call_factory("--model", settings.model)
-    own = isinstance(trial, nn.Module) and own_model.has_batch_norm(trial)
-    problem = Problem(datasets, settings.model, own)
-    spec = Study(settings, Lab(problem, Path())).spec()
-    build(problem, Rows.of(datasets["main"], [spec]))
-    try:
-        build(problem, Rows.of(datasets["main"], [replace(spec, placement="after")]))
-    except DataError:  # activations that are functions can be normalised before, not after
-        return replace(problem, own_normalizes=True)
-    return problem
+    problem = Problem(datasets, settings.model)
+    return own_trial.tried(problem, Study(settings, Lab(problem, Path())).spec())
 
 
 def fitting(settings: Settings, problem: Problem) -> Settings:
@@ -76,7 +65,10 @@ def fitting(settings: Settings, problem: Problem) -> Settings:
     Raises:
         DataError: if another batch size than the default was asked for and they cannot.
     """
-    rows = len(split(problem.datasets["main"], 0).train)
+    data = problem.datasets["main"]
+    rows = len(split(data, 0).train)
+    if data.batch_size is not None and settings.batch_size == Settings().batch_size:
+        return replace(settings, batch_size=min(data.batch_size, rows))
     if settings.batch_size <= rows:
         return settings
     if settings.batch_size != Settings().batch_size:

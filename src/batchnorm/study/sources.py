@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-from batchnorm.study.data import DataError, Dataset, Task, from_arrays
-from batchnorm.surgery.factory import call_factory
+from batchnorm.study.data import DataError, Dataset, Task
 
 
 def chosen_data(
@@ -39,4 +38,8 @@ def chosen_data(
     belonging = {"--target": target, "--task": task, "--drop": drop, "--no-header": no_header}
     if named := [option for option, value in belonging.items() if value]:
         raise DataError(f"{' and '.join(named)} belong to a table: name its file too, TABLE.csv --target COLUMN")
-    return None if factory is None else from_arrays(factory, call_factory("--data", factory))
+    if factory is None:
+        return None
+    from batchnorm.study.arrays import from_factory
+
+    return from_factory(factory)

@@ -25,11 +25,18 @@ def of_rows(size: int) -> str:
     return f"before, {size} rows"
 
 
+class _Nothing(nn.Module):
+    """What stands where batch normalization was, whatever else than its input that was called with."""
+
+    def forward(self, x: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        return x
+
+
 def _without(model: nn.Module) -> nn.Module:
     """Replace every layer of batch normalization by nothing at all."""
     for name, child in model.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):  # pyright: ignore[reportPrivateUsage]
-            setattr(model, name, nn.Identity())
+            setattr(model, name, _Nothing())
         else:
             _without(child)
     return model
@@ -39,7 +46,7 @@ def _model(problem: Problem, spec: Spec, x: torch.Tensor) -> nn.Module:
     """Return one model as a user would write it: no replicas, no switches."""
     data = problem.datasets["main"]
     if problem.model is not None:
-        return own_model.build(problem.model, x, data.outputs, "before", 0)
+        return own_model.build(problem.model, x, data, placement="before", seed=0)
     layers: list[nn.Module] = [nn.Flatten()]
     for inputs, width in pairwise((x[0].numel(), *spec.hidden)):
         layers += [nn.Linear(inputs, width), BatchNorm(width), ACTIVATIONS[spec.activation].module()]

@@ -3,6 +3,7 @@
 import importlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
-from batchnorm.study import own_model
+from batchnorm.study import own_loss, own_model
+from batchnorm.study.arrays import leaving, unscaled_columns
 from batchnorm.study.data import Dataset, Split, scaler, split
+from batchnorm.study.foreign import blaming
 from batchnorm.study.networks import Norm, Placement, base_network, rescale_to_data
 from batchnorm.study.optimizers import ReplicaOptimizer
 from batchnorm.study.scores import chosen_metric
@@ -77,6 +80,12 @@ class Outcome:
     test: list[float] = field(default_factory=list[float])
     probed: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
+    def note(self, step: int, validation: float, test: float) -> None:
+        """Add the scores after a step."""
+        self.steps.append(step)
+        self.validation.append(validation)
+        self.test.append(test)
+
     def steps_to(self, goal: float, part: str = "test") -> float:
         """Return the first evaluated step whose score reaches the goal, if the run ends there too; else infinity."""
         scores = self.test if part == "test" else self.validation
@@ -126,17 +135,23 @@ class Rows:
         parts = {seed: split(data, seed) for seed in {s.seed for s in specs}}
         if specs[0].rows is not None:
             parts = {seed: replace(part, train=part.train[: specs[0].rows]) for seed, part in parts.items()}
-        learned = {seed: scaler(specs[0].scaling)(data.x[part.train]) for seed, part in parts.items()}
+        learn = scaler(specs[0].scaling)
+        if data.inputs and specs[0].activation == "own":  # ids and masks are numbers to the base network
+            learn = leaving(learn, unscaled_columns(data.inputs))
+        learned = {seed: learn(data.x[part.train]) for seed, part in parts.items()}
         shift, factor = (np.stack([learned[s.seed][i] for s in specs])[:, None] for i in (0, 1))
         return cls(data, tuple(parts[s.seed] for s in specs), tuple(specs), shift, factor)
 
     def take(self, rows: NDArray[Any]) -> tuple[Tensor, Tensor]:
-        """Return x (R, N, …) and y (R, N, …) for row numbers (R, N); values to predict are standardised."""
+        """Return x (R, N, …) and y (R, N, …) for row numbers (R, N).
+
+        Values to predict are standardised, but for a loss of the user's own, which may depend on their unit.
+        """
         x = (self.data.x[rows] - self.shift) * self.factor
         y = self.data.y[rows]
         if self.data.task == "regression":
             means, stds = self._target_scale
-            y = (y - means) / stds
+            y = (y - means) / stds if self.data.loss is None else y
         if self.specs[0].label_noise:
             y = self._noisy(y, rows)
         return torch.from_numpy(x.astype(np.float32, copy=False)), torch.from_numpy(_narrow(y))
@@ -148,7 +163,7 @@ class Rows:
         random = noise[replica, rows]
         picked = chosen[replica, rows].reshape(*rows.shape, *[1] * (y.ndim - 2))
         if self.data.task == "regression":
-            return y + np.where(picked, random, 0.0)
+            return y + np.where(picked, random, 0.0) * (1.0 if self.data.loss is None else self._target_scale[1])
         return np.where(picked, random, y)
 
     @cached_property
@@ -201,7 +216,9 @@ def _narrow(y: NDArray[Any]) -> NDArray[Any]:
 
 
 def losses(output: Tensor, y: Tensor, data: Dataset) -> Tensor:
-    """Return the loss of each replica, (R,): cross-entropy, or mean squared error on the standardised target."""
+    """Return the loss of each replica, (R,): cross-entropy, mean squared error on standardised y, or the user's own."""
+    if data.loss is not None:
+        return own_loss.losses(data.loss, output, y, data)
     if data.task == "classification":
         return cross_entropy(output.flatten(0, 1), y.flatten(), reduction="none").reshape(y.shape).mean(1)
     if data.task == "labels":
@@ -211,6 +228,8 @@ def losses(output: Tensor, y: Tensor, data: Dataset) -> Tensor:
 
 def scores(output: Tensor, y: Tensor, data: Dataset) -> list[float]:
     """Return each replica's score by the metric of the data, NaN where its output is not finite."""
+    if data.loss is not None and data.metric == own_loss.METRIC:
+        return own_loss.scores(data.loss, output, y, data)
     return score_by(chosen_metric(data.metric or None, data), output, y)
 
 
@@ -220,10 +239,10 @@ def build(problem: Problem, rows: Rows) -> nn.Module:
     if problem.model is not None:
         example, _ = rows.take(np.stack([part.train[:4] for part in rows.splits]))
         models = [
-            own_model.build(problem.model, x, data.outputs, spec.placement, s.seed)
+            own_model.build(problem.model, x, data, placement=spec.placement, seed=s.seed)
             for x, s in zip(example, rows.specs, strict=True)
         ]
-        return own_model.SideBySide(models, data.outputs)
+        return own_model.SideBySide(models, data.outputs, [s.seed for s in rows.specs])
     inputs = math.prod(data.x.shape[1:])
     replicas = base_network(
         inputs, data.outputs, placement=spec.placement, activation=spec.activation,
@@ -250,7 +269,8 @@ def train_mode(network: nn.Module, placement: Placement) -> None:
 @torch.no_grad()
 def predict(network: nn.Module, x: Tensor) -> Tensor:
     """Run the network in inference and leave it so."""
-    return network.eval()(x)
+    network.eval()
+    return network.predict(x) if isinstance(network, own_model.SideBySide) else network(x)
 
 
 def evaluated_steps(steps: int) -> list[int]:
@@ -273,31 +293,38 @@ def train(specs: Sequence[Spec], problem: Problem) -> list[Outcome]:
         One outcome a spec, in order.
     """
     torch.set_num_threads(1)  # one worker a core; and the bits must not depend on how many there are
-    spec = specs[0]
-    rows = Rows.of(problem.datasets[spec.data], specs)
+    spec, data = specs[0], problem.datasets[specs[0].data]
+    if problem.model is not None and len(specs) > (most := own_model.together(data)):
+        return [outcome for i in range(0, len(specs), most) for outcome in train(specs[i : i + most], problem)]
+    rows = Rows.of(data, specs)
     network = build(problem, rows)
     optimizer = ReplicaOptimizer(spec.optimizer, network, [s.rate for s in specs])
     outcomes = [Outcome() for _ in specs]
     probe = _probe(spec.probe)
-    parts = {name: rows.part(name) for name in ("validation", "test")}
+    parts = [rows.part(name) for name in ("validation", "test")]
     batches, marks = rows.batches(), set(evaluated_steps(spec.steps))
     torch.manual_seed(spec.seed)
     for step in range(spec.steps + 1):
         if step in marks:
-            for name, (x, y) in parts.items():
-                for outcome, score in zip(outcomes, scores(predict(network, x), y, rows.data), strict=True):
-                    getattr(outcome, name).append(score)
-            for outcome in outcomes:
-                outcome.steps.append(step)
+            validation, test = (scores(predict(network, x), y, data) for x, y in parts)
+            for outcome, *values in zip(outcomes, validation, test, strict=True):
+                outcome.note(step, *values)
             if probe is not None:
                 for outcome, seen in zip(outcomes, probe(network, rows, step), strict=True):
                     outcome.probed += [{"step": step, **seen}] if seen else []
         if step < spec.steps:
             train_mode(network, spec.placement)
             x, y = next(batches)
-            losses(network(x), y, rows.data).sum().backward()
+            if problem.model is not None:
+                torch.default_generator.manual_seed(step)  # see SideBySide
+            _backward(losses(network(x), y, data).sum(), problem)
             optimizer.step()
     return outcomes
+
+
+def _backward(loss: Tensor, problem: Problem) -> None:
+    with blaming("--model", problem.model, "failed in the backward pass") if problem.model else nullcontext():
+        loss.backward()
 
 
 def _probe(name: str) -> Any:
