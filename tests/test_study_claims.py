@@ -171,7 +171,7 @@ def scores_of(gain: float) -> made.Answer:
 def test_scores_are_compared_in_points(gain: float, verdict: str, headline: str) -> None:
     finding, _ = measured(score, scores_of(gain))
     relu = effect(finding, RELU)
-    assert samples(relu) == pytest.approx([100 * gain] * 6, abs=1e-9)
+    assert samples(relu) == pytest.approx([100 * gain] * 6, **tolerance.OF_SCORES)
     assert replace(relu, least=(100 * gain,) * 6, most=(100 * gain,) * 6).headline() == headline
     assert finding.parts()[RELU] == verdict
     assert finding.numbers["networks"]["relu"]["rates"] == {"none": 0.32, "before": 0.32}

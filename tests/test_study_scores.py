@@ -147,7 +147,7 @@ def test_the_same_output_for_every_row_scores_what_guessing_does(name: str) -> N
     shares = torch.tensor([0.1, 0.3, 0.6]).log().double()
     output = shares.expand(1, 100, 3)
     score = METRICS[name].score(output, torch.from_numpy(data.y)[None]).item()
-    assert score == pytest.approx(guessing(METRICS[name], data), rel=1e-6, abs=1e-6)
+    assert score == pytest.approx(guessing(METRICS[name], data), **tolerance.OF_SCORES)
 
 
 def test_guessing_several_labels() -> None:

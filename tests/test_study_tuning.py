@@ -255,12 +255,13 @@ def reaching(spec: Spec) -> Outcome:
 def test_goals_follow_what_each_seed_reaches() -> None:
     study, _ = tuned(reaching)
     reach = [0.8 + 0.02 * seed for seed in range(6)]
-    near = {"rel": 1e-12, "abs": 0.0}
-    assert study.goals("goal", "validation") == pytest.approx([0.5 + 0.9 * (r - 0.5) for r in reach], **near)
-    assert study.goals("goal") == pytest.approx([0.5 + 0.9 * (r - 0.04 - 0.5) for r in reach], **near)
-    assert study.goals("near") == pytest.approx([0.5 + 0.8 * (r - 0.04 - 0.5) for r in reach], **near)
-    assert study.reach() == pytest.approx(0.81, **near)
-    assert study.goal() == pytest.approx(statistics.median(study.goals()), **near)
+    assert study.goals("goal", "validation") == pytest.approx(
+        [0.5 + 0.9 * (r - 0.5) for r in reach], **tolerance.EXACT_LINE
+    )
+    assert study.goals("goal") == pytest.approx([0.5 + 0.9 * (r - 0.04 - 0.5) for r in reach], **tolerance.EXACT_LINE)
+    assert study.goals("near") == pytest.approx([0.5 + 0.8 * (r - 0.04 - 0.5) for r in reach], **tolerance.EXACT_LINE)
+    assert study.reach() == pytest.approx(0.81, **tolerance.EXACT_LINE)
+    assert study.goal() == pytest.approx(statistics.median(study.goals()), **tolerance.EXACT_LINE)
 
 
 def test_goals_of_added_seeds_follow_the_runs_at_the_chosen_rates() -> None:

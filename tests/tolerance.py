@@ -83,3 +83,5 @@ STEPPED = {"rel": 1e-3, "abs": 0.0}  # in float32, of how far a gradient has cha
 MEAN_FIELD = {"rel": 0.02, "abs": 0.0}  # a layer: of 100 units instead of infinitely many, and 60 rows
 OF_RANDOM_GROUPS = {"rel": 0.1, "abs": 0.0}  # a variance over 32,000 rows in groups, averaged over sizes and units
 LEAST_SQUARES = {"rel": 0.0, "abs": 1e-9}  # the distance of a slope in float64 from the line its points lie on
+WHOLE_STEPS = {"rel": 0.15, "abs": 0.0}  # of a law fitted to numbers of steps, which are whole
+OF_SCORES = {"rel": 1e-9, "abs": 1e-9}  # in float64; a difference of scores may be zero
