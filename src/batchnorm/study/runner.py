@@ -15,7 +15,7 @@ from batchnorm import __version__
 from batchnorm.outputs import plain, write_whole
 from batchnorm.study import answer, explore, own_trial, pictures, report
 from batchnorm.study.course import Course, Watcher
-from batchnorm.study.data import DataError, Dataset, split
+from batchnorm.study.data import DataError, Dataset, Task, split
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.folder import RUNS, open_folder
@@ -24,6 +24,7 @@ from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.shipped import breast_cancer, digits
+from batchnorm.study.sources import as_dataset
 from batchnorm.study.timing import step_seconds
 from batchnorm.study.training import Problem
 from batchnorm.study.workers import Workers, opened
@@ -44,6 +45,23 @@ class Results:
     reproducible: dict[str, Any]
     timings: dict[str, Any]
     folder: Path
+
+    @property
+    def answer(self) -> list[str]:
+        """The answer in three sentences, with the seconds of this machine."""
+        return self.timings["answer"]
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What the report shows: the results, with what the seconds add to them."""
+        shown = {**plain(self.reproducible), "timings": plain(self.timings), "answer": self.answer}
+        for claim in shown["claims"]:
+            claim["effects"] = claim["effects"] + shown["timings"]["effects"].get(claim["id"], [])
+        return shown
+
+    def _repr_html_(self) -> str:
+        """Show the answer, its picture and the verdicts in a notebook."""
+        return report.repr_html(self.shown)
 
 
 def prepare(settings: Settings, data: Dataset | None) -> Problem:
@@ -77,8 +95,10 @@ def fitting(settings: Settings, problem: Problem) -> Settings:
 
 
 def run(
-    data: Dataset | None = None,
+    data: Any = None,
+    target: str | int | None = None,
     *,
+    task: Task | None = None,
     settings: Settings | None = None,
     claims: Sequence[Claim] | None = None,
     out: Path | str = "report",
@@ -92,7 +112,10 @@ def run(
     """Measure what batch normalization does on some data, and write a report.
 
     Args:
-        data: A dataset; the handwritten digits of scikit-learn if None.
+        data: A pandas DataFrame, with a target; arrays or tensors (x, y), or whatever else a `--data` factory may
+            return; or a `Dataset`. The handwritten digits of scikit-learn if None.
+        target: The column of a DataFrame to predict, by name or place.
+        task: What that column is; inferred if None.
         settings: Seeds, optimizer and the like.
         claims: Which to measure; all if None.
         out: Folder of the report: index.html, results.json, timings.json, and the finished runs.
@@ -113,7 +136,7 @@ def run(
 
     started = time.perf_counter()
     settings, claims = settings or Settings(), list(claims or chosen_claims(None))
-    problem = prepare(settings, data)
+    problem = prepare(settings, as_dataset(data, target, task))
     settings = fitting(settings, problem)
     main, folder = problem.datasets["main"], Path(out)
     open_folder(folder, main.name, fingerprint(main), overwrite=overwrite)
@@ -128,14 +151,17 @@ def run(
     findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
     results = _results(study, frame.result(), claims, course, command)
+    ratio = next(iter(timed.get("speed", ())), None)
     timings = {
         "seconds": round(time.perf_counter() - started, 1),
         "step_seconds": seconds,
+        "answer": answer.sentences(study, findings, answer.recommend(study), ratio),
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
-    _write(folder, results, timings, claims, findings)
+    study_results = Results(results, timings, folder)
+    _write(study_results, claims, findings)
     study.lab.kept.tidy()
-    return Results(results, timings, folder)
+    return study_results
 
 
 def _results(
@@ -213,23 +239,16 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _write(
-    folder: Path,
-    results: dict[str, Any],
-    timings: dict[str, Any],
-    claims: Sequence[Claim],
-    findings: dict[str, Finding],
-) -> None:
-    write_json(folder / "results.json", results)
-    write_json(folder / "timings.json", timings)
-    for name, text in results["scripts"].items():
+def _write(results: Results, claims: Sequence[Claim], findings: dict[str, Finding]) -> None:
+    """Write the numbers and the scripts first, then the pictures, which take longer."""
+    folder = results.folder
+    write_json(folder / "results.json", results.reproducible)
+    write_json(folder / "timings.json", results.timings)
+    for name, text in results.reproducible["scripts"].items():
         write_whole(folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name], text)
     drawn = {
         claim.id: pictures.inline(claim.picture(findings[claim.id]), claim.id, claim.statement, claim.caption)
         for claim in claims
         if not findings[claim.id].skipped
     }
-    shown = {**plain(results), "timings": plain(timings)}
-    for claim in shown["claims"]:
-        claim["effects"] = claim["effects"] + shown["timings"]["effects"].get(claim["id"], [])
-    report.write(folder / "index.html", shown, drawn)
+    report.write(folder / "index.html", results.shown, drawn)

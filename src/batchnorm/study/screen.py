@@ -139,7 +139,7 @@ def verdicts(results: "Results") -> Group:
         table.add_column(column, overflow="fold")
     for claim in content["claims"]:
         table.add_row(claim["id"], marked(claim["verdict"]), _decisive(claim), end_section=True)
-    sentences = [Text(f"• {printable(sentence)}") for sentence in content["answer"]]
+    sentences = [Text(f"• {printable(sentence)}") for sentence in results.answer]
     notes = [Text(f"  {printable(note)}", "dim") for note in content["data"]["notes"]]
     page, seconds = printable(str(results.folder / "index.html")), results.timings["seconds"]
     report = Text.assemble("\nReport: ", (page, "bold"), f" ({seconds:.0f} s)", overflow="fold")

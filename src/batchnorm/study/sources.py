@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from batchnorm.study.data import DataError, Dataset, Task
 
@@ -43,3 +43,31 @@ def chosen_data(
     from batchnorm.study.arrays import from_factory
 
     return from_factory(factory)
+
+
+def as_dataset(data: Any, target: str | int | None = None, task: Task | None = None) -> Dataset | None:
+    """Return what Python code hands over as a dataset; None stays None, and means the digits.
+
+    Args:
+        data: A DataFrame, arrays or tensors (x, y), or whatever else a `--data` factory may return.
+        target: The column of a DataFrame to predict, by name or place.
+        task: What that column is; None: inferred.
+
+    Raises:
+        DataError: in one line, if no study can run on it, or a target is named where there are no columns.
+    """
+    if hasattr(data, "columns"):
+        from batchnorm.study.tables import from_frame
+
+        if target is None:
+            raise DataError(
+                f"name the column to predict, run(frame, target=…); it has: {', '.join(map(str, data.columns))}"
+            )
+        return from_frame(data, target, task)
+    if target is not None or task is not None:
+        raise DataError(f"target and task belong to a DataFrame, got {type(data).__name__}")
+    if data is None or isinstance(data, Dataset):
+        return data
+    from batchnorm.study.arrays import from_arrays
+
+    return from_arrays("your data", data)
