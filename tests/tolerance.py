@@ -85,3 +85,4 @@ OF_RANDOM_GROUPS = {"rel": 0.1, "abs": 0.0}  # a variance over 32,000 rows in gr
 LEAST_SQUARES = {"rel": 0.0, "abs": 1e-9}  # the distance of a slope in float64 from the line its points lie on
 WHOLE_STEPS = {"rel": 0.15, "abs": 0.0}  # of a law fitted to numbers of steps, which are whole
 OF_SCORES = {"rel": 1e-9, "abs": 1e-9}  # in float64; a difference of scores may be zero
+OF_A_HUNDRED_DRAWS = {"rel": 0.0, "abs": 0.13}  # of a share: 2.6 standard errors or more
