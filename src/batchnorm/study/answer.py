@@ -4,14 +4,13 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from batchnorm.study.claims import alternatives
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import PAPER, Study, network_word
 from batchnorm.study.findings import Effect, Finding, agreed, number, times
 from batchnorm.study.networks import Norm, Placement
 from batchnorm.study.script import Setting
-from batchnorm.study.script import scripts as written
 from batchnorm.study.training import Outcome
 from batchnorm.study.tuning import Tuning
 from batchnorm.study.usable import wider
@@ -31,10 +30,7 @@ NORMS: dict[Norm, str] = {
     "tanh": "dynamic tanh",
     "init": "an initialization that follows the data",
 }
-TRIED: tuple[tuple[Placement, Norm], ...] = (
-    ("none", "batch"), ("before", "batch"), ("after", "batch"), ("before", "layer"), ("before", "group"),
-    ("before", "tanh"),
-)  # fmt: skip
+PLACES: tuple[Placement, ...] = ("none", "before", "after")
 
 
 @dataclass(frozen=True)
@@ -66,29 +62,30 @@ def candidates(study: Study) -> list[Candidate]:
     """Return every setting of every network that was run: where the layer is, which one, at which learning rate."""
     if not study.trained(s for sweep in study.core for s in sweep.unit(study)):
         return []
-    every: list[Candidate] = []
-    for network in study.networks:
-        for placement, norm in TRIED:
-            tuning = _as_trained(study, placement, network, norm)
-            longest = {**tuning.by_rate, tuning.rate: tuning.outcomes} if tuning.settled else {}
-            every += [_candidate(study, network, (placement, norm), r, o) for r, o in longest.items()]
-    return every
+    first = study.at(study.first)
+    layers: dict[tuple[str, Placement, Norm], Tuning] = {
+        (network, placement, "batch"): first.tune(placement, network)
+        for network in study.networks
+        for placement in PLACES
+    }
+    if not study.settings.model:
+        for norm, tuning in alternatives.tunings(first).items():
+            layers[study.main, "none" if norm == "init" else "before", norm] = tuning
+    return [
+        _candidate(study, layer, rate, outcomes)
+        for layer, tuning in layers.items()
+        if tuning.settled
+        for rate, outcomes in {**tuning.by_rate, tuning.rate: tuning.outcomes}.items()
+    ]
 
 
-def _as_trained(study: Study, placement: Placement, network: str, norm: Norm) -> Tuning:
-    choices: dict[str, Any] = {} if norm == "batch" else {"norm": norm, "steps": study.settings.short_steps}
-    return study.at(study.first).tune(placement, network, **choices)
-
-
-def _candidate(
-    study: Study, network: str, layer: tuple[Placement, Norm], rate: float, outcomes: list[Outcome]
-) -> Candidate:
+def _candidate(study: Study, layer: tuple[str, Placement, Norm], rate: float, outcomes: list[Outcome]) -> Candidate:
     arrivals = study.at(study.first).arrivals(outcomes, part="validation")
     scores = [outcome.peak()[0] for outcome in outcomes]
     arrived = [a for a in arrivals if math.isfinite(a)]
     steps = math.ceil(MARGIN * max(arrived)) if arrived else outcomes[0].steps[-1]
     setting = Setting(
-        placement=layer[0], norm=layer[1], activation=network, hidden=study.settings.hidden,
+        activation=layer[0], placement=layer[1], norm=layer[2], hidden=study.settings.hidden,
         optimizer=study.settings.optimizer, rate=rate, batch_size=study.settings.batch_size,
         steps=min(steps, outcomes[0].steps[-1]), metric=study.data.metric,
     )  # fmt: skip
@@ -108,11 +105,6 @@ def recommend(study: Study) -> Candidate | None:
     way = max(c.score for c in reliable) - study.guess
     good = [c for c in reliable if c.score >= max(c.score for c in reliable) - AS_GOOD * way]
     return min(good, key=lambda c: (c.steps, -c.score))
-
-
-def scripts(study: Study, chosen: Candidate | None) -> dict[str, str]:
-    """Return the scripts that train the setting to use; nothing where there is none."""
-    return {} if chosen is None else written(study.data, chosen.setting, model=study.settings.model)
 
 
 def sentences(
@@ -187,7 +179,7 @@ def _speed_words(study: Study, findings: Mapping[str, Finding], network: str) ->
     words = times(speed, "fewer steps", "more steps", "as many steps", around=True)
     late = {"at least": ("none", "without it"), "at most": ("before", "with it")}.get(speed.bound)
     why = f", as {_arrivals(*arrivals[late[0]], late[1])}" if late else ""
-    return f"batch normalization takes {words} to {score}{why}"
+    return f"batch normalization takes {words} to {score}{why}" + (f", but {speed.obstacle}" if speed.obstacle else "")
 
 
 def _arrivals(steps: Sequence[float], budget: int, where: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from batchnorm import __version__
 from batchnorm.outputs import plain, write_whole
 from batchnorm.study import answer, explore, own_trial, pictures, report
+from batchnorm.study.advised import advised
 from batchnorm.study.course import Course, Watcher
 from batchnorm.study.data import DataError, Dataset, Task, split
 from batchnorm.study.design import Settings, Study
@@ -23,6 +24,7 @@ from batchnorm.study.kept import fingerprint, write_json
 from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
+from batchnorm.study.script import scripts
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.sources import as_dataset
 from batchnorm.study.timing import step_seconds
@@ -54,7 +56,8 @@ class Results:
     @property
     def shown(self) -> dict[str, Any]:
         """What the report shows: the results, with what the seconds add to them."""
-        shown = {**plain(self.reproducible), "timings": plain(self.timings), "answer": self.answer}
+        shown: dict[str, Any] = {**plain(self.reproducible), "timings": plain(self.timings), "answer": self.answer}
+        shown["scripts"] = self.timings["scripts"]
         for claim in shown["claims"]:
             claim["effects"] = claim["effects"] + shown["timings"]["effects"].get(claim["id"], [])
         return shown
@@ -151,11 +154,14 @@ def run(
     findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
     results = _results(study, frame.result(), claims, course, command)
-    ratio = next(iter(timed.get("speed", ())), None)
+    ratio, chosen = next(iter(timed.get("speed", ())), None), answer.recommend(study)
+    setting = None if chosen is None else advised(study, chosen.setting)
     timings = {
         "seconds": round(time.perf_counter() - started, 1),
         "step_seconds": seconds,
-        "answer": answer.sentences(study, findings, answer.recommend(study), ratio),
+        "answer": answer.sentences(study, findings, chosen, ratio),
+        "advised": asdict(setting) if setting else None,
+        "scripts": scripts(study.data, setting, model=settings.model) if setting else {},
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
     study_results = Results(results, timings, folder)
@@ -177,7 +183,6 @@ def _results(
         "data": _data_json(study, frame),
         "answer": answer.sentences(study, findings, setting),
         "recommended": asdict(setting.setting) if setting else None,
-        "scripts": answer.scripts(study, setting),
         "multiplicity": answer.multiplicity(findings),
         "claims": [_claim_json(claim, findings[claim.id], course.counts.get(claim.id, 0), command) for claim in claims],
         "explore": explore.curves(study),
@@ -244,7 +249,7 @@ def _write(results: Results, claims: Sequence[Claim], findings: dict[str, Findin
     folder = results.folder
     write_json(folder / "results.json", results.reproducible)
     write_json(folder / "timings.json", results.timings)
-    for name, text in results.reproducible["scripts"].items():
+    for name, text in results.timings["scripts"].items():
         write_whole(folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name], text)
     drawn = {
         claim.id: pictures.inline(claim.picture(findings[claim.id]), claim.id, claim.statement, claim.caption)

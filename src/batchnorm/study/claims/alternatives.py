@@ -11,11 +11,11 @@ from batchnorm.study import pictures
 from batchnorm.study.claims.speed import arrived
 from batchnorm.study.design import HALF_DECADE, Study
 from batchnorm.study.findings import Claim, Effect, Finding, ratios
-from batchnorm.study.networks import Placement
+from batchnorm.study.networks import Norm, Placement
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Tuning
 
-ALTERNATIVES: dict[str, tuple[str, Placement]] = {
+ALTERNATIVES: dict[Norm, tuple[str, Placement]] = {
     "layer": ("layer normalization", "before"),
     "group": ("group normalization", "before"),
     "tanh": ("dynamic tanh", "before"),
@@ -30,7 +30,8 @@ def rates(study: Study) -> list[float]:
     return [rate for rate, apart in decades.items() if abs(apart - round(apart)) < HALF_DECADE / 2]
 
 
-def _tunings(study: Study) -> dict[str, Tuning]:
+def tunings(study: Study) -> dict[Norm, Tuning]:
+    """Return batch normalization and each alternative at its best rate, as far as they have been trained."""
     grid = rates(study)
     others = {norm: study.tune(side, rates=grid, norm=norm) for norm, (_, side) in ALTERNATIVES.items()}
     return {"batch": study.tune("before", rates=grid), **others}
@@ -39,19 +40,19 @@ def _tunings(study: Study) -> dict[str, Tuning]:
 def runs(study: Study) -> list[list[Spec]]:
     """Every learning rate of the grid with batch normalization and with each alternative."""
     grid = set(study.sweep("before").unit(study))  # batch normalization's whole decades are trained as a part of it
-    units = [unit for tuning in _tunings(study).values() for unit in tuning.units]
+    units = [unit for tuning in tunings(study).values() for unit in tuning.units]
     return [unit for unit in units if set(unit) == grid or not set(unit) <= grid]
 
 
 def measure(study: Study) -> Finding:
     """Compare the steps that each alternative needs with those of batch normalization, each at its own best rate."""
-    tunings = _tunings(study)
-    batch, metric = tunings["batch"], study.metric
+    sides = tunings(study)
+    batch, metric = sides["batch"], study.metric
     own_steps, own_best = study.arrivals(batch.outcomes), [o.peak()[1] for o in batch.outcomes]
     effects: list[Effect] = []
     numbers: dict[str, Any] = {"goal": study.goal(), "score": metric.name, "rates": {}, "steps": {"batch": own_steps}}
     for norm, (name, _) in ALTERNATIVES.items():
-        tuning = tunings[norm]
+        tuning = sides[norm]
         steps = study.arrivals(tuning.outcomes)
         obstacles = {name: tuning.obstacle, "batch normalization": batch.obstacle}
         obstacle = " and ".join(f"with {side}, {text}" for side, text in obstacles.items() if text)
@@ -62,10 +63,10 @@ def measure(study: Study) -> Finding:
         compared = f"best test {metric.name}, batch normalization − alternative"
         effects.append(Effect.of(compared, gains, 0.0, part=name, decides=False, unit=metric.unit))
         numbers["steps"][norm] = steps
-    numbers["rates"] = {norm: tuning.rate for norm, tuning in tunings.items()}
+    numbers["rates"] = {norm: tuning.rate for norm, tuning in sides.items()}
     deciding = [e for e in effects if e.decides]
     return Finding(
-        effects=tuple(effects), numbers=numbers, summary=_summary(deciding), notes=tuple(_notes(tunings, numbers))
+        effects=tuple(effects), numbers=numbers, summary=_summary(deciding), notes=tuple(_notes(sides, numbers))
     )
 
 
@@ -77,12 +78,12 @@ def _summary(effects: list[Effect]) -> str:
     return f"The fastest alternative, {nearest.part}, takes {nearest.headline()} the steps of batch normalization."
 
 
-def _notes(tunings: dict[str, Tuning], numbers: dict[str, Any]) -> list[str]:
+def _notes(sides: dict[Norm, Tuning], numbers: dict[str, Any]) -> list[str]:
     """Return how many seeds arrive with each, and at which learning rate."""
     names = {"batch": "batch normalization"} | {norm: name for norm, (name, _) in ALTERNATIVES.items()}
     words = [
-        f"{arrived(numbers['steps'][norm])} with {name} (learning rate {tunings[norm].rate:g}, "
-        f"{tunings[norm].budget:,} steps)"
+        f"{arrived(numbers['steps'][norm])} with {name} (learning rate {sides[norm].rate:g}, "
+        f"{sides[norm].budget:,} steps)"
         for norm, name in names.items()
     ]
     text = ", ".join(words) + "."
