@@ -166,6 +166,11 @@ def test_percentiles_are_those_of_what_the_last_activation_is_given(placement: A
         tolerance.assert_close(got[i], expected, "float64", np.abs(expected).max())
 
 
+def test_of_many_units_some_are_watched() -> None:
+    rows = rows_of(replace(SPEC, hidden=(50, 65)))
+    assert covariate_shift.percentiles(training.build(PROBLEM, rows), fixed_rows(rows, 9)).shape == (1, 3, 20)
+
+
 def test_drift_is_the_range_of_the_percentiles_by_their_largest_spread() -> None:
     still, moving, flat_unit = (-1.0, 0.0, 1.0), (0.0, 1.0, 5.0), (2.0, 2.0, 2.0)
     later = (3.0, 3.0, 4.0)  # of the moving one: ranges 3, 2 and 1, the spread is 5 and 1

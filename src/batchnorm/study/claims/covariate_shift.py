@@ -58,8 +58,7 @@ def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
     with between_steps(network, rows):
         taken = percentiles(network, fixed_rows(rows, MOST_ROWS))
         changes = gradient_changes(network, batch(rows, step), rows) if step in looks(steps) else {}
-    kept = taken[..., :: max(taken.shape[-1] // MOST_UNITS, 1)][..., :MOST_UNITS]
-    rounded = [[[float(f"{v:.{DIGITS}g}") for v in units] for units in of_replica] for of_replica in kept.tolist()]
+    rounded = [[[float(f"{v:.{DIGITS}g}") for v in units] for units in of_replica] for of_replica in taken.tolist()]
     return [
         {"percentiles": of_replica} | {name: values[i].item() for name, values in changes.items()}
         for i, of_replica in enumerate(rounded)
@@ -77,7 +76,10 @@ def looks(steps: int) -> list[int]:
 
 @torch.no_grad()
 def percentiles(network: nn.Module, x: Tensor) -> Tensor:
-    """Return the 15th, 50th and 85th percentile over rows of each input of the last activation, (R, 3, C)."""
+    """Return the 15th, 50th and 85th percentile over rows of inputs of the last activation, (R, 3, units).
+
+    Of more than 20 units, 20 at equal distances are taken.
+    """
     kinds = tuple(kind.module for kind in ACTIVATIONS.values())
     last = [module for module in network.modules() if isinstance(module, kinds)][-1]
     inputs: list[Tensor] = []
@@ -86,8 +88,8 @@ def percentiles(network: nn.Module, x: Tensor) -> Tensor:
         network(x)
     finally:
         hook.remove()
-    levels = torch.tensor(PERCENTILES, dtype=inputs[0].dtype)
-    return inputs[0].quantile(levels, dim=1).transpose(0, 1)
+    chosen = inputs[0][..., :: max(inputs[0].shape[-1] // MOST_UNITS, 1)][..., :MOST_UNITS]
+    return chosen.quantile(torch.tensor(PERCENTILES, dtype=chosen.dtype), dim=1).transpose(0, 1)
 
 
 def gradient_changes(network: nn.Module, data: tuple[Tensor, Tensor], rows: Rows) -> dict[str, Tensor]:
