@@ -177,6 +177,18 @@ def test_scores_are_compared_in_points(gain: float, verdict: str, headline: str)
     assert finding.numbers["networks"]["relu"]["rates"] == {"none": 0.32, "before": 0.32}
 
 
+def test_the_best_score_at_the_edge_of_the_grid_is_an_obstacle() -> None:
+    def how(spec: Spec) -> Outcome:
+        run = scores_of(0.05)(spec)
+        if spec.placement == "before" and spec.activation == "relu":
+            return made.jump(spec, 10, high=0.9 + math.log10(spec.rate) / 100)
+        return run
+
+    finding, _ = measured(score, how)
+    assert effect(finding, RELU).obstacle == "with it, the best learning rate, 3200, is the highest that was tried"
+    assert finding.parts()[RELU] == "undecided"
+
+
 def test_the_score_is_that_of_the_step_with_the_best_validation_score() -> None:
     def how(spec: Spec) -> Outcome:
         run = scores_of(0.05)(spec)

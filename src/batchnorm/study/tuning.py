@@ -7,7 +7,7 @@ trained at the best rate alone. Everything is chosen on validation rows.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -81,6 +81,11 @@ class Tuning:
         """Why no verdict can rest on this side; "" if one can."""
         where = {"low": "lowest", "high": "highest"}.get(self.edge)
         return f"the best learning rate, {self.rate:g}, is the {where} that was tried" if where else ""
+
+
+def obstacles(sides: Mapping[str, Tuning]) -> str:
+    """Return why no verdict can rest on these sides, which are named as in "without it"; "" if one can."""
+    return " and ".join(f"{name}, {tuning.obstacle}" for name, tuning in sides.items() if tuning.obstacle)
 
 
 def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning:

@@ -19,7 +19,7 @@ from batchnorm.study.design import HALF_DECADE, Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.timing import of_rows
 from batchnorm.study.training import Spec
-from batchnorm.study.tuning import Tuning
+from batchnorm.study.tuning import Tuning, obstacles
 
 FACTOR = 4.0  # the best size goes with the root of Bcrit: a factor of 4 moves it by 2
 WORTH_HAVING = 1.5
@@ -174,7 +174,7 @@ def measure(study: Study) -> Finding:
         )
         for i, s in enumerate(study.seeds(_watched(study)))
     ]
-    obstacle = " and ".join(f"in batches of {size}, {t.obstacle}" for size, t in tunings.items() if t.edge)
+    obstacle = obstacles({f"in batches of {size}": tuning for size, tuning in tunings.items()})
     return Finding(
         effects=_effects(seeds, study.settings.batch_size, obstacle),
         numbers={

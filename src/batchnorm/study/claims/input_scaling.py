@@ -10,7 +10,7 @@ from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, ratios
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
-from batchnorm.study.tuning import Sweep, Tuning
+from batchnorm.study.tuning import Sweep, Tuning, obstacles
 
 WORTH_HAVING = 1.5
 AS_GOOD = 1.5
@@ -64,9 +64,7 @@ def measure(study: Study) -> Finding:
     steps = {name: study.arrivals(t.outcomes, data=key, core=core) for name, t in tunings.items()}
 
     def compared(part: str, one: str, other: str, threshold: float, side: Any) -> Effect:
-        obstacle = " and ".join(
-            f"for {name} inputs, {tunings[name].obstacle}" for name in (one, other) if tunings[name].edge
-        )
+        obstacle = obstacles({f"for {name} inputs": tunings[name] for name in (one, other)})
         budgets = tunings[one].budget, tunings[other].budget
         name = f"steps to the goal, {one} ÷ {other}"
         more: dict[str, Any] = {"budgets": budgets, "threshold": threshold, "side": side, "part": part}

@@ -10,6 +10,7 @@ from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, number, ratios
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
+from batchnorm.study.tuning import obstacles
 
 PLACES: tuple[Placement, ...] = ("before", "after")
 
@@ -32,7 +33,7 @@ def measure(study: Study) -> Finding:
         steps = {place: study.arrivals(tuning.outcomes) for place, tuning in sides.items()}
         budgets = (sides["after"].budget, sides["before"].budget)
         part = study.named(network)
-        obstacle = " and ".join(f"{place} it, {t.obstacle}" for place, t in sides.items() if t.obstacle)
+        obstacle = obstacles({f"{place} it": tuning for place, tuning in sides.items()})
         more: dict[str, Any] = {"budgets": budgets, "threshold": 1.0, "part": part, "obstacle": obstacle}
         effects.append(ratios("steps to the goal, after ÷ before", steps["after"], steps["before"], **more))
         gains = [

@@ -10,6 +10,7 @@ from batchnorm.study.curves import SIDES
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, number
 from batchnorm.study.training import Spec
+from batchnorm.study.tuning import obstacles
 
 
 def runs(study: Study) -> list[list[Spec]]:
@@ -27,7 +28,8 @@ def measure(study: Study) -> Finding:
         ends = {side: [outcome.peak()[1] for outcome in tuning.outcomes] for side, tuning in sides.items()}
         gains = [metric.factor * (b - a) for a, b in zip(ends["none"], ends["before"], strict=True)]
         name = f"best test {metric.name}, with − without"
-        effects.append(Effect.of(name, gains, 0.0, part=study.named(network), unit=metric.unit))
+        obstacle = obstacles({f"{word} it": sides[side] for side, (word, *_) in SIDES.items()})
+        effects.append(Effect.of(name, gains, 0.0, part=study.named(network), unit=metric.unit, obstacle=obstacle))
         networks[network] = {
             "name": study.named(network),
             "scores": ends,

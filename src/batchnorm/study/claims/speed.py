@@ -12,7 +12,7 @@ from batchnorm.study.curves import SIDES, draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, number, ratios, times
 from batchnorm.study.training import Spec
-from batchnorm.study.tuning import Tuning
+from batchnorm.study.tuning import Tuning, obstacles
 
 WORTH_HAVING = 1.5
 STEPS = "steps to the {level}, without ÷ with"
@@ -57,9 +57,7 @@ def _summary(study: Study, effect: Effect) -> str:
 
 def _effects(study: Study, part: str, sides: Mapping[str, Tuning]) -> list[Effect]:
     budgets = (sides["none"].budget, sides["before"].budget)
-    obstacle = " and ".join(
-        f"{word} it, {sides[side].obstacle}" for side, (word, *_) in SIDES.items() if sides[side].obstacle
-    )
+    obstacle = obstacles({f"{word} it": sides[side] for side, (word, *_) in SIDES.items()})
     effects: list[Effect] = []
     for level, decides in (("goal", True), ("near", False)):
         steps = [study.arrivals(sides[side].outcomes, level) for side in ("none", "before")]
