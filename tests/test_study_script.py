@@ -267,6 +267,8 @@ from torch import nn
 from batchnorm.torch import BatchNorm1d
 def plain():
     return nn.Sequential(nn.Linear(64, 30), nn.ReLU(), nn.Linear(30, 10))
+def asked(outputs, inputs):
+    return nn.Sequential(nn.Linear(inputs, 30), nn.ReLU(), nn.Linear(30, outputs))
 def normalised():
     return nn.Sequential(nn.Linear(64, 30), BatchNorm1d(30), nn.ReLU(), nn.Linear(30, 10))
 """
@@ -276,7 +278,7 @@ def normalised():
     ("factory", "placement", "kinds"),
     [
         ("plain", "before", "Linear BatchNorm ReLU Linear"),
-        ("plain", "after", "Linear ReLU BatchNorm Linear"),
+        ("asked", "after", "Linear ReLU BatchNorm Linear"),
         ("plain", "none", "Linear ReLU Linear"),
         ("normalised", "before", "Linear BatchNorm1d ReLU Linear"),
         ("normalised", "none", "Linear BatchNorm1d ReLU Linear"),

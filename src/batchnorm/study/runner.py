@@ -161,7 +161,7 @@ def run(
         "step_seconds": seconds,
         "answer": answer.sentences(study, findings, chosen, ratio),
         "advised": asdict(setting) if setting else None,
-        "scripts": scripts(study.data, setting, model=settings.model) if setting else {},
+        "scripts": scripts(study.data, setting, model=settings.model, folder=folder) if setting else {},
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
     study_results = Results(results, timings, folder)

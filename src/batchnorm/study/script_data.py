@@ -50,6 +50,7 @@ def factory(option: str, name: str, arguments: Mapping[str, int] | None = None) 
     imported = f"importlib.import_module({literal(module)})"
     looked_up = f"{imported}.{attribute}" if _is_name(attribute) else f"getattr({imported}, {literal(attribute)})"
     function = attribute if plain else looked_up
+    values = ", ".join(f"{argument}={value}" for argument, value in (arguments or {}).items())
     return Factory(module, attribute, plain, f"{function}({values})" if callable(named(option, name)) else function)
 
 
