@@ -152,9 +152,10 @@ def test_categories_are_one_feature_each(tmp_path: Path) -> None:
     assert dataset_of(profile).x[:4, :4].tolist() == [[0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]]
 
 
+COUNTS = [*[0, 1, 2, 3] * 12, *range(4, 14), 0, 1]
 WARNINGS = {
     "outlier": (columns(a=[1e9, *A[1:]]), "values more than 10 robust standard deviations from the median: a (1, the"),
-    "code for missing": (columns(a=[-999, -999, *A[2:]]), "a (2, all -999: does that stand for missing?)"),
+    "code for missing": (columns(a=[-999, -999, *A[2:]]), "a (2 of -999: does that stand for missing?)"),
     "spellings": (
         columns(k=["NY", "ny ", "N.Y.", "LA"] * 15),
         'k: are these one category each? "N.Y." and "NY" and "ny"',
@@ -162,9 +163,9 @@ WARNINGS = {
     "spellings of classes": (columns(y=["yes", "Yes", "no"] * 20), 'y: are these one category each? "Yes" and "yes"'),
     "copies of a column": (columns(c=A), "columns with the same cells: a and c"),
     "copies of rows": (columns(a=A // 1, b=np.zeros(ROWS)), "rows the same as others: the same row may be"),
-    "counts": (columns(y=np.arange(ROWS) % 30), "its 30 whole numbers are read as quantities (counts); --task classif"),
+    "counts": (columns(y=COUNTS), "y: its 14 whole numbers are read as quantities; --task classification"),
     "few whole numbers": (
-        columns(y=np.arange(ROWS) % 6),
+        columns(y=np.arange(ROWS) % 6 + 3),
         "y: its 6 whole numbers are read as classes; --task regression",
     ),
     "half steps": (
@@ -214,3 +215,8 @@ def test_values_are_kept_in_float64(tmp_path: Path) -> None:
     assert np.array_equal(data.x[:, 0], A * 1e50)
     assert np.array_equal(data.x[:, 1], A * 1e-50)
     assert np.array_equal(data.y, 1e9 + A * 1e-3)
+
+
+@pytest.mark.parametrize("y", [np.arange(ROWS) % 3, np.arange(ROWS) * 7 % 61, np.where(Y, 5, 9)])
+def test_targets_of_which_there_is_no_doubt(tmp_path: Path, y: np.ndarray) -> None:
+    assert profiled(tmp_path, csv(columns(y=y))).warnings == ()

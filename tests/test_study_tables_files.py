@@ -224,6 +224,10 @@ def test_a_quotation_mark_that_is_not_closed_loses_no_row(tmp_path: Path) -> Non
     profile = profiled(tmp_path, f'{PLAIN}"1,2,1\n{BODY}')
     assert len(dataset_of(profile).x) == 2 * ROWS + 1
     assert "a quotation mark is not closed: all of them are read as they stand" in profile.warnings
+    lines = PLAIN.splitlines()
+    lines[5], lines[9] = f'"x{lines[5]}', f'{lines[9]}"'
+    swallowed = profiled(tmp_path, "\n".join([*lines, *lines[1:5]]))
+    assert "1 cell with line breaks: is a quotation mark missing?" in swallowed.warnings
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")

@@ -18,8 +18,10 @@ from batchnorm.study.tables.recipe import Column
 LEAK = 0.99  # of the way from guessing to a perfect prediction, on rows that were not fitted to
 LEAK_ROWS = 5000
 WIDE = 100  # columns
-COPIES = 0.01  # the share of rows from which copies are worth a word
+COPIES = 0.05  # the share of rows from which copies are worth a word
 FAR = 10.0  # robust standard deviations
+NINE_TENTHS = 3.29  # standard deviations that the middle nine tenths of a normal distribution spread
+CODES = (-9, -99, -999, -9999, -99999, 99, 999, 9999, 99999, 999999)  # that stand for missing in many tables
 MOST_NAMED = 5
 MOST_SPELLINGS = 2000
 
@@ -98,21 +100,26 @@ def _tree_skill(block: NDArray[np.float64], y: NDArray[Any], task: Task, halves:
 
 
 def outliers(columns: Sequence[tuple[Cells, Column]]) -> list[str]:
-    """Return a line that names the columns with values far from the rest, if there are any."""
+    """Return a line that names the columns with values far from the rest, or with codes for missing, if there are any.
+
+    Far is more than ten robust standard deviations from the median: 1.4826 times the median absolute deviation, or what
+    the middle nine tenths of the values spread, whichever is more.
+    """
     said: list[str] = []
     for cells, column in columns:
         if column.kind != "number":
             continue
-        values = cells.numbers
-        values = values[~np.isnan(values)]
+        values = cells.numbers[~np.isnan(cells.numbers)]
         median = np.median(values)
         away = np.abs(values - median)
         deviation = 1.4826 * float(np.median(away))
-        if deviation > 0 and (count := int((away > FAR * deviation).sum())):
-            far = values[away.argmax()]
-            alike = count > 1 and bool((values[away > FAR * deviation] == far).all())
-            what = f"all {far:.6g}: does that stand for missing?" if alike else f"the farthest {far:.6g}"
-            said.append(f"{column.name} ({count}, {what})")
+        low, high = np.quantile(values, [0.05, 0.95])
+        far = away > FAR * max(deviation, float(high - low) / NINE_TENTHS)
+        codes = np.isin(values, CODES) & (away > FAR * deviation)
+        if deviation > 0 and codes.sum() > 1:
+            said.append(f"{column.name} ({codes.sum()} of {values[codes][0]:g}: does that stand for missing?)")
+        elif deviation > 0 and far.any():
+            said.append(f"{column.name} ({far.sum()}, the farthest {values[away.argmax()]:.6g})")
     return [f"values more than {FAR:.0f} robust standard deviations from the median: {listed(said)}"] if said else []
 
 
@@ -126,12 +133,12 @@ def alike(cells: Cells) -> list[str]:
     return [f"{cells.name}: are these one category each? {listed(said)}"] if said else []
 
 
-def repeated(columns: Sequence[Cells]) -> list[str]:
-    """Return lines that name columns with the same cells, and how many rows come more than once."""
+def repeated(columns: Sequence[Cells], target: str) -> list[str]:
+    """Return lines that name columns with the same cells, the target aside, and how many rows come more than once."""
     hashes = {cells.name: pd.util.hash_pandas_object(cells.values, index=False).to_numpy() for cells in columns}
     same: dict[bytes, list[str]] = defaultdict(list)
     for name, hashed in hashes.items():
-        same[hashed.tobytes()].append(name)
+        same[hashed.tobytes()] += [name] if name != target else []
     said = [" and ".join(names) for names in same.values() if len(names) > 1]
     lines = [f"columns with the same cells: {listed(said)}"] if said else []
     rows = pd.DataFrame(hashes).duplicated() if len(hashes) > 1 else np.zeros(1, dtype=bool)

@@ -124,7 +124,7 @@ def _dataset(
 def _warnings(cells: Sequence[Cells], columns: Sequence[Column], chosen: int | None) -> list[str]:
     """Return what is worth knowing about the cells of the columns that are used."""
     used = [i for i, column in enumerate(columns) if column.width or (i == chosen and column.kind != "dropped")]
-    lines = checks.repeated([cells[i] for i in used])
+    lines = checks.repeated([cells[i] for i in used], "" if chosen is None else cells[chosen].name)
     lines += checks.outliers([(cells[i], columns[i]) for i in used])
     for i in used:
         if columns[i].kind == "categories":

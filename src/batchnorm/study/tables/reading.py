@@ -131,6 +131,9 @@ def _text(path: Path, file: Content, header: bool | None) -> Reading:
         options["quoting"] = 3  # csv.QUOTE_NONE
         frame = _frame(file, "csv", options, names)
         notes.append("a quotation mark is not closed: all of them are read as they stand")
+    if b'"' in file.plain and file.plain.count(b"\n") > len(frame) + plan.skipped + 1:
+        broken = sum(int(frame[name].str.contains("\n", regex=False).sum()) for name in frame)
+        notes += [f"{plural(broken, 'cell')} with line breaks: is a quotation mark missing?"] if broken else []
     return Reading(str(path), "csv", options, names, frame, tuple(notes))
 
 

@@ -15,7 +15,7 @@ from batchnorm.study.tables.numerals import MISSING_NUMBERS, MOST_WORDS
 from batchnorm.study.tables.recipe import Column
 
 MOST_CLASSES = 20
-FEW_PER_LEVEL = 0.5  # values per row, up to which whole numbers are counts that might be classes too
+FEW_PER_ROW = 0.25  # distinct whole numbers, up to which counts might be classes too
 LOST = 0.1  # the share of rows in classes too rare to keep from which numbers are rather read as quantities
 
 
@@ -80,26 +80,19 @@ def _classes_among_numbers(cells: Cells) -> bool:
 
 
 def _task(name: str, values: NDArray[np.float64]) -> tuple[Task, str]:
-    """Return the task that suits a column of numbers, with a note where another would do too."""
+    """Return the task that suits a column of numbers, with a note where the other would do too."""
     levels, counts = np.unique(values[~np.isnan(values)], return_counts=True)
-    whole = bool((levels == np.floor(levels)).all())
     if len(levels) <= 2:
         return "classification", ""
-    shown = printable(name)
-    if whole and len(levels) <= MOST_CLASSES and counts[counts < FEWEST_PER_CLASS].sum() <= LOST * counts.sum():
-        return "classification", (
-            f"{shown}: its {len(levels)} whole numbers are read as classes; --task regression predicts their size"
-        )
-    if whole and (len(levels) <= MOST_CLASSES or (levels[0] >= 0 and len(levels) <= FEW_PER_LEVEL * counts.sum())):
-        return "regression", (
-            f"{shown}: its {len(levels)} whole numbers are read as quantities (counts); "
-            "--task classification makes a class of each"
-        )
-    if len(levels) <= MOST_CLASSES:
-        return "regression", (
-            f"{shown}: its {len(levels)} numbers are read as quantities; --task classification makes a class of each"
-        )
-    return "regression", ""
+    whole = bool((levels == np.floor(levels)).all())
+    common = counts[counts >= FEWEST_PER_CLASS].sum() / counts.sum()
+    what = f"{printable(name)}: its {len(levels)} {'whole ' * whole}numbers are read as"
+    if whole and len(levels) <= MOST_CLASSES and common >= 1 - LOST:
+        numbered = common == 1 and np.array_equal(levels, np.arange(len(levels)))  # classes and nothing else
+        return "classification", "" if numbered else f"{what} classes; --task regression predicts their size"
+    few = len(levels) <= MOST_CLASSES or (whole and levels[0] >= 0 and len(levels) <= FEW_PER_ROW * counts.sum())
+    note = f"{what} quantities; --task classification makes a class of each"
+    return "regression", note if few and common >= 1 / 2 else ""
 
 
 def _classes(cells: Cells, column: Column, names: "pd.Series[Any]", notes: Sequence[str]) -> Target:
