@@ -205,8 +205,8 @@ def test_noise_law_and_regularization_share_their_runs() -> None:
 
 
 def two(s: Spec, running: float = 0.6, test: float = 0.8) -> Look:
-    """Groups of two that lose to those of 15, by running statistics above all."""
-    return look(test, running_score=running, score=0.7) if s.virtual_batch_size == 2 else look(0.4)
+    """Groups of two beside those of 15, which score 0.7."""
+    return look(test, running_score=running, score=0.65) if s.virtual_batch_size == 2 else look(0.4, running_score=0.7)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,10 @@ def test_limits_are_each_measured(running: float, test: float, gain: float, spre
     finding = measured(limits.CLAIM, how)
     assert finding.parts() == dict.fromkeys((limits.SMALLER, limits.MOVING, "50 training rows"), verdict)
     assert finding.numbers["rates"] == {"none": 0.32, "before": 0.32}
-    ratio, fall, gained = (e.least[0] for e in finding.effects)
+    ratio, fall, rescue, gained = (e.least[0] for e in finding.effects)
     assert ratio == pytest.approx((test + spread) / 0.4, **tolerance.FEW_ROUNDINGS)
+    assert rescue == pytest.approx(100 * (running + spread - 0.65), **tolerance.LEAST_SQUARES)
+    assert [e.decides for e in finding.effects] == [True, True, False, True]
     assert fall == pytest.approx(100 * (running + spread - 0.7), **tolerance.LEAST_SQUARES)
     assert gained == pytest.approx(100 * (gain + spread), **tolerance.LEAST_SQUARES)
     assert finding.effects[-1].threshold == 1.0

@@ -15,6 +15,7 @@ from batchnorm.study.networks import Norm, Placement
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Tuning
 
+OWN = "batch normalization"
 ALTERNATIVES: dict[Norm, tuple[str, Placement]] = {
     "layer": ("layer normalization", "before"),
     "group": ("group normalization", "before"),
@@ -33,8 +34,10 @@ def rates(study: Study) -> list[float]:
 def tunings(study: Study) -> dict[Norm, Tuning]:
     """Return batch normalization and each alternative at its best rate, as far as they have been trained."""
     grid = rates(study)
-    others = {norm: study.tune(side, rates=grid, norm=norm) for norm, (_, side) in ALTERNATIVES.items()}
-    return {"batch": study.tune("before", rates=grid), **others}
+    sides: dict[Norm, Tuning] = {"batch": study.tune("before", rates=grid)}
+    for norm, (_, side) in ALTERNATIVES.items():
+        sides[norm] = study.tune(side, rates=grid, norm=norm)
+    return sides
 
 
 def runs(study: Study) -> list[list[Spec]]:
@@ -54,7 +57,7 @@ def measure(study: Study) -> Finding:
     for norm, (name, _) in ALTERNATIVES.items():
         tuning = sides[norm]
         steps = study.arrivals(tuning.outcomes)
-        obstacles = {name: tuning.obstacle, "batch normalization": batch.obstacle}
+        obstacles = {name: tuning.obstacle, OWN: batch.obstacle}
         obstacle = " and ".join(f"with {side}, {text}" for side, text in obstacles.items() if text)
         budgets = (tuning.budget, batch.budget)
         compared = "steps to the goal, alternative ÷ batch normalization"
@@ -80,11 +83,10 @@ def _summary(effects: list[Effect]) -> str:
 
 def _notes(sides: dict[Norm, Tuning], numbers: dict[str, Any]) -> list[str]:
     """Return how many seeds arrive with each, and at which learning rate."""
-    names = {"batch": "batch normalization"} | {norm: name for norm, (name, _) in ALTERNATIVES.items()}
     words = [
-        f"{arrived(numbers['steps'][norm])} with {name} (learning rate {sides[norm].rate:g}, "
-        f"{sides[norm].budget:,} steps)"
-        for norm, name in names.items()
+        f"{arrived(numbers['steps'][norm])} with {ALTERNATIVES[norm][0] if norm in ALTERNATIVES else OWN} (learning "
+        f"rate {side.rate:g}, {side.budget:,} steps)"
+        for norm, side in sides.items()
     ]
     text = ", ".join(words) + "."
     return [
@@ -100,7 +102,7 @@ def picture(finding: Finding) -> Figure:
     figure, (axes,) = pictures.figure()
     axes.set(xscale="log", ylim=(len(effects) - 0.5, -0.6), xlabel="steps, as a multiple of batch normalization")
     ends = [end for e in effects for end in (*e.least, *e.most, 1.0) if math.isfinite(end) and end > 0.0]
-    left, right = min(ends) / 1.6, max(ends) * 2.2
+    left, right = min(ends) / 1.6, max(ends) * 2.6
     axes.set_xlim(left, right)
     axes.axvline(1.0, color=pictures.INK, linewidth=1.0, linestyle=":")
     for y, effect in enumerate(effects):
@@ -126,7 +128,7 @@ def _row(axes: Axes, y: int, effect: Effect, limits: tuple[float, float]) -> Non
     value = effect.value()
     if math.isfinite(value):
         axes.plot([value], [y], color=pictures.NORMALISED, marker="D", markersize=7)
-    axes.text(right, y + 0.32, effect.headline(), ha="right", va="center", color=pictures.INK)
+    axes.text(right, y, effect.headline(), ha="right", va="center", color=pictures.INK)
 
 
 CLAIM = Claim(
