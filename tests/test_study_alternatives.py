@@ -93,18 +93,17 @@ def test_the_score_stands_beside_and_counts_for_batch_normalization() -> None:
     assert {e.unit for e in gains} == {" points"}
 
 
-def test_the_grid_is_in_whole_decades_and_is_continued_alike() -> None:
-    for quick in (True, False):
-        assert alternatives.rates(made.study_of(Settings(quick=quick))) == [0.032, 0.32, 3.2]
-    study = made.answered(steps(best=32.0), CLAIM)
-    assert study.tune("before", rates=alternatives.rates(study), norm="layer").rate == 32.0
-    assert study.tune("before", rates=alternatives.rates(study)).rate == 32.0
+def test_every_side_starts_with_the_same_rates_and_goes_on_alike() -> None:
+    assert alternatives.rates(made.study_of()) == [0.032, 0.32, 3.2]
+    sides = alternatives.tunings(made.answered(steps(best=32.0), CLAIM))
+    assert {norm: side.rate for norm, side in sides.items()} == dict.fromkeys(("batch", *ALTERNATIVES), 32.0)
+    assert {tuple(side.by_rate) for side in sides.values()} == {(0.032, 0.32, 3.2, 32.0, 320.0)}
 
 
 @pytest.mark.parametrize("best", [0.0032, 0.32, 32.0])
 def test_no_run_is_trained_in_two_companies(best: float) -> None:
     """The lab made by hand refuses units that overlap; quick or not, wherever the best rate is."""
-    for settings in (Settings(quick=True), Settings()):
+    for settings in (made.QUICK, Settings()):
         study = made.study_of(settings, how=steps(best))
         course = Course(study, [CLAIM], None)
         course.run()
