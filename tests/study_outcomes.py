@@ -18,7 +18,32 @@ Answer = Callable[[Spec], Outcome]
 LOW, HIGH = 0.5, 0.99  # of two even classes: what guessing scores, and what a run reaches
 NEVER = math.inf
 MARKS = evaluated_steps(120)  # the first steps at which every run of a quick study is evaluated
-QUICK = Settings(quick=True)
+
+
+@dataclass(frozen=True)
+class Quick(Settings):
+    """Settings with grids and steps that tests can rely on, whatever those of a study come to be."""
+
+    quick: bool = True
+
+    @property
+    def steps(self) -> int:
+        return 250
+
+    @property
+    def short_steps(self) -> int:
+        return 120
+
+    @property
+    def stride(self) -> float:
+        return 1.0
+
+    def rates(self, network: str) -> list[float]:
+        grids = {"sigmoid": [0.01, 0.1, 1.0, 10.0, 100.0], "own": [0.001, 0.01, 0.1, 1.0]}
+        return grids.get(network, [0.0032, 0.032, 0.32, 3.2])
+
+
+QUICK = Quick()
 
 
 def table(rows: int = 500, **changed: Any) -> Dataset:

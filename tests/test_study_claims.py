@@ -12,7 +12,7 @@ import study_outcomes as made
 import tolerance
 from batchnorm.study.claims import batch_size, initialization, input_scaling, learning_rate, placement, score, speed
 from batchnorm.study.data import Dataset
-from batchnorm.study.design import Settings, Study
+from batchnorm.study.design import Study
 from batchnorm.study.findings import Effect, Finding
 from batchnorm.study.training import Outcome, Problem, Spec
 
@@ -252,7 +252,9 @@ def test_where_no_rate_works_on_either_side_nothing_is_decided() -> None:
     assert "cannot be compared" in finding.summary
 
 
-def test_initial_stds_that_work_are_counted() -> None:
+def test_initial_stds_that_work_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(initialization, "LOW", -3.0)
+    monkeypatch.setattr(initialization, "HIGH", 1.0)
     finding = found(initialization, four_times_faster)
     assert samples(effect(finding, RELU)) == samples(effect(finding, SIGMOID)) == [2.0] * 6
     assert set(finding.numbers["networks"]["relu"]["ends"]["none"]) == {"0.001", "0.01", "0.1", "1", "10"}
@@ -336,7 +338,7 @@ def test_where_nothing_is_learned_nothing_is_decided_and_everything_is_said(
 
 @pytest.mark.parametrize("claim", CORE, ids=lambda module: module.CLAIM.id)
 def test_the_main_network_comes_first_and_each_is_named(claim: ModuleType) -> None:
-    finding, _ = measured(claim, made.arriving(four_times_faster), settings=Settings(quick=True, activation="gelu"))
+    finding, _ = measured(claim, made.arriving(four_times_faster), settings=made.Quick(activation="gelu"))
     text = " ".join([finding.summary, *finding.notes, *(e.part for e in finding.effects)])
     assert "relu" not in text.lower()
     if claim in (speed, score, learning_rate, initialization, placement):
@@ -345,8 +347,6 @@ def test_the_main_network_comes_first_and_each_is_named(claim: ModuleType) -> No
 
 
 def test_the_papers_network_alone_where_it_is_the_main_one() -> None:
-    finding, study = measured(
-        speed, made.arriving(four_times_faster), settings=Settings(quick=True, activation="sigmoid")
-    )
+    finding, study = measured(speed, made.arriving(four_times_faster), settings=made.Quick(activation="sigmoid"))
     assert study.networks == ("sigmoid",)
     assert list(finding.parts()) == [SIGMOID]

@@ -11,7 +11,7 @@ import pytest
 import study_outcomes as made
 from batchnorm.study.claims import batch_size, initialization, input_scaling, learning_rate, placement, score, speed
 from batchnorm.study.course import Course
-from batchnorm.study.design import Settings, Study
+from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.training import Spec
 
@@ -19,7 +19,7 @@ CORE = [c.CLAIM for c in (speed, score, learning_rate, initialization, batch_siz
 
 
 def course(how: made.Answer, *claims: Claim, **settings: Any) -> tuple[Course, Study]:
-    study = made.study_of(Settings(quick=True, **settings), how=how)
+    study = made.study_of(made.Quick(**settings), how=how)
     held = Course(study, claims, None)
     held.run()
     return held, study

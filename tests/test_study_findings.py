@@ -98,7 +98,7 @@ def test_seeds_in_which_neither_side_arrives_count_neither_for_nor_against() -> 
     without, with_it = [60.0] * 11 + [INF], [10.0] * 11 + [INF]
     effect = ratios("", without, with_it, budgets=(250, 250), threshold=1.5, schedule=(6, 12))
     assert (effect.verdict(), effect.headline(), effect.bound) == ("holds", "6×", "exact")
-    half = ratios("", without[-6:] + [INF] * 6, with_it[-6:] + [INF] * 6, budgets=(250, 250), threshold=1.5)
+    half = ratios("", [60.0] * 6 + [INF] * 6, [10.0] * 6 + [INF] * 6, budgets=(250, 250), threshold=1.5)
     assert (half.verdict(), half.headline(), half.bound) == ("undecided", "unknown", "unknown")
 
 
@@ -129,12 +129,29 @@ def test_effects_in_words(least: Any, most: Any, unit: str, headline: str, text:
 def test_headline_and_interval_are_of_the_same_samples() -> None:
     """Half of the seeds arrive: the median rests on a bound, and says so."""
     effect = ratios("", [60.0] * 3 + [INF] * 3, [10.0] * 6, budgets=(250, 250), threshold=1.5)
-    assert effect.median == (15.5, INF)
-    assert effect.headline() == "at least 15.5×"
+    assert effect.median == (6.0, INF)
+    assert effect.headline() == "at least 6×"
     assert effect.interval() == (6.0, INF)
     json = effect.as_json()
-    assert (json["value"], json["bound"], json["low"], json["high"]) == (15.5, "at least", 6.0, INF)
+    assert (json["value"], json["bound"], json["low"], json["high"]) == (6.0, "at least", 6.0, INF)
     assert json["samples"] == [[6.0, 6.0]] * 3 + [[25.0, INF]] * 3
+
+
+@pytest.mark.parametrize(
+    ("without", "with_it", "headline"),
+    [
+        ([60.0] * 3 + [70.0] * 3, [10.0] * 6, "6.5×"),  # halfway between the middle two
+        ([60.0, 60.0, 60.0, 70.0, INF, INF], [10.0] * 6, "6.5×"),  # which are known
+        ([60.0, 60.0, INF, INF, INF, INF], [10.0] * 6, "at least 25×"),
+        ([INF] * 3 + [60.0] * 3, [10.0] * 3 + [INF] * 3, "unknown"),  # half for, half against
+        ([INF] * 4 + [60.0] * 2, [10.0] * 4 + [INF] * 2, "at least 25×"),
+        ([60.0] * 4 + [INF] * 2, [INF] * 4 + [10.0] * 2, "at most 0.24×"),
+        ([60.0] * 3 + [INF] * 2, [10.0] * 5, "6×"),
+        ([60.0] * 2 + [INF] * 3, [10.0] * 5, "at least 25×"),
+    ],
+)
+def test_the_median_of_samples_that_are_bounds(without: Any, with_it: Any, headline: str) -> None:
+    assert ratios("", without, with_it, budgets=(250, 250), threshold=1.5).headline() == headline
 
 
 def test_what_is_unknown_is_told_as_such() -> None:
@@ -191,7 +208,7 @@ def test_parts_have_their_own_verdicts_and_disagree_as_mixed() -> None:
     assert Finding((yes, no, beside)).verdict() == "mixed"
     assert Finding((yes, beside)).verdict() == "holds"
     assert Finding((no,)).verdict() == "does not hold"
-    assert Finding((yes, maybe)).verdict() == "undecided"
+    assert Finding((yes, maybe)).verdict() == "mixed"
     assert Finding((yes, replace(no, part=yes.part))).parts() == {"ReLU network": "mixed"}
     assert Finding((beside,)).verdict() == "undecided"
     assert Finding((yes,), skipped="why").verdict() == "not measured"

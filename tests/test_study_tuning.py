@@ -10,7 +10,7 @@ import pytest
 
 import study_outcomes as made
 import tolerance
-from batchnorm.study.design import Settings, Study
+from batchnorm.study.design import Study
 from batchnorm.study.training import Outcome, Problem, Spec, evaluated_steps
 from batchnorm.study.tuning import EXTENSIONS, LONGER, Tuning
 
@@ -220,7 +220,7 @@ def test_seeds_that_are_added_run_at_the_best_rate_alone(how: made.Answer) -> No
 
 
 def test_the_seeds_of_each_look_are_a_unit_of_their_own() -> None:
-    study = made.study_of(Settings(quick=True, seeds=25), how=made.arriving(lambda _: 10))
+    study = made.study_of(made.Quick(seeds=25), how=made.arriving(lambda _: 10))
     assert study.settings.schedule == (6, 12, 20, 25)
     for count in (6, 12, 20, 25):
         study = made.answer(study.at(count), study.lab.how, lambda s: s.tune("before").units)
@@ -239,7 +239,7 @@ def test_added_seeds_do_not_move_the_choice() -> None:
 
 
 def test_the_first_seed_is_the_one_asked_for() -> None:
-    study = made.study_of(Settings(quick=True, seed=100, seeds=3))
+    study = made.study_of(made.Quick(seed=100, seeds=3))
     assert [s.seed for s in study.seeds(study.spec())] == [100, 101, 102]
     assert {s.seed for unit in study.tune("before").units for s in unit} == {100, 101, 102}
 

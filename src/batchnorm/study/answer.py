@@ -123,7 +123,8 @@ def sentences(
         verdicts = [finding.verdict() for finding in findings.values()]
         measured = len(verdicts) - verdicts.count("not measured")
         held = verdicts.count("holds") + verdicts.count("passes")
-        first = f"On {study.data.name}, {measured} claims were measured; {held} of them hold."
+        claims = "1 claim was" if measured == 1 else f"{measured} claims were"
+        first = f"On {study.data.name}, {claims} measured; {held or 'none'} of them hold{'s' if held < 2 else ''}."
         return [first, next((f.summary or f.skipped for f in findings.values()), ""), last]
     return [_first_sentence(study, findings, seconds), _second_sentence(study, findings), last]
 
@@ -158,7 +159,7 @@ def _size(study: Study) -> str:
         return ""
     hidden = study.settings.hidden
     widths = f"{hidden[0]} units" if len(set(hidden)) == 1 else " and ".join(map(str, hidden)) + " units"
-    return f" with {len(hidden)} hidden layers of {widths}"
+    return f" with {len(hidden)} hidden {'layer' if len(hidden) == 1 else 'layers'} of {widths}"
 
 
 def _article(part: str) -> str:

@@ -23,6 +23,15 @@ def number(value: float) -> str:
     return text.replace("-", "−").replace("inf", "∞")
 
 
+def the(part: str) -> str:
+    """Return the part of a claim as sentences name it.
+
+    >>> the("ReLU network"), the("your model")
+    ('the ReLU network', 'your model')
+    """
+    return part if part.startswith("your ") else f"the {part}"
+
+
 def quantity(value: float, unit: str) -> str:
     """Return a number with its unit, which is singular behind a 1.
 
@@ -74,10 +83,15 @@ class Effect:
 
     @property
     def median(self) -> tuple[float, float]:
-        """The least and the most that the median over seeds can be."""
+        """The least and the most that the median over seeds can be.
+
+        Of an even number of samples, each number between the middle two is a median. Where both of these are known it
+        is the one halfway between; where not, the bounds are those of all.
+        """
         if not self.least:
             return self.lowest, math.inf
-        return _median(self.least), _median(self.most)
+        low, high = statistics.median(self.least), statistics.median(self.most)
+        return (low, high) if low == high else (statistics.median_low(self.least), statistics.median_high(self.most))
 
     @property
     def lowest(self) -> float:
@@ -194,11 +208,6 @@ def _turned_over(low: float, high: float) -> tuple[float, float]:
     return 0.0 if math.isinf(high) else 1.0 / high, math.inf if low <= 0.0 else 1.0 / low
 
 
-def _median(values: Sequence[float]) -> float:
-    low, high = statistics.median_low(values), statistics.median_high(values)
-    return low if low == high else (low + high) / 2
-
-
 @dataclass(frozen=True)
 class Finding:
     """What one claim found.
@@ -234,13 +243,13 @@ class Finding:
         return {part: agreed(e.verdict() for e in self.effects if e.decides and e.part == part) for part in names}
 
     def verdict(self) -> Verdict:
-        """Return what all parts agree on; "mixed" where one holds and another does not."""
+        """Return the verdict that all parts share; "mixed" where they have different ones."""
         if self.skipped:
             return "not measured"
-        verdict = agreed(self.parts().values())
-        if not self.check:
-            return verdict
-        return {"holds": "passes", "does not hold": "fails", "mixed": "fails"}.get(verdict, verdict)  # type: ignore[return-value]
+        verdicts = set(self.parts().values()) or {"undecided"}
+        if self.check:
+            return "passes" if verdicts == {"holds"} else "fails" if "does not hold" in verdicts else "undecided"
+        return verdicts.pop() if len(verdicts) == 1 else "mixed"
 
 
 def agreed(verdicts: Iterable[Verdict]) -> Verdict:

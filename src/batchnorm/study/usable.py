@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from batchnorm.study.curves import score
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Effect, quantity
+from batchnorm.study.findings import Effect, quantity, the
 from batchnorm.study.training import Spec
 
 EXTENSIONS = 2  # points that a grid is continued by on either side, at the most
@@ -74,9 +74,9 @@ def range_sentence(effect: Effect, points: str) -> str:
     """Return the finding about a range in one sentence; `points` are what it is a range of."""
     if effect.obstacle or effect.bound == "unknown":
         why = effect.obstacle or "both reach the end of what was tried"
-        return f"In the {effect.part}, the ranges of {points} that work cannot be compared: {why}."
+        return f"In {the(effect.part)}, the ranges of {points} that work cannot be compared: {why}."
     return (
-        f"In the {effect.part}, the range of {points} that work {wider(effect)} with batch normalization (a decade is "
+        f"In {the(effect.part)}, the range of {points} that work {wider(effect)} with batch normalization (a decade is "
         "a factor of ten)."
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import LEAST_WAY, Range, Study
-from batchnorm.study.findings import Effect
+from batchnorm.study.findings import Effect, the
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
 
@@ -88,7 +88,7 @@ def diverged(part: str, sides: Mapping[str, Sequence[float]]) -> list[str]:
     """Return a sentence for each side of a network, "without" or "with", whose runs have diverged in part."""
     counts = {word: sum(map(math.isnan, values)) for word, values in sides.items()}
     return [
-        f"In the {part}, {count} of {len(sides[word])} runs {word} batch normalization diverged, and say nothing."
+        f"In {the(part)}, {count} of {len(sides[word])} runs {word} batch normalization diverged, and say nothing."
         for word, count in counts.items()
         if count
     ]

@@ -16,7 +16,7 @@ from batchnorm.batch_size.training import FIRST
 from batchnorm.study import noise_probe, pictures
 from batchnorm.study.data import split
 from batchnorm.study.design import HALF_DECADE, Study
-from batchnorm.study.findings import Claim, Effect, Finding
+from batchnorm.study.findings import Claim, Effect, Finding, the
 from batchnorm.study.timing import of_rows
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Tuning, obstacles
@@ -199,7 +199,7 @@ def measure(study: Study) -> Finding:
 def _summary(study: Study, seeds: Sequence[_Seed]) -> str:
     said, fitted_sizes = ([getattr(s.noise, "value", math.nan) for s in seeds], [s.law.critical for s in seeds])
     return (
-        f"In the {study.named(study.main)}, larger batches save steps nearly in proportion up to about "
+        f"In {the(study.named(study.main))}, larger batches save steps nearly in proportion up to about "
         f"{_range(fitted_sizes)}, by the steps counted; the noise of the gradients predicts {_range(said)}."
     )
 

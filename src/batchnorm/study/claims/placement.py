@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, number, ratios
+from batchnorm.study.findings import Claim, Effect, Finding, number, ratios, the
 from batchnorm.study.networks import Placement
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import obstacles
@@ -50,7 +50,7 @@ def measure(study: Study) -> Finding:
 def _summary(effects: list[Effect]) -> str:
     words = {"holds": "before the activation is faster", "does not hold": "after the activation is faster"}
     sentences = [
-        f"in the {e.part}, {words.get(e.verdict(), 'neither place is clearly faster')} "
+        f"in {the(e.part)}, {words.get(e.verdict(), 'neither place is clearly faster')} "
         f"(steps after ÷ before: {e.headline()})"
         for e in effects
     ]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, number
+from batchnorm.study.findings import Claim, Effect, Finding, number, the
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import obstacles
 
@@ -39,7 +39,7 @@ def measure(study: Study) -> Finding:
     return Finding(
         effects=tuple(effects),
         numbers={"networks": networks, "score": metric.name, "guess": study.guess, "reach": study.reach()},
-        summary=f"In the {effects[0].part}, the best test {metric.name} " + _difference(effects[0], medians),
+        summary=f"In {the(effects[0].part)}, the best test {metric.name} " + _difference(effects[0], medians),
         notes=("The step is chosen by the validation score (early stopping), and so is the learning rate.",),
     )
 

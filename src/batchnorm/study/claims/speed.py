@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from batchnorm.study import pictures
 from batchnorm.study.curves import SIDES, draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, number, ratios, times
+from batchnorm.study.findings import Claim, Effect, Finding, number, ratios, the, times
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Tuning, obstacles
 
@@ -51,8 +51,8 @@ def _summary(study: Study, effect: Effect) -> str:
     if math.isinf(goal):
         return f"No run learns to predict better than guessing, which scores {study.metric.name} {number(study.guess)}."
     if effect.bound == "unknown":
-        return f"In the {effect.part}, too few seeds arrive at {study.metric.name} {number(goal)} to compare steps."
-    return f"In the {effect.part}, batch normalization takes {_times(effect)} to {study.metric.name} {number(goal)}."
+        return f"In {the(effect.part)}, too few seeds arrive at {study.metric.name} {number(goal)} to compare steps."
+    return f"In {the(effect.part)}, batch normalization takes {_times(effect)} to {study.metric.name} {number(goal)}."
 
 
 def _effects(study: Study, part: str, sides: Mapping[str, Tuning]) -> list[Effect]:
@@ -85,7 +85,7 @@ def _note(study: Study, network: Mapping[str, Any]) -> str:
         f"{network['budgets'][side]:,} steps)"
         for side, (word, *_) in SIDES.items()
     ]
-    return f"In the {network['name']}, " + ", ".join(words) + "."
+    return f"In {the(network['name'])}, " + ", ".join(words) + "."
 
 
 def arrived(steps: Sequence[float]) -> str:
