@@ -7,10 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from batchnorm.study.data import DataError, Dataset, split
 from batchnorm.study.scores import Metric, guessing
@@ -34,6 +30,12 @@ class References:
 
 
 def _models(data: Dataset) -> dict[str, Any]:
+    # Imported by the worker that fits them, while others train.
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if data.task == "classification":
         linear: Any = LogisticRegression(max_iter=1000)
         forest: Any = RandomForestClassifier(n_estimators=50, random_state=0)
