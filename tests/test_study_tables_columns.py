@@ -27,6 +27,7 @@ SPELLINGS = {
     "codes": (["5 EUR", "3 EUR"], "currency", [5, 3]),
     "unit": (["12 kg", "5kg", "3 kg"], "unit kg", [12, 5, 3]),
     "plural": (["3 years", "1 year", "10 years"], "unit years", [3, 1, 10]),
+    "powers of ten": (["300k", "1.5 M", "950"], "powers of ten (M, k)", [3e5, 1.5e6, 950]),
     "minus sign": (["−5", "3", "4"], "plain", [-5, 3, 4]),
     "malformed": (["1,2", *["1,234.5"] * 9], "thousands separators", [NAN, *[1234.5] * 9]),
     "other unit": (["9 lb", *["2 kg"] * 9], "unit kg", [NAN, *[2] * 9]),
@@ -162,7 +163,7 @@ WARNINGS = {
     ),
     "spellings of classes": (columns(y=["yes", "Yes", "no"] * 20), 'y: are these one category each? "Yes" and "yes"'),
     "copies of a column": (columns(c=A), "columns with the same cells: a and c"),
-    "copies of rows": (columns(a=A // 1, b=np.zeros(ROWS)), "rows the same as others: the same row may be"),
+    "copies of rows": (columns(a=A // 1, b=np.zeros(ROWS)), "copies of other rows: "),
     "counts": (columns(y=COUNTS), "y: its 14 whole numbers are read as quantities; --task classification"),
     "few whole numbers": (
         columns(y=np.arange(ROWS) % 6 + 3),

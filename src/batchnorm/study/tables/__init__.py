@@ -14,6 +14,9 @@ from batchnorm.study.tables.text import profile_text
 __all__ = ["Column", "Profile", "Recipe", "from_frame", "inspect", "profile_text", "table"]
 
 
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+
+
 def inspect(
     path: Path,
     target: str | None = None,
@@ -36,8 +39,8 @@ def inspect(
         DataError: in one line, if the file cannot be read. Other problems stand in the profile.
     """
     reading = read_table(path, header)
-    name = printable(path.name.split(".")[0] or path.name)
-    return profile_of(reading, name, target, task, drop=drop)
+    stem = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    return profile_of(reading, printable(stem), target, task, drop=drop)
 
 
 def table(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from batchnorm.study.data import Task
 from batchnorm.study.tables.columns import Cells
-from batchnorm.study.tables.layout import plural, printable
+from batchnorm.study.tables.layout import printable
 from batchnorm.study.tables.recipe import Column
 
 LEAK = 0.99  # of the way from guessing to a perfect prediction, on rows that were not fitted to
@@ -143,9 +143,7 @@ def repeated(columns: Sequence[Cells], target: str) -> list[str]:
     lines = [f"columns with the same cells: {listed(said)}"] if said else []
     rows = pd.DataFrame(hashes).duplicated() if len(hashes) > 1 else np.zeros(1, dtype=bool)
     if rows.mean() > COPIES:
-        lines.append(
-            f"{plural(int(rows.sum()), 'row')} the same as others: the same row may be trained on and tested on"
-        )
+        lines.append(f"copies of other rows: {rows.sum():,}; the same row may be trained on and tested on")
     return lines
 
 

@@ -19,6 +19,7 @@ MOST_WORDS = 5  # named in a note
 SIGNS = "$€£¥₹₽₩₺₿¢"
 CODES = ("USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "CAD", "AUD")
 GROUPS = " '’\u00a0\u202f"  # between thousands, beside the comma and the point
+MAGNITUDES = {"k": "e3", "K": "e3", "M": "e6", "mn": "e6", "Mio": "e6", "B": "e9", "bn": "e9"}  # 1.5M
 _NUMBER = re.compile(
     rf"""(?P<open>\()?(?P<sign>[-+−]\s?)?(?P<before>[{SIGNS}]|{"|".join(CODES)})?\s?(?P<inner>[-+−])?
     (?P<body>\d[\d.,{GROUPS}]*|[.,]\d+)(?P<exponent>[eE][-+]?\d+)?
@@ -82,10 +83,8 @@ def _written(counts: Mapping[str, int], present: Mapping[str, int], comma: bool)
     if sum(present[text] for text in matches) < MOSTLY * total:
         return None
     unit, forms = _unit(matches, present)
-    matches = {
-        text: match for text, match in matches.items()
-        if (match["after"] or "") in ("", "%", *SIGNS, *CODES, *forms) and bool(match["open"]) == bool(match["close"])
-    }  # fmt: skip
+    after = {"", "%", *SIGNS, *CODES, *MAGNITUDES, *forms}
+    matches = {text: match for text, match in matches.items() if (match["after"] or "") in after and _closed(match)}
     point = {text for text, match in matches.items() if _POINT.fullmatch(match["body"].strip(GROUPS))}
     comma_style = {text for text, match in matches.items() if _COMMA.fullmatch(match["body"].strip(GROUPS))}
     only_point, only_comma = (sum(present[t] for t in texts) for texts in (point - comma_style, comma_style - point))
@@ -98,11 +97,15 @@ def _written(counts: Mapping[str, int], present: Mapping[str, int], comma: bool)
     return _spelled(counts, {text: present[text] for text in numeric}, ", ".join(words) or "plain", replace)
 
 
+def _closed(match: re.Match[str]) -> bool:
+    return bool(match["open"]) == bool(match["close"])
+
+
 def _unit(matches: Mapping[str, re.Match[str]], present: Mapping[str, int]) -> tuple[str, tuple[str, ...]]:
     """Return the unit that most numbers have after them, and the forms it comes in: year and years, longest first."""
     forms: Counter[str] = Counter()
     for text, match in matches.items():
-        if match["after"] and match["after"] not in ("%", *SIGNS, *CODES):
+        if match["after"] and match["after"] not in ("%", *SIGNS, *CODES, *MAGNITUDES):
             forms[match["after"]] += present[text]
     stems: Counter[str] = Counter()
     for form, count in forms.items():
@@ -120,6 +123,7 @@ def _replacements(
     matches: Iterable[re.Match[str]], forms: tuple[str, ...], decimal_comma: bool
 ) -> tuple[list[str], tuple[tuple[str, str], ...]]:
     """Return what the numbers hold beside digits, in words, and what has to be replaced in them."""
+    matches = list(matches)
     text = "\n".join(match.group() for match in matches)
     bodies = "\n".join(match["body"] for match in _NUMBER.finditer(text))
     currency = [sign for sign in (*CODES, *SIGNS) if sign in text]
@@ -130,6 +134,12 @@ def _replacements(
         names, replace = [*names, "percent"], [*replace, ("%", "")]
     if currency:
         names, replace = [*names, "currency"], [*replace, *((sign, "") for sign in currency)]
+    powers = sorted({match["after"] for match in matches} & MAGNITUDES.keys(), key=lambda form: (-len(form), form))
+    if powers:
+        names, replace = (
+            [*names, f"powers of ten ({', '.join(powers)})"],
+            [*replace, *((p, MAGNITUDES[p]) for p in powers)],
+        )
     spaces = [space for space in GROUPS if space in text]
     if grouping in bodies or re.search(rf"\d[{GROUPS}]\d", bodies):
         names += ["thousands separators"]

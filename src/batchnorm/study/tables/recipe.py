@@ -28,7 +28,8 @@ class Column:
         note: What was done to it, or why it was dropped, in words.
         parse: How its numbers are written, in words: "plain", "percent", "currency", "decimal comma", ...
         replace: Pairs (old, new) of strings that are replaced one after another before a cell is read as a number.
-        missing: Cells, beside empty ones, that are read as missing.
+        missing: Cells, beside empty ones, that are read as missing; so is whatever else is no number, in a column of
+            numbers.
         gaps: How many cells are missing, in the rows that are kept.
         fill: What stands for a missing number (or, in days, date or time): the median.
         categories: The features of a column of categories, in order. A text that is not among them is "other", a
