@@ -34,7 +34,7 @@ def network(study: Study, setting: Setting) -> nn.Sequential:
 def advised(study: Study, setting: Setting) -> Setting:
     """Return the setting with the batch size that `advise` names, and the learning rate that goes with it.
 
-    A model of the user's own, and data on which nothing can be measured, keep the study's batch size.
+    A model of the user's own keeps the study's batch size, and so do data on which the advice has low confidence.
     """
     if setting.activation == "own":
         return setting
@@ -54,6 +54,8 @@ def advised(study: Study, setting: Setting) -> Setting:
     try:
         advice = advise(model, loss, loader, optimizer, budget_s=budget, progress=False)
     except BatchNormError:
+        return setting
+    if advice.confidence == "low":
         return setting
     rate = float(f"{setting.rate * (advice.learning_rate_factor or 1.0):.2g}")
     reason = (

@@ -82,7 +82,7 @@ class Settings:
     def rates(self, network: str) -> list[float]:
         """Return the learning rates that every side of a comparison is tried at; grids grow where the best is last."""
         shift = SHIFT[self.optimizer]
-        low, high = {"sigmoid": (-2.0, 2.0), "own": (-3.0, 0.5)}.get(network, (-2.5, 0.5))
+        low, high = {"sigmoid": (-1.0, 1.0), "own": (-3.0, 0.0)}.get(network, (-2.0, 0.0))
         return self.grid(low + shift, high + shift)
 
 
