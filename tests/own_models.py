@@ -39,6 +39,10 @@ def binary() -> Any:
     return x, (x[:, 0] > 0.0).astype(int)
 
 
+def random_data() -> Any:
+    return torch.randn(ROWS, 3), np.random.rand(ROWS)
+
+
 def values() -> Any:
     x, _ = binary()
     return x, 100.0 + 20.0 * x[:, 0]

@@ -1,12 +1,13 @@
 """What a `--data` factory may return, and what a study reads from it: arrays, tensors, datasets, loaders."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 import own_models
 import tolerance
@@ -119,6 +120,14 @@ def test_a_loader_with_a_sampler_of_its_own_is_read_as_it_is() -> None:
     assert arrays.from_arrays("my:make", DataLoader(own_models.Stream(), batch_size=16)).batch_size == 16
 
 
+def test_no_example_of_a_weighted_loader_is_read_twice() -> None:
+    x, y = (torch.from_numpy(part) for part in own_models.binary())
+    sampler = WeightedRandomSampler([0.1] * 60 + [0.9] * 60, len(x), replacement=True)
+    data = arrays.from_arrays("my:make", DataLoader(TensorDataset(x, y), batch_size=16, sampler=sampler))
+    assert np.array_equal(data.x, x)
+    assert "the weights of the DataLoader's sampler are left out" in data.notes[0]
+
+
 def test_batches_padded_to_different_lengths_are_padded_to_one() -> None:
     data = arrays.from_factory("own_models:padded_loader")
     ids, mask = data.x[:, :5], data.x[:, 5:]
@@ -177,3 +186,30 @@ def test_what_a_data_factory_may_not_return(case: str) -> None:
     assert message in str(caught.value)
     assert "my:make" in str(caught.value) or case == "rows"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("raises", "`--data own_models:raises` failed: RuntimeError: out of cheese (own_models.py"),
+        ("exits", "`--data own_models:exits` failed: it called sys.exit(3); let it raise an exception, or return"),
+        ("nothing", "`--data own_models:nothing` cannot be imported: AttributeError"),
+        ("three", "`--data own_models:three` must return a pair (x, y)"),
+    ],
+)
+def test_what_a_data_factory_raises_is_told_in_one_line(factory: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        arrays.from_factory(f"own_models:{factory}")
+    assert "\n" not in str(caught.value)
+
+
+def test_data_that_are_not_from_a_factory_are_not_said_to_be() -> None:
+    with pytest.raises(DataError, match=r"^your data must return a pair \(x, y\) of arrays"):
+        arrays.from_arrays("your data", 3)
+
+
+def test_random_numbers_of_a_factory_are_seeded_and_brought_back() -> None:
+    before = torch.get_rng_state()
+    one, two = (arrays.from_factory("own_models:random_data") for _ in range(2))
+    assert np.array_equal(one.x, two.x)
+    assert torch.equal(torch.get_rng_state(), before)

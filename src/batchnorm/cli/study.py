@@ -21,6 +21,7 @@ class Metric(StrEnum):
     auc = "auc"
     skill = "skill"
     r2 = "r2"
+    loss = "loss"
 
 
 class Activation(StrEnum):

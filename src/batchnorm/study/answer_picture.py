@@ -32,15 +32,17 @@ class Line(NamedTuple):
         return self.curve["steps"][-1]
 
 
-def arrival(curve: Mapping[str, Any], goal: float) -> float:
+def arrival(curve: Mapping[str, Any], goal: float | None) -> float:
     """Return the first step at which a median curve is at the goal, if it ends there too; infinity otherwise.
+
+    There is no goal where no run has learned anything.
 
     >>> arrival({"steps": [1, 10, 100], "median": [0.1, 0.96, 0.97]}, 0.95)
     10
     >>> arrival({"steps": [1, 10, 100], "median": [0.1, 0.96, None]}, 0.95)
     inf
     """
-    if curve["median"][-1] is None or curve["median"][-1] < goal:
+    if goal is None or curve["median"][-1] is None or curve["median"][-1] < goal:
         return math.inf
     pairs = zip(curve["steps"], curve["median"], strict=True)
     return next(step for step, score in pairs if score is not None and score >= goal)
@@ -71,9 +73,12 @@ def lines(explored: Mapping[str, Any]) -> dict[str, Line]:
 
 
 def main_network(results: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
-    """Return the name of the network that the answer is for, and what was explored of it; None if nothing was."""
+    """Return the name of the network that the answer is for, and what was explored of it.
+
+    None where nothing was explored, or no run has learned anything that would make a goal.
+    """
     for network, explored in (results.get("explore") or {}).items():
-        if all(explored["sides"].get(side) for side in LOOKS):
+        if explored["goal"] is not None and all(explored["sides"].get(side) for side in LOOKS):
             return str(explored.get("name") or NETWORKS.get(network, network)), explored
     return None
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
 from batchnorm.study.arrays import Array, Batch, check_size, divided, listed, owner
@@ -18,8 +18,8 @@ CHECKED_EVERY = 2**26  # bytes
 def read(name: str, source: "TorchDataset[Any] | DataLoader[Any]", notes: list[str]) -> tuple[Batch, int | None]:
     """Read a dataset or a loader, and return its contents and the batch size of the loader.
 
-    A loader that only shuffles is read in the order of its dataset, so that each example comes once, the last batch
-    included; a loader with a sampler of its own is read as it is.
+    A loader that shuffles, or draws examples more than once, is read in the order of its dataset: each example comes
+    once, those of the last batch too, and none is both trained on and tested on. Other samplers are left as they are.
 
     Args:
         name: Of the factory that returned it.
@@ -48,6 +48,8 @@ def read(name: str, source: "TorchDataset[Any] | DataLoader[Any]", notes: list[s
     if not batches:
         raise DataError(f"{owner(name)} returned an empty {type(source).__name__}")
     check_size(name, size)
+    if isinstance(getattr(source, "sampler", None), WeightedRandomSampler):
+        notes.append("each example read once: the weights of the DataLoader's sampler are left out")
     return _joined(name, batches, notes), _batch_size(source, batches)
 
 
@@ -56,7 +58,7 @@ def _in_order(source: "TorchDataset[Any] | DataLoader[Any]") -> Iterable[Any]:
         return DataLoader(source, batch_size=AT_A_TIME)
     if isinstance(source.dataset, IterableDataset) or source.batch_size is None:
         return source
-    if not isinstance(source.sampler, SequentialSampler | RandomSampler):
+    if not isinstance(source.sampler, SequentialSampler | RandomSampler | WeightedRandomSampler):
         return source
     return DataLoader(source.dataset, batch_size=source.batch_size, collate_fn=source.collate_fn)
 
