@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -131,6 +131,21 @@ class Forked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = torch.tanh(self.hidden(x))
         return self.a(hidden) + self.b(hidden)
+
+
+class Output(NamedTuple):
+    """What a model of Hugging Face returns, but for a loss and hidden states."""
+
+    logits: Tensor
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.model = mlp(inputs, outputs)
+
+    def forward(self, x: Tensor) -> Output:
+        return Output(self.model(x))
 
 
 class OneLogit(nn.Module):

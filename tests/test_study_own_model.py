@@ -50,6 +50,7 @@ def one_thread() -> Iterator[None]:
         ("binary", "lazy", "accuracy"),
         ("binary", "own_norm", "accuracy"),
         ("binary", "Functional", "accuracy"),
+        ("binary", "Wrapped", "accuracy"),
         ("binary", "InPlace", "accuracy"),
         ("values", "mlp", "r2"),
         ("values", "OneLogit", "r2"),
@@ -80,6 +81,13 @@ def test_models_of_all_kinds_learn_on_both_sides(data: str, model: str, score: s
 )
 def test_where_batch_normalization_can_be_put(model: str, stays: bool) -> None:
     assert prepared("binary", model)[0].own_normalizes is stays
+
+
+def test_where_layers_that_are_put_in_see_padding_that_is_noted() -> None:
+    note = "the layers that the study puts in take no mask: what is padding enters their statistics"
+    assert prepared("lengths", "Recurrent")[0].datasets["main"].notes[-1] == note
+    for data, model in (("sequences", "Masked"), ("binary", "mlp")):
+        assert note not in prepared(data, model)[0].datasets["main"].notes
 
 
 def test_a_mask_reaches_the_layers_that_a_model_hands_it_to() -> None:

@@ -93,6 +93,7 @@ class OwnModel(nn.Module):
         arguments, keywords = self.arguments(x)
         with blaming("--model", self.name, failing):
             output: Any = self.model(*arguments, **keywords)
+        output = getattr(output, "logits", output)  # of the models of Hugging Face
         if not isinstance(output, Tensor):
             raise DataError(f"`--model {self.name}` must return a tensor, got {type(output).__name__}")
         single = self.outputs == 1 or self.logit

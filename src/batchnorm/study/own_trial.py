@@ -52,6 +52,7 @@ def _outputs(model: str, data: Dataset) -> int:
     arguments, keywords = own.arguments(torch.from_numpy(data.x[:4].astype(np.float32)))
     with blaming("--model", model, "does not take x"), torch.no_grad():
         output: Any = own.model(*arguments, **keywords)
+    output = getattr(output, "logits", output)
     if not isinstance(output, Tensor) or output.ndim not in (1, 2) or len(output) != 4:
         got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise DataError(f"`--model {model}` must return shape (4,) or (4, K) for 4 rows, got {got}")
@@ -59,7 +60,11 @@ def _outputs(model: str, data: Dataset) -> int:
 
 
 def tried(problem: Problem, spec: Spec) -> Problem:
-    """Try the user's model in prediction and in training, and say whether batch normalization can move in it.
+    """Try the user's model in prediction and in training, and note what is particular to it.
+
+    Returns:
+        The problem that says whether batch normalization can move in the model, with a note where layers that the study
+        puts in do not know what is padding.
 
     Raises:
         DataError: in one line, if no run could be trained with it.
@@ -73,11 +78,20 @@ def tried(problem: Problem, spec: Spec) -> Problem:
     _predict(name, network, rows)
     _train(name, network, rows)
     if not problem.own_normalizes:
+        problem = _noted(problem, spec.data)
         try:
             build(problem, Rows.of(data, [replace(spec, placement="after")]))
         except DataError:  # activations that are functions can be normalised before, not after
             return replace(problem, own_normalizes=True)
     return problem
+
+
+def _noted(problem: Problem, key: str) -> Problem:
+    data = problem.datasets[key]
+    if all(part.kind == "values" for part in data.inputs[1:]):
+        return problem
+    note = "the layers that the study puts in take no mask: what is padding enters their statistics"
+    return replace(problem, datasets={**problem.datasets, key: replace(data, notes=(*data.notes, note))})
 
 
 def _check_parameters(name: str, model: nn.Module, other: nn.Module) -> None:
