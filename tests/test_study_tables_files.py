@@ -21,7 +21,7 @@ import pytest
 
 from batchnorm.study.data import DataError
 from batchnorm.study.tables import content, from_frame, inspect, table
-from batchnorm.study.tables.recipe import encode
+from batchnorm.study.tables.recipe import encode, read
 from table_files import NUMBERS, ROWS, A, B, Y, column, columns, csv, dataset_of, profiled
 
 PLAIN = csv()
@@ -342,6 +342,8 @@ def test_data_frames() -> None:
     assert [c.name for c in from_frame(frame.set_axis(pairs, axis=1), "y").profile] == ["a x", "a z", "y"]
     assert data.recipe is not None
     assert np.array_equal(encode(data.recipe, frame)[0], data.x)
+    with pytest.raises(ValueError, match="a data frame, which no file holds: encode the frame itself"):
+        read(data.recipe)
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,19 @@ class Recipe:
 
 
 def read(recipe: Recipe, source: Any = None) -> pd.DataFrame:
-    """Read the file of a recipe, or the `source` (a buffer) that holds its content."""
+    """Read the file of a recipe, or the `source` (a buffer) that holds its content.
+
+    Raises:
+        ValueError: if the recipe is that of a data frame: `encode` takes the frame itself, with `recipe.names`.
+    """
     source = recipe.path if source is None else source
     names = list(recipe.names)
     if recipe.reader == "csv":
         return pd.read_csv(source, names=names, **recipe.read)
     if recipe.reader == "excel":
         return pd.read_excel(source, names=names, **recipe.read)
+    if recipe.reader == "frame":
+        raise ValueError("the table was a data frame, which no file holds: encode the frame itself")
     if recipe.reader == "parquet":
         from pyarrow import parquet
 
