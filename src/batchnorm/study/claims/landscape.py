@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from batchnorm.study import labels, pictures, watched
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import Study
-from batchnorm.study.findings import Claim, Effect, Finding, known, number, times
+from batchnorm.study.findings import Claim, Effect, Finding, known, number, the, times
 from batchnorm.study.gradients import batch, between_steps, flat, loss_and_gradients, norms, put
 from batchnorm.study.networks import Placement
 from batchnorm.study.optimizers import ReplicaOptimizer
@@ -157,7 +158,7 @@ def measure(study: Study) -> Finding:
         effects=tuple(effects),
         numbers=numbers,
         notes=tuple(notes),
-        summary=f"In the {study.named(study.main)}, the loss along a gradient step varies {_times(head)} with batch "
+        summary=f"In {the(study.named(study.main))}, the loss along a gradient step varies {_times(head)} with batch "
         "normalization than without.",
     )
 
@@ -180,21 +181,17 @@ def _settings(study: Study) -> list[dict[str, Any]]:
 
 
 def _score_note(settings: Sequence[Mapping[str, Any]], score: str, part: str) -> str:
-    """Return in words whether the smoothest way to train is the one with the best score."""
-    smoothest, best = settings[0], max(settings, key=lambda row: row["score"])
-    ranked = f"of {len(settings)} ways to train the {part}, the smoothest ({_row(smoothest)})"
-    if best is smoothest:
-        return f"Smoother is also more accurate here: {ranked} has the best test {score}."
-    rivals = [row for row in settings if row["score"] > smoothest["score"]]
+    """Return in words in how many pairs of ways to train the smoother one has the higher score."""
+    pairs = list(combinations(settings, 2))
+    agree = sum(smoother["score"] > other["score"] for smoother, other in pairs)
+    always = "also" if agree == len(pairs) else "not always"
+    counted = f"{agree} of {len(pairs)} pairs" if len(pairs) > 1 else f"{agree} of the 1 pair"
+    rows = (f"{row['name']} ({number(row['beta'])}; {number(row['score'])})" for row in settings)
     return (
-        f"Smoother is not always more accurate: {ranked} has a lower test {score} than {len(rivals)} of the others, "
-        f"the best of which is number {settings.index(best) + 1} in smoothness ({_row(best)})."
+        f"Smoother is {always} more accurate: in {counted} of ways to train the {part}, the smoother one has the "
+        f"higher test {score}. The smoothest first, with the largest change of the gradient ÷ distance, and the score: "
+        f"{', '.join(rows)}."
     )
-
-
-def _row(row: Mapping[str, Any]) -> str:
-    beta = number(float(f"{row['beta']:.2g}"))
-    return f"{row['name']}: change of the gradient ÷ distance {beta}, score {number(row['score'])}"
 
 
 def picture(finding: Finding) -> Figure:
