@@ -67,6 +67,7 @@ bench: $(READY)  ## Time the layer beside torch's, Keras' and Flax' own, its opt
 	$(BIN)/python benchmarks/options.py
 	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/keras_layers.py; done
 	$(BIN)/python benchmarks/batch_size_finders.py
+	$(BIN)/python benchmarks/study_coverage.py
 
 clean:  ## Remove the environment and everything generated
 	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis src/batchnorm/kernels/*.so
