@@ -233,9 +233,17 @@ def test_verdicts_together(verdicts: list[Verdict], together: str) -> None:
 
 def test_checks_pass_and_fail() -> None:
     yes, no = Effect.of("y", ABOVE, 1.0), Effect.of("n", ABOVE, 9.0)
-    cases = {"passes": (yes,), "fails": (no,), "undecided": (Effect.of("m", (0.5, *ABOVE[1:]), 1.0),)}
-    for verdict, effects in cases.items():
-        assert Finding(effects).scheduled((6,), check=True).verdict() == verdict
+    for verdict, samples, side in (
+        ("passes", ABOVE, "above"),
+        ("passes", ABOVE[:2], "above"),  # so few that they make no interval
+        ("fails", ABOVE, "below"),
+        ("fails", (*ABOVE, *ABOVE, 0.5), "above"),  # a single one
+        ("fails", (*ABOVE, NAN), "above"),
+        ("fails", (0.1, 1.0), "below"),
+        ("passes", (0.1, 0.9), "below"),
+        ("undecided", (), "above"),
+    ):
+        assert Finding((Effect.of("e", samples, 1.0, side),)).scheduled((6, 12), check=True).verdict() == verdict
     apart = (replace(yes, part="a"), replace(no, part="b"))
     assert Finding(apart).scheduled((6,), check=True).verdict() == "fails"
     assert Finding(apart).scheduled((6,), check=False).verdict() == "mixed"

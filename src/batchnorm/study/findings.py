@@ -60,6 +60,7 @@ class Effect:
         unit: Printed behind the number: "×", " decades", " points".
         obstacle: Why there can be no verdict whatever the numbers; "" if there can.
         schedule: The looks of the study that the samples belong to; empty: the samples were looked at once.
+        check: Whether it checks the layer, so that each sample must lie on the claimed side, not only the median.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Effect:
     unit: str = ""
     obstacle: str = ""
     schedule: tuple[int, ...] = ()
+    check: bool = False
 
     @classmethod
     def of(cls, name: str, samples: Iterable[float], threshold: float, side: Side = "above", **more: Any) -> "Effect":
@@ -117,7 +119,13 @@ class Effect:
         return max(low, self.lowest), high
 
     def verdict(self) -> Verdict:
-        """Return "holds" if the whole interval lies on the claimed side, "does not hold" if on the other."""
+        """Return "holds" if the whole interval lies on the claimed side, "does not hold" if on the other.
+
+        A check holds if every sample lies on the claimed side, and else does not.
+        """
+        if self.check and self.least:
+            above, below = min(self.least) > self.threshold, max(self.most) < self.threshold
+            return "holds" if (above if self.side == "above" else below) else "does not hold"
         low, high = self.interval()
         above, below = low > self.threshold, high < self.threshold
         if self.obstacle or not (above or below):
@@ -230,7 +238,8 @@ class Finding:
 
     def scheduled(self, schedule: tuple[int, ...], *, check: bool) -> "Finding":
         """Return the finding with the looks of its study, which the intervals depend on."""
-        return replace(self, effects=tuple(replace(e, schedule=schedule) for e in self.effects), check=check)
+        effects = (replace(e, schedule=schedule, check=check) for e in self.effects)
+        return replace(self, effects=tuple(effects), check=check)
 
     @property
     def open(self) -> bool:
@@ -248,7 +257,7 @@ class Finding:
             return "not measured"
         verdicts = set(self.parts().values()) or {"undecided"}
         if self.check:
-            return "passes" if verdicts == {"holds"} else "fails" if "does not hold" in verdicts else "undecided"
+            return "passes" if verdicts == {"holds"} else "undecided" if verdicts == {"undecided"} else "fails"
         return verdicts.pop() if len(verdicts) == 1 else "mixed"
 
 
