@@ -183,14 +183,7 @@ def _range(low: float, high: float, lowest: float) -> str:
 
 
 def times(effect: Effect, fewer: str, more: str, same: str, *, around: bool = False) -> str:
-    """Return a ratio in words, turned over where it is below 1: "4.6 times fewer steps", "at least 2 times more steps".
-
-    Args:
-        effect: The ratio, of a known median.
-        fewer: What there is less of where the ratio is above 1.
-        more: What there is more of where it is below 1.
-        same: What is said of a ratio of 1.
-        around: Whether to add the 95 % interval, turned over like the median.
+    """Return a ratio of known median in words, turned over where it is below 1, with its interval where asked for.
 
     >>> slower = ratios("", [50.0], [100.0], budgets=(200, 200), threshold=1.5)
     >>> times(slower, "fewer steps", "more steps", "as many steps")
