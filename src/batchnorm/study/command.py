@@ -77,7 +77,7 @@ def _study(options: Options, console: Console) -> Answer:
 
 def _loading(console: Console) -> Any:
     """Say that the libraries are being imported, which takes some seconds."""
-    if not console.is_terminal:
+    if not (console.is_terminal or console.stderr):
         console.print("Loading PyTorch and scikit-learn")
     return console.status("Loading PyTorch and scikit-learn")
 

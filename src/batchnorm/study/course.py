@@ -63,9 +63,19 @@ class Course:
         counts: How many seeds each claim was decided on.
     """
 
-    def __init__(self, study: Study, claims: Sequence[Claim], watcher: Watcher | None) -> None:
-        """Plan the claims; those that cannot be measured on a model of the user's own are skipped."""
-        self._study, self._watcher = study, watcher
+    def __init__(
+        self, study: Study, claims: Sequence[Claim], watcher: Watcher | None = None, *,
+        measured: Callable[[Claim, Finding], None] = lambda _claim, _finding: None,
+    ) -> None:  # fmt: skip
+        """Plan the claims; those that cannot be measured on a model of the user's own are skipped.
+
+        Args:
+            study: What they are measured on.
+            claims: Which.
+            watcher: Told of progress.
+            measured: Called with each claim that is not skipped, when it has been measured.
+        """
+        self._study, self._watcher, self._measured = study, watcher, measured
         self.findings: dict[str, Finding] = {}
         self.counts: dict[str, int] = {}
         self._claims = {claim.id: claim for claim in claims}
@@ -138,6 +148,8 @@ class Course:
         self.findings[claim.id] = finding
         if self._watcher:
             self._watcher.measured(claim, finding)
+        if not finding.skipped:
+            self._measured(claim, finding)
 
 
 def steps_in(specs: Iterable[Spec]) -> int:

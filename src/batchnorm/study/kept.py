@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,10 @@ class Kept:
                 repr((name, data.metric, data.scaling, data.inputs, data.loss, fingerprint(data))).encode()
             )
             own.append(data.loss and data.loss.name)
-        for file in (*_package(), *(file for name in own if name is not None for file in _sources_of(name))):
-            self._base.update(file.read_bytes())
+        self._base.update(_package())
+        for name in own:
+            for file in _sources_of(name) if name is not None else ():
+                self._base.update(file.read_bytes())
 
     def file(self, chunk: Sequence[Spec]) -> Path:
         """Return where the outcomes of a chunk are, or go."""
@@ -133,9 +136,11 @@ def _versions() -> list[tuple[str, str]]:
     return versions
 
 
-def _package() -> Iterable[Path]:
-    """Return the sources of this package that training runs through."""
-    return sorted(file for part in ("study", "torch", "surgery", "kernels") for file in (SOURCES / part).glob("*.py"))
+@cache
+def _package() -> bytes:
+    """Return what tells the code of this package that training runs through from that of other versions."""
+    files = sorted(file for part in ("study", "torch", "surgery", "kernels") for file in (SOURCES / part).glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).digest()
 
 
 def _sources_of(name: str) -> Iterable[Path]:

@@ -1,23 +1,28 @@
 """The study from beginning to end: prepare, train, measure claim by claim, write the report."""
 
+import importlib
 import platform
 import shlex
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from batchnorm import __version__
 from batchnorm.outputs import plain, write_whole
-from batchnorm.study import answer, explore, own_trial, pictures, report
+from batchnorm.study import answer, explore, own_trial, report
 from batchnorm.study.advised import advised
 from batchnorm.study.course import Course, Watcher
 from batchnorm.study.data import DataError, Dataset, Task, split
 from batchnorm.study.design import Settings, Study
+from batchnorm.study.drawn import Drawn
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.folder import RUNS, open_folder
 from batchnorm.study.kept import fingerprint, write_json
@@ -148,8 +153,9 @@ def run(
         if frame.done():
             frame.result()
         study = Study(settings, Lab(problem, folder / RUNS, workers=workers, resume=resume))
-        course = Course(study, claims, watcher)
-        course.run(frame.result)
+        drawn = Drawn()
+        course = Course(study, claims, watcher, measured=drawn.draw_early)
+        course.run(partial(_first_results, frame))
     seconds = step_seconds(problem, study.spec(), sorted({size for c in claims for size in c.sizes(study)}))
     findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
@@ -165,9 +171,20 @@ def run(
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
     study_results = Results(results, timings, folder)
-    _write(study_results, claims, findings)
+    _write_numbers(study_results)
+    shown = {c.id: drawn.of(c, findings[c.id]) for c in claims if not findings[c.id].skipped}
+    report.write(folder / "index.html", study_results.shown, shown)
     study.lab.kept.tidy()
     return study_results
+
+
+def _first_results(frame: "Future[References]") -> None:
+    """Wait for what guessing and the reference models score, which may end the study before a run is kept.
+
+    Meanwhile import what `torch.optim` does when it is first used, for the advice at the end: that takes seconds.
+    """
+    threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
+    frame.result()
 
 
 def _results(
@@ -244,16 +261,10 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _write(results: Results, claims: Sequence[Claim], findings: dict[str, Finding]) -> None:
-    """Write the numbers and the scripts first, then the pictures, which take longer."""
+def _write_numbers(results: Results) -> None:
+    """Write the numbers and the scripts: whatever becomes of the pictures, these are there."""
     folder = results.folder
     write_json(folder / "results.json", results.reproducible)
     write_json(folder / "timings.json", results.timings)
     for name, text in results.timings["scripts"].items():
         write_whole(folder / {"PyTorch": "train.py", "Keras": "train_keras.py"}[name], text)
-    drawn = {
-        claim.id: pictures.inline(claim.picture(findings[claim.id]), claim.id, claim.statement, claim.caption)
-        for claim in claims
-        if not findings[claim.id].skipped
-    }
-    report.write(folder / "index.html", results.shown, drawn)
