@@ -9,6 +9,7 @@ PACKAGE = "batchnorm"
 # From the top down: an import may only point down this list. In a row joined by "+" the parts are one layer and may
 # know each other; in the others they may not.
 ROWS = [
+    "__main__",  # python -m batchnorm
     "cli",
     "study+batch_size+bench+audit+surgery",
     "torch keras jax numpy",

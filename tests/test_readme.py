@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
+from batchnorm.study.claims import speed
+from batchnorm.study.design import Settings
 from batchnorm.torch import BatchNorm1d
 
 ROOT = Path(__file__).parents[1]
@@ -27,9 +30,9 @@ def test_the_findings_are_those_of_the_committed_run() -> None:
     assert "--out docs/study/digits" in update.results()["command"]
 
 
-def test_the_code_runs() -> None:
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [c for c in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL) if "keras" not in c]
-    layer, tools, advice = found
+    layer, tools, advice, study = found
     network = torch.nn.Sequential(torch.nn.Linear(4, 8), BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
     names: dict[str, Any] = {"network": network, "inputs": torch.randn(90, 4), "labels": torch.randint(3, (90,))}
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.ReLU())
@@ -41,6 +44,14 @@ def test_the_code_runs() -> None:
     assert 1 < names["advice"].batch_size <= 90
     assert names["images"].shape == (32, 64, 56, 56)
     assert names["tokens"].shape == (16, 20, 512)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Settings, "short_steps", property(lambda _: 10))
+    monkeypatch.setattr(Settings, "steps", property(lambda _: 10))
+    monkeypatch.setattr("batchnorm.study.claims.chosen_claims", lambda _: [speed.CLAIM])
+    given = {"frame": pd.read_csv(ROOT / "examples" / "placements.csv")}
+    exec(study, given)
+    assert len(given["results"].answer) == 3
+    assert (tmp_path / "report" / "train.py").exists()
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

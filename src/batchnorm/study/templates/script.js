@@ -64,7 +64,7 @@
   // The first step at the goal, if the curve ends there too.
   function arrival(curve, goal) {
     const last = curve.median[curve.median.length - 1];
-    if (last === null || last < goal) return Infinity;
+    if (goal === null || last === null || last < goal) return Infinity;
     return curve.steps[curve.median.findIndex((score) => score !== null && score >= goal)];
   }
 
