@@ -258,4 +258,5 @@ CLAIM = Claim(
     measure=measure,
     picture=picture,
     own_model=False,
+    adds_seeds=False,
 )

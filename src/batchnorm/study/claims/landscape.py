@@ -233,4 +233,5 @@ CLAIM = Claim(
     runs=runs,
     measure=measure,
     picture=picture,
+    adds_seeds=False,
 )

@@ -120,4 +120,5 @@ CLAIM = Claim(
     measure=measure,
     picture=picture,
     own_model=False,
+    adds_seeds=False,
 )

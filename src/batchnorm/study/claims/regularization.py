@@ -240,4 +240,6 @@ CLAIM = Claim(
     measure=measure,
     picture=picture,
     own_model=False,
+    adds_seeds=False,
+    adds_seeds=False,
 )
