@@ -241,5 +241,4 @@ CLAIM = Claim(
     picture=picture,
     own_model=False,
     adds_seeds=False,
-    adds_seeds=False,
 )
