@@ -16,16 +16,17 @@ SIZES = (2, 4, 8, 16, 32, 64, 128)
 QUANTITIES = {"mean": "batch mean", "variance": "batch variance", "outputs": "outputs of the network"}
 DRAWN = 1024  # rows of a forward, a multiple of every size
 DRAWS = 4
-MOST_ROWS = 1000  # that statistics are recalibrated on: their variance is then 1/1000 of that between rows
+FIRST_LOOK = 10
+MOST_ROWS = 500  # that statistics are recalibrated on: the variance of a mean is then 1/500 of that between rows
 
 
 def looks(steps: int) -> list[int]:
-    """Return the steps at which losses are taken: every third of the evaluated ones, the last among them.
+    """Return the steps at which losses are taken: every third of the evaluated ones from the tenth on, and the last.
 
-    >>> looks(20)
-    [1, 4, 7, 12, 20]
+    >>> looks(120)
+    [10, 18, 33, 63, 120]
     """
-    return evaluated_steps(steps)[::-3][::-1]
+    return [step for step in evaluated_steps(steps)[::-3][::-1] if step >= FIRST_LOOK]
 
 
 def probe(network: nn.Module, rows: Rows, step: int) -> list[dict[str, Any]]:
