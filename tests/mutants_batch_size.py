@@ -131,19 +131,4 @@ BATCH_SIZE = [
         "        self._work.at_once = self.found.memory.largest\n",
         "",
     ),
-    Mutant(
-        "the batch size by the inverse law",
-        "study/claims/batch_size.py",
-        "left = measured - np.log1p(searched[:, None] / size)",
-        "left = measured + np.log1p(searched[:, None] / size)",
-    ),
-    Mutant(
-        "batch sizes that never arrive decide",
-        "study/claims/batch_size.py",
-        "if not (late or at_least or law.end):",
-        "if not (at_least or law.end):",
-    ),
-    Mutant(
-        "gradient noise of a batch for that of a row", "study/noise_probe.py", "per_group = group * ", "per_group = "
-    ),
 ]

@@ -59,7 +59,21 @@ PARTS = {
         "surgery_adapt",
         "surgery_transfer",
     ],
-    "study": ["study_findings", "study_training", "study_claims", "study_batch_size"],
+    "study": [
+        "study_intervals",
+        "study_findings",
+        "study_tuning",
+        "study_course",
+        "study_checks",
+        "study_claims",
+        "study_answer",
+        "study_setting",
+        "study_scores",
+        "study_training",
+        "study_references",
+    ],
+    "study-batch-size": ["study_batch_size"],
+    "study-watched": ["study_regularization"],
 }
 NATIVE = [
     "kernels/dense.py",

@@ -11,9 +11,10 @@ import suite
 from mutants import MUTANTS, Mutant
 from mutants_batch_size import BATCH_SIZE
 from mutants_native import NATIVE
+from mutants_study import STUDY
 from mutants_surgery import SURGERY
 
-EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE, *SURGERY]
+EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE, *SURGERY, *STUDY]
 SOURCE = suite.ROOT / "src" / "batchnorm"
 CACHES = shutil.ignore_patterns("__pycache__")
 
