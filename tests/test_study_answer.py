@@ -127,9 +127,7 @@ def test_where_nothing_is_learned_no_number_is_made_up() -> None:
         "better than guessing, which scores accuracy 0.5; its best test accuracy is 0.5 with and without."
     )
     assert "no run learns" in said[1]
-    assert (
-        said[2] == "No setting is recommended: none of those that were run learned enough, or none was compared."
-    )
+    assert said[2] == "No setting is recommended: none of those that were run learned enough, or none was compared."
     assert not [word for word in ("nan", "inf", "∞") if word in " ".join(said)]
 
 
