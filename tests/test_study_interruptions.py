@@ -128,6 +128,7 @@ LIMITED = STUDY.replace(
     "import signal, sys",
     """
 import resource, signal, sys
+import joblib  # which tries semaphores, as files, when it is imported
 from batchnorm.study import folder
 folder.PROBE = 10
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
