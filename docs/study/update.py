@@ -77,10 +77,12 @@ def draw(study: dict[str, Any]) -> None:
 def main() -> None:
     """Write the picture, and the tables of both pages."""
     draw(results())
-    README.write_text(BETWEEN.sub(lambda _: findings(results()), README.read_text(encoding="utf-8")), encoding="utf-8")
-    text = between("ranks").sub(lambda _: ranks(), METHOD.read_text(encoding="utf-8"))
+    README.write_text(
+        BETWEEN.sub(lambda _: findings(results()), README.read_text(encoding="utf-8"), count=1), encoding="utf-8"
+    )
+    text = between("ranks").sub(lambda _: ranks(), METHOD.read_text(encoding="utf-8"), count=1)
     coverage = COVERAGE.read_text(encoding="utf-8").strip()
-    text = between("coverage").sub(lambda _: f"\n```\n{coverage}\n```\n\n", text)
+    text = between("coverage").sub(lambda _: f"\n```\n{coverage}\n```\n\n", text, count=1)
     METHOD.write_text(text, encoding="utf-8")
 
 
