@@ -66,6 +66,7 @@ class Course:
     def __init__(
         self, study: Study, claims: Sequence[Claim], watcher: Watcher | None = None, *,
         measured: Callable[[Claim, Finding], None] = lambda _claim, _finding: None,
+        trained: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         """Plan the claims; those that cannot be measured on a model of the user's own are skipped.
 
@@ -74,8 +75,9 @@ class Course:
             claims: Which.
             watcher: Told of progress.
             measured: Called with each claim that is not skipped, when it has been measured.
+            trained: Called whenever runs have been trained; what it raises ends the course.
         """
-        self._study, self._watcher, self._measured = study, watcher, measured
+        self._study, self._watcher, self._measured, self._trained = study, watcher, measured, trained
         self.findings: dict[str, Finding] = {}
         self.counts: dict[str, int] = {}
         self._claims = {claim.id: claim for claim in claims}
@@ -86,16 +88,13 @@ class Course:
             else:
                 self._waiting[claim.id] = _Progress(study)
 
-    def run(self, ready: Callable[[], object] = lambda: None) -> None:
-        """Train everything the claims ask for, shared runs once.
-
-        Args:
-            ready: Called before the first run is kept; what it raises ends the course.
-        """
+    def run(self) -> None:
+        """Train everything the claims ask for, shared runs once."""
         self._look()
-        self._study.lab.train(self._finished, ready)
+        self._study.lab.train(self._finished)
 
     def _finished(self, chunk: Sequence[Spec]) -> None:
+        self._trained()
         if self._watcher:
             owners = [c for c, progress in self._waiting.items() if not progress.wanted.keys().isdisjoint(chunk)]
             self._watcher.worked(owners, steps_in(chunk))

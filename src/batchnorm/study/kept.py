@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -110,6 +111,14 @@ class Kept:
             return None
         self._written.add(file.name)
         return outcomes
+
+    def discard(self) -> None:
+        """Remove the runs of this study, and the folders if nothing else is in them."""
+        for name in self._written:
+            (self.folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # where there is something else
+            self.folder.rmdir()
+            self.folder.parent.rmdir()
 
     def tidy(self) -> None:
         """Remove the runs of earlier studies, now that this one is finished."""

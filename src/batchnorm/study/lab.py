@@ -98,12 +98,8 @@ class Lab:
     def _work(self, chunk: Sequence[Spec]) -> float:
         return sum(s.steps for s in chunk) * self._weight(chunk[0])
 
-    def train(self, finished: Callable[[Sequence[Spec]], None], ready: Callable[[], object] = lambda: None) -> None:
+    def train(self, finished: Callable[[Sequence[Spec]], None]) -> None:
         """Train all that was asked for, and call `finished` with the runs that are done; it may ask for more.
-
-        Args:
-            finished: Called in this thread.
-            ready: Called before the first outcome is kept; what it raises ends the training.
 
         Raises:
             DataError: if the user's model fails, or a run cannot be written.
@@ -112,8 +108,6 @@ class Lab:
         running: dict[Future[Any], list[Spec]] = {}
         self._shared = self.workers.share(self.problem)
         self._hand_over(finished)
-        self._submit(running)
-        ready()
         try:
             while self._submit(running):
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from torch import Tensor
 
 from batchnorm.study.data import DataError, Dataset
@@ -165,6 +164,8 @@ def _best_constant(loss: OwnLoss, data: Dataset) -> tuple[float, ...]:
 
 def _descended(start: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
     """Return the least loss that is met on the way down from a start, infinity if there is none, and where."""
+    from scipy.optimize import minimize  # here, as it takes a second, and few studies have a loss of their own
+
     best: list[tuple[float, Tensor]] = [(math.inf, start)]
 
     def value_and_gradient(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

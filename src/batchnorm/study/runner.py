@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from batchnorm.study.design import Settings, Study
 from batchnorm.study.drawn import Drawn
 from batchnorm.study.findings import Claim, Finding
 from batchnorm.study.folder import RUNS, open_folder
-from batchnorm.study.kept import fingerprint, write_json
+from batchnorm.study.kept import Kept, fingerprint, write_json
 from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
@@ -154,8 +154,10 @@ def run(
             frame.result()
         study = Study(settings, Lab(problem, folder / RUNS, workers=workers, resume=resume))
         drawn = Drawn()
-        course = Course(study, claims, watcher, measured=drawn.draw_early)
-        course.run(partial(_first_results, frame))
+        course = Course(
+            study, claims, watcher, measured=drawn.draw_early, trained=partial(_meanwhile, frame, study.lab.kept)
+        )
+        course.run()
     seconds = step_seconds(problem, study.spec(), sorted({size for c in claims for size in c.sizes(study)}))
     findings = {c.id: course.findings[c.id] for c in claims}
     timed = {c.id: c.timed(findings[c.id], seconds) for c in claims if not findings[c.id].skipped}
@@ -178,13 +180,18 @@ def run(
     return study_results
 
 
-def _first_results(frame: "Future[References]") -> None:
-    """Wait for what guessing and the reference models score, which may end the study before a run is kept.
+def _meanwhile(frame: "Future[References]", kept: Kept) -> None:
+    """End the study, as if it had not begun, where reference models predict no better than guessing."""
+    _import_ahead()
+    if frame.done() and frame.exception() is not None:
+        kept.discard()
+        frame.result()
 
-    Meanwhile import what `torch.optim` does when it is first used, for the advice at the end: that takes seconds.
-    """
+
+@cache
+def _import_ahead() -> None:
+    """Import, while others train, what `torch.optim` imports when it is first used, for the advice at the end."""
     threading.Thread(target=importlib.import_module, args=("torch._dynamo",), daemon=True).start()
-    frame.result()
 
 
 def _results(

@@ -2,10 +2,12 @@
 
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchnorm.study.literals import listed, literal
-from batchnorm.study.tables.recipe import Column, Recipe
+
+if TYPE_CHECKING:
+    from batchnorm.study.tables.recipe import Column, Recipe
 
 MANY = 30  # columns of plain numbers in a row, of which each would have a line of its own
 DEFAULTS = [("sep", ","), ("skiprows", 0), ("encoding", "utf-8")]  # of pandas: no need to say them
@@ -13,7 +15,7 @@ READERS = {"csv": "pd.read_csv", "excel": "pd.read_excel"}
 SAVED_FRAME = Path("table.parquet")  # beside the script, where the table is no file
 
 
-def reading(recipe: Recipe) -> str:
+def reading(recipe: "Recipe") -> str:
     """Return the body of a function that reads the file, given its `path`."""
     names = listed("names=[", [literal(name) for name in recipe.names], "]", 8).lstrip()
     options = [f"{key}={literal(value)}" for key, value in recipe.read.items() if (key, value) not in DEFAULTS]
@@ -30,7 +32,7 @@ def reading(recipe: Recipe) -> str:
     return "\n".join([*lines, names, f"    return {call}.set_axis(names, axis=1)"])
 
 
-def features(recipe: Recipe) -> str:
+def features(recipe: "Recipe") -> str:
     """Return the items of a list of features, a column a line; long rows of plain numbers share a dict of medians."""
     lines: list[str] = []
     for plain, group in groupby(_used(recipe), _is_plain):
@@ -44,7 +46,7 @@ def features(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
-def target(recipe: Recipe) -> str:
+def target(recipe: "Recipe") -> str:
     """Return the expression of the values to predict, or of the names of the classes."""
     column = f"frame[{literal(recipe.target.name)}]"
     if recipe.target.kind != "number":
@@ -53,7 +55,7 @@ def target(recipe: Recipe) -> str:
     return values if recipe.task == "regression" else f'pd.Series([f"{{value:.15g}}" for value in {values}])'
 
 
-def needs(recipe: Recipe) -> dict[str, Any]:
+def needs(recipe: "Recipe") -> dict[str, Any]:
     """Return which functions the code of a recipe calls, and with which arguments."""
     spelled = [*_used(recipe), recipe.target]
     numbers = [column for column in spelled if column.kind == "number"]
@@ -70,15 +72,15 @@ def needs(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _used(recipe: Recipe) -> list[Column]:
+def _used(recipe: "Recipe") -> "list[Column]":
     return [column for column in recipe.columns if column.kind != "dropped"]
 
 
-def _is_plain(column: Column) -> bool:
+def _is_plain(column: "Column") -> bool:
     return column.kind == "number" and not column.replace and not column.missing
 
 
-def _feature(column: Column) -> str:
+def _feature(column: "Column") -> str:
     cells = f"frame[{literal(column.name)}]"
     if column.kind == "categories":
         known = [literal(category) for category in column.categories]
@@ -89,6 +91,6 @@ def _feature(column: Column) -> str:
     return f"date({cells}, {literal(column.fill)}, {written}, {literal(list(column.parts))})"
 
 
-def _spelling(column: Column) -> str:
+def _spelling(column: "Column") -> str:
     replace = f", replace={literal(list(column.replace))}" if column.replace and column.kind == "number" else ""
     return replace + (f", missing={literal(list(column.missing))}" if column.missing else "")
