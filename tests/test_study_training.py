@@ -227,6 +227,20 @@ def test_other_widths_and_norms_are_built(problem: Problem) -> None:
     assert sum(isinstance(m, networks.ReplicaGroupNorm) for m in network.modules()) == 2
 
 
+@pytest.mark.parametrize(("placement", "normalising"), [("none", 0), ("before", 3), ("after", 3), ("first", 1)])
+def test_layers_that_are_to_do_nothing_are_switched_off(problem: Problem, placement: Any, normalising: int) -> None:
+    rows = Rows.of(problem.datasets["main"], [replace(SPEC, placement=placement)])
+    network = training.build(problem, rows)
+    training.train_mode(network, placement)
+    layers = [m for m in network.modules() if isinstance(m, BatchNorm)]
+    assert len(layers) == 3 + (placement == "first")
+    assert sum(layer.training for layer in layers) == normalising
+    x, _ = next(rows.batches())
+    alone, together = network(x[:, :15])[:, 0], network(x)[:, 0]
+    apart = (alone - together).abs().max() / together.abs().max()
+    assert (apart <= tolerance.PROJECT_BOUND) == (normalising == 0)
+
+
 def test_virtual_batches_reach_the_layers_and_keep_runs_apart(problem: Problem) -> None:
     split_up = replace(SPEC, virtual_batch_size=4)
     network = training.build(problem, Rows.of(problem.datasets["main"], [split_up]))
