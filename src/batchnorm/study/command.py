@@ -62,6 +62,10 @@ def _study(options: Options, console: Console) -> Answer:
                 options.table, options.target, options.task, options.data,
                 drop=options.drop, no_header=options.no_header,
             )  # fmt: skip
+        if data is not None and data.profile:
+            from batchnorm.study.tables import profile_text
+
+            console.print(profile_text(data))
         with Screen(console, claims) as watcher:
             results = run(
                 data, settings=_settings(options), claims=claims, out=options.out, resume=options.resume,

@@ -42,7 +42,7 @@ def check_folder(folder: Path) -> None:
         if (folder / RUNS).exists() and not (folder / RUNS).is_dir():
             raise ArgumentError(f"{folder / RUNS} is not a folder of runs; {WAY_OUT}")
         for place in {nearest, folder / RUNS if (folder / RUNS).is_dir() else nearest}:
-            _check_writable(place)
+            check_writable(place)
     except (OSError, ValueError) as error:
         if isinstance(error, ArgumentError):
             raise
@@ -53,7 +53,12 @@ def _is_ours(file: Path, mark: str) -> bool:
     return stat.S_ISREG(file.stat().st_mode) and mark in file.read_text(encoding="utf-8", errors="replace")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path) -> None:
+    """Write a file into a folder, and take it away again.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
     with TemporaryFile(dir=folder) as probe:
         probe.write(bytes(PROBE))
         probe.flush()

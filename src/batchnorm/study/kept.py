@@ -21,6 +21,7 @@ from batchnorm.study.training import Outcome, Problem, Spec
 SOURCES = Path(__file__).parents[1]
 FIGURES = 8  # characters of a file's name that tell the data
 NAME = re.compile(rf"(?P<data>[0-9a-f]{{{FIGURES}}})-[0-9a-f]{{24}}\.json")
+DRAFT = re.compile(r"\." + NAME.pattern)
 NUMERICAL = ("torch", "numpy", "scikit-learn")  # libraries that another version of may give other runs
 
 
@@ -121,9 +122,9 @@ class Kept:
             self.folder.parent.rmdir()
 
     def tidy(self) -> None:
-        """Remove the runs of earlier studies, now that this one is finished."""
+        """Remove the runs of earlier studies, and drafts that were cut short, now that this study is finished."""
         for file in self.folder.iterdir() if self.folder.is_dir() else ():
-            if NAME.fullmatch(file.name) and file.name not in self._written:
+            if DRAFT.match(file.name) or (NAME.fullmatch(file.name) and file.name not in self._written):
                 file.unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from batchnorm.errors import ArgumentError, MissingExtraError
-from batchnorm.study.folder import check_folder
+from batchnorm.study.folder import check_folder, check_writable
 from batchnorm.study.workers import check_jobs
 
 CLAIMS = Path(__file__).with_name("claims")
@@ -190,10 +190,11 @@ def check_tensorboard(folder: Path) -> None:
         raise MissingExtraError("--tensorboard", "tensorboard", "tensorboard")
     try:
         place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if place.is_dir():
+            return check_writable(place)
     except (OSError, ValueError) as error:
         raise ArgumentError(f"--tensorboard {str(folder)[:SAID]} cannot be written: {_reason(error)}") from None
-    if not place.is_dir():
-        raise ArgumentError(f"--tensorboard {folder} cannot be a folder, as {place} is a file")
+    raise ArgumentError(f"--tensorboard {folder} cannot be a folder, as {place} is a file")
 
 
 def from_toml(path: Path) -> dict[str, Any]:

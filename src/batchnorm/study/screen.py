@@ -81,6 +81,7 @@ class Screen:
         self._said = time.monotonic()
         self._lock, self._over = threading.Lock(), threading.Event()
         self._planned = False
+        self._missing = {c.id for c in claims}
 
     def __enter__(self) -> "Screen":
         self._progress.start()
@@ -112,6 +113,9 @@ class Screen:
         verdict = finding.verdict()
         mark, style = MARKS[verdict]
         self._progress.update(self._rows[claim.id], total=1, completed=1, says=f"[{style}]{mark}[/] {verdict}")
+        self._missing.discard(claim.id)
+        if not self._missing:  # the bar pulses, as nobody knows how long that takes
+            self._progress.update(self._all, description="[bold]writing the report[/]", total=None)
         if not self._live:
             sentence = Text(" " + printable(finding.summary or finding.skipped))
             self._say(Text.assemble(marked(verdict), ": ", (claim.id, "bold"), ".", sentence))
@@ -140,7 +144,8 @@ def verdicts(results: "Results") -> Group:
     for claim in content["claims"]:
         table.add_row(claim["id"], marked(claim["verdict"]), _decisive(claim), end_section=True)
     sentences = [Text(f"• {printable(sentence)}") for sentence in results.answer]
-    notes = [Text(f"  {printable(note)}", "dim") for note in content["data"]["notes"]]
+    unsaid = [] if content["data"]["profile"] else content["data"]["notes"]  # those of a table came with its profile
+    notes = [Text(f"  {printable(note)}", "dim") for note in unsaid]
     page, seconds = printable(str(results.folder / "index.html")), results.timings["seconds"]
     report = Text.assemble("\nReport: ", (page, "bold"), f" ({seconds:.0f} s)", overflow="fold")
     return Group(table, *sentences, *notes, report)
