@@ -20,18 +20,21 @@ SECONDS = 300.0
 STUDY = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from batchnorm.study import Settings, lab
+from batchnorm.study import Settings, lab, runner
 lab.WORK = 600
+runner.advised = lambda study, setting: setting
 Settings.steps = property(lambda _: 60)
 Settings.short_steps = property(lambda _: 60)
 from batchnorm.cli import app
-app(["study", "--claims", "speed", "--seeds", "3", "--quick", *sys.argv[1:]])
+app(["study", *sys.argv[1:]])
 """
+TABLE = str(Path(__file__).parents[1] / "examples" / "placements.csv")
+OPTIONS = (TABLE, "--target", "placed", "--claims", "speed", "--seeds", "3", "--quick")
 
 
 @contextmanager
 def study(out: Path, *options: str) -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", STUDY, "--out", str(out), *options]
+    command = [sys.executable, "-c", STUDY, *OPTIONS, "--out", str(out), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -139,7 +142,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
 
 def test_a_disk_that_fills_up_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "--out", str(tmp_path), "--jobs", "1"],
+        [sys.executable, "-c", LIMITED, *OPTIONS, "--out", str(tmp_path), "--jobs", "1"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
