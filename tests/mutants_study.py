@@ -69,7 +69,7 @@ STUDY = [
     Mutant("RMSprop forgets faster", "study/optimizers.py", "mul_(0.99)", "mul_(0.9)"),
     Mutant("learning rates chosen on test rows", "study/tuning.py", 'part="validation"', 'part="test"'),
     Mutant("rates at which runs diverge win", "study/tuning.py", "diverges = math.isinf(end)", "diverges = False"),
-    Mutant("grids are continued twice", "study/tuning.py", "EXTENSIONS = 3", "EXTENSIONS = 2"),
+    Mutant("grids are continued twice", "study/tuning.py", "and high < most:", "and high + 1 < most:"),
     Mutant(
         "a best rate at the edge is none",
         "study/tuning.py",

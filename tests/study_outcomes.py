@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm.study import intervals
 from batchnorm.study.data import Dataset
 from batchnorm.study.design import Settings, Study
 from batchnorm.study.findings import Claim
@@ -33,6 +34,18 @@ class Quick(Settings):
     @property
     def short_steps(self) -> int:
         return 120
+
+    @property
+    def extensions(self) -> int:
+        return 3
+
+    @property
+    def longer(self) -> int:
+        return 4
+
+    @property
+    def schedule(self) -> tuple[int, ...]:
+        return intervals.looks(self.seeds)
 
     @property
     def stride(self) -> float:

@@ -47,7 +47,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Settings, "short_steps", property(lambda _: 10))
     monkeypatch.setattr(Settings, "steps", property(lambda _: 10))
-    monkeypatch.setattr("batchnorm.study.claims.chosen_claims", lambda _: [speed.CLAIM])
+    monkeypatch.setattr("batchnorm.study.claims.chosen_claims", lambda _, quick: [speed.CLAIM])
     given = {"frame": pd.read_csv(ROOT / "examples" / "placements.csv")}
     exec(study, given)
     assert len(given["results"].answer) == 3

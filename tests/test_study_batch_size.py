@@ -198,12 +198,12 @@ def test_the_base_size_shares_the_runs_of_speed() -> None:
     assert at_base == set(made.answered(runs_of(law()), speed.CLAIM).lab.outcomes)
     rates = {size: {s.rate for s in both.lab.outcomes if s.batch_size == size} for size in (15, 240)}
     assert rates == {15: {0.032, 0.1, 0.32}, 240: {0.32, 1.0, 3.2}}
-    assert batch_size.sizes(made.study_of(Settings())) == [8, 15, 30, 60, 120, 240]
+    assert batch_size.sizes(made.study_of(Settings())) == [15, 30, 60, 120, 240]
     assert batch_size.sizes(made.study_of()) == [15, 60, 240]
 
 
 @pytest.mark.parametrize(
-    ("rows", "base", "expected"), [(20, 12, []), (40, 24, [6, 12, 24]), (100, 60, [8, 15, 30, 60])]
+    ("rows", "base", "expected"), [(20, 12, []), (40, 24, [6, 12, 24]), (100, 60, [15, 30, 60])]
 )
 def test_few_rows_leave_fewer_sizes(rows: int, base: int, expected: list[int]) -> None:
     problem = Problem({"main": made.table(rows)})

@@ -38,7 +38,7 @@ SPEED = [TABLE, "--target", "placed", *SHORT]
 X = np.random.default_rng(0).normal(size=(120, 4)).astype("float32")
 TINY = Dataset("tiny", "made up", X, (X.sum(1) > 0).astype(int), "classification", ("a", "b"))
 SMALL = {"settings": Settings(seeds=3, quick=True, batch_size=30), "claims": chosen_claims("speed"), "jobs": 1}
-PLAN = r"1 claim, [\d,]+ runs, [\d,]+ training steps: about \d+ s on 1 core\n"
+PLAN = r"1 of 16 claims, [\d,]+ runs, [\d,]+ training steps: about \d+ s on 1 core\n"
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def invoke(*arguments: object) -> tuple[int, str, str]:
 
 @pytest.mark.usefixtures("small")
 def test_every_claim_is_measured_and_reported(tmp_path: Path) -> None:
-    code, out, _ = invoke("study", "--quick", "--jobs", "1", "--seeds", "3", "--out", tmp_path / "r")
+    code, out, _ = invoke("study", "--quick", "--claims", "all", "--jobs", "1", "--seeds", "3", "--out", tmp_path / "r")
     assert code == 0
     results = json.loads((tmp_path / "r" / "results.json").read_text())
     page = (tmp_path / "r" / "index.html").read_text()
@@ -394,9 +394,9 @@ def plan(**more: object) -> Plan:
 
 
 def test_the_plan_in_a_line() -> None:
-    assert plan_line(plan(), 13) == "13 claims, 1,204 runs, 480,000 training steps: about 95 s on 2 cores"
+    assert plan_line(plan(), 16) == "16 claims, 1,204 runs, 480,000 training steps: about 95 s on 2 cores"
     assert plan_line(plan(left=1, runs=1, jobs=1, seconds=600.0), 1) == (
-        "1 claim, 1 run, 1 training step (of 480,000; the others are finished): about 10 min on 1 core"
+        "1 of 16 claims, 1 run, 1 training step (of 480,000; the others are finished): about 10 min on 1 core"
     )
     assert plan_line(plan(backend="ray", jobs=16), 2).endswith("about 95 s on 16 workers of ray")
 
@@ -410,7 +410,7 @@ def test_a_live_table_on_a_terminal() -> None:
         screen.worked(["speed", "score"], 100)
         screen.measured(claims[0], Finding(skipped="no reason"))
     shown = text.getvalue()
-    assert "2 claims, 1,204 runs" in shown
+    assert "2 of 16 claims, 1,204 runs" in shown
     assert "not measured" in shown
     assert "33 %" in shown
     assert "25 %" in shown

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import own_models
 import tolerance
 from batchnorm.cli import app
-from batchnorm.study import Settings, arrays, own_model, run, runner, training, tuning
+from batchnorm.study import Settings, arrays, own_model, run, runner, training
 from batchnorm.study.claims import chosen_claims
 from batchnorm.study.data import DataError
 from batchnorm.study.design import Study
@@ -226,7 +226,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Settings, "steps", property(lambda _: 8))
     monkeypatch.setattr(Settings, "short_steps", property(lambda _: 8))
     monkeypatch.setattr(Settings, "rates", lambda *_: [0.03, 0.3])
-    monkeypatch.setattr(tuning, "EXTENSIONS", 0)
+    monkeypatch.setattr(Settings, "extensions", 0)
 
 
 @pytest.mark.usefixtures("small")

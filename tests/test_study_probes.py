@@ -33,24 +33,24 @@ def rows_of(*specs: Spec) -> Rows:
 
 
 class Alone(nn.Module):
-    """One replica of a base network in torch's own layers, in float64; without, x/√(1 + ε) is what is left of them."""
+    """One replica of a base network in torch's own layers, in float64; without normalization, the units have biases."""
 
     def __init__(self, together: nn.Module, replica: int, placement: str) -> None:
         super().__init__()
         self.normed = placement == "before"
         self.activation = next(type(m) for m in together.modules() if isinstance(m, nn.ReLU | nn.Sigmoid))()
         layers = [m for m in together.modules() if isinstance(m, ReplicaLinear)]
-        self.linear = nn.ModuleList(nn.Linear(*m.weight.shape[1:], bias=False) for m in layers)
+        self.linear = nn.ModuleList(nn.Linear(*m.weight.shape[1:], bias=m.bias is not None) for m in layers)
         self.norm = nn.ModuleList(nn.BatchNorm1d(m.weight.shape[2]) for m in layers[:-1])
         self.double()
         for mine, theirs in zip(self.linear, layers, strict=True):
             mine.weight.data.copy_(theirs.weight[replica].detach().T)
+            if theirs.bias is not None:
+                mine.bias.data.copy_(theirs.bias[replica, 0].detach())
 
     def forward(self, x: Tensor) -> Tensor:
         for linear, norm in zip(self.linear, self.norm, strict=False):
-            y = linear(x)
-            y = norm(y) if self.normed else y / math.sqrt(1 + norm.eps) * norm.weight + norm.bias
-            x = self.activation(y)
+            x = self.activation(norm(linear(x)) if self.normed else linear(x))
         return self.linear[-1](x)
 
 
@@ -242,7 +242,7 @@ def test_models_side_by_side_are_looked_at_one_by_one() -> None:
 def test_all_numbers_of_a_replica_are_in_its_row() -> None:
     network = base_network(3, 2, placement="none", activation="relu", seeds=[0, 1], stds=[None, None], hidden=(4,))
     rows = flat(network, list(network.parameters()))
-    assert rows.shape == (2, (3 * 4) + (4 + 4) + (4 * 2 + 2))
+    assert rows.shape == (2, (3 * 4 + 4) + (4 * 2 + 2))
     assert torch.equal(rows[1, :12], network[0].weight[1].flatten())
     models = SideBySide([nn.Linear(3, 2), nn.Linear(3, 2)], 2)
     assert torch.equal(flat(models, list(models.parameters()))[1, :6], models.models[1].weight.flatten())

@@ -12,7 +12,7 @@ import study_outcomes as made
 import tolerance
 from batchnorm.study.design import Study
 from batchnorm.study.training import Outcome, Problem, Spec, evaluated_steps
-from batchnorm.study.tuning import EXTENSIONS, LONGER, Tuning
+from batchnorm.study.tuning import Tuning
 
 GRID = [0.0032, 0.032, 0.32, 3.2]
 BUDGET = 120
@@ -54,7 +54,7 @@ def test_the_best_rate_of_a_grid_takes_the_fewest_steps() -> None:
 )
 def test_a_grid_whose_best_is_last_is_continued_thrice_at_the_most(best: float, rates: list[float], edge: str) -> None:
     _, tuning = tuned(by_rate(lambda rate: made.MARKS[1 + round(2 * abs(math.log10(rate / best)))]))
-    assert len(tuning.by_rate) <= len(GRID) + EXTENSIONS
+    assert len(tuning.by_rate) <= len(GRID) + made.QUICK.extensions
     assert list(tuning.by_rate) == rates
     assert tuning.edge == edge
     where = {"high": "3200, is the highest that was tried", "low": "3.2e-06, is the lowest that was tried"}
@@ -176,10 +176,10 @@ def without_rises(needed: float, top: float = made.HIGH) -> made.Answer:
 
 def test_runs_that_are_late_and_still_rise_are_trained_for_longer() -> None:
     study, tuning = tuned(without_rises(300), "none")
-    assert (tuning.rate, tuning.budget) == (0.32, LONGER * BUDGET)
+    assert (tuning.rate, tuning.budget) == (0.32, made.QUICK.longer * BUDGET)
     arrived = study.arrivals(tuning.outcomes)
     assert arrived == [min(s for s in evaluated_steps(480) if s >= 0.9 * 300)] * 6
-    longer = {s.rate for s in study.lab.outcomes if s.steps == LONGER * BUDGET and s.activation == "relu"}
+    longer = {s.rate for s in study.lab.outcomes if s.steps == made.QUICK.longer * BUDGET and s.activation == "relu"}
     assert longer == {0.032, 0.32, 3.2}  # the best and its neighbours
     assert all(o.steps[-1] == BUDGET for outcomes in tuning.by_rate.values() for o in outcomes)
 

@@ -131,7 +131,7 @@ def study(
         str | None,
         typer.Option(
             metavar="IDS",
-            help="The claims to measure, with commas between: speed,score. Default: all of them; see --list.",
+            help="The claims to measure, with commas between: speed,score. See --list. Default: all.",
             rich_help_panel=STUDY,
         ),
     ] = None,
@@ -153,7 +153,10 @@ def study(
         int, typer.Option(min=0, max=2**31, help="The first seed. The others follow it.", rich_help_panel=STUDY)
     ] = 0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Use coarser grids and fewer steps.", rich_help_panel=STUDY)
+        bool, typer.Option(
+            "--quick", help="Measure the claims that the answer rests on, on coarser grids, in fewer steps.",
+            rich_help_panel=STUDY,
+        ),
     ] = False,
     out: Annotated[
         Path, typer.Option(metavar="FOLDER", help="The folder of the report.", rich_help_panel=REPORT)

@@ -17,7 +17,6 @@ from batchnorm.study.training import Rows, losses
 from batchnorm.torch import BatchNorm
 
 BUDGET_S = 5.0
-QUICK_BUDGET_S = 2.0
 
 
 def network(study: Study, setting: Setting) -> nn.Sequential:
@@ -34,9 +33,9 @@ def network(study: Study, setting: Setting) -> nn.Sequential:
 def advised(study: Study, setting: Setting) -> Setting:
     """Return the setting with the batch size that `advise` names, and the learning rate that goes with it.
 
-    A model of the user's own keeps the study's batch size, and so do data on which the advice has low confidence.
+    The study's batch size stays for a model of the user's own, in a quick study, and where confidence is low.
     """
-    if setting.activation == "own":
+    if setting.activation == "own" or study.settings.quick:
         return setting
     spec = study.seeds(study.spec(setting.activation, placement="before"), 0, 1)[0]
     (x, *_), (y, *_) = Rows.of(study.data, [spec]).part("train")
@@ -50,9 +49,8 @@ def advised(study: Study, setting: Setting) -> Setting:
     def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return losses(output[None], target[None], study.data)[0]
 
-    budget = QUICK_BUDGET_S if study.settings.quick else BUDGET_S
     try:
-        advice = advise(model, loss, loader, optimizer, budget_s=budget, progress=False)
+        advice = advise(model, loss, loader, optimizer, budget_s=BUDGET_S, progress=False)
     except BatchNormError:
         return setting
     if advice.confidence == "low":

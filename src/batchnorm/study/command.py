@@ -57,7 +57,7 @@ def _study(options: Options, console: Console) -> Answer:
             from batchnorm.study.runner import run
             from batchnorm.study.sources import chosen_data
 
-            claims = chosen_claims(options.claims)
+            claims = chosen_claims(options.claims, quick=options.quick)
             data = chosen_data(
                 options.table, options.target, options.task, options.data,
                 drop=options.drop, no_header=options.no_header,

@@ -33,7 +33,8 @@ class Settings:
             leave undecided take up to so many.
         optimizer: "sgd", "momentum", "rmsprop" or "adam".
         batch_size: Rows a step.
-        quick: Coarser grids and fewer steps, for a look in a fraction of the time.
+        quick: Coarser grids, which are continued once, fewer steps, which are not extended, and no seeds beyond those
+            of the first look: a look in a fraction of the time.
         model: `module:factory` of the user's own model, or None for the base networks.
         activation: Of the main network; the paper's, with sigmoid units, stands beside it.
         hidden: Widths of the hidden layers.
@@ -56,7 +57,7 @@ class Settings:
     @property
     def steps(self) -> int:
         """Steps of a run of the paper's network, which learns slowly without batch normalization."""
-        return 250 if self.quick else 1000
+        return 200 if self.quick else 500
 
     @property
     def short_steps(self) -> int:
@@ -69,9 +70,20 @@ class Settings:
         return 2 * HALF_DECADE if self.quick else HALF_DECADE
 
     @property
+    def extensions(self) -> int:
+        """By how many points a grid is continued on either side, at the most."""
+        return 1 if self.quick else 3
+
+    @property
+    def longer(self) -> int:
+        """How many times the steps runs take whose curves are still rising at the end."""
+        return 1 if self.quick else 4
+
+    @property
     def schedule(self) -> tuple[int, ...]:
         """The numbers of seeds after which a claim may be decided."""
-        return intervals.looks(self.seeds)
+        looks = intervals.looks(self.seeds)
+        return looks[:1] if self.quick else looks
 
     def grid(self, low: float, high: float, stride: float | None = None) -> list[float]:
         """Return numbers from 10^low to 10^high, a stride of so many decades apart, rounded to two digits."""

@@ -1,14 +1,13 @@
 """Networks that train many at once: every parameter has a leading axis of replicas, every layer is one computation.
 
 The base network is that of Ioffe and Szegedy 2015, figure 1, unless other widths are asked for: three hidden layers of
-100 units. Its layers of batch normalization are there in every comparison; where there is to be none they are switched
-off, which leaves their scale and shift: with or without, the same number of parameters is trained. β is the bias of the
-unit; only where batch normalization comes after the activation has the unit a bias of its own.
+100 units. Where batch normalization comes before the activation, its shift β is the bias of the unit; everywhere else
+the unit has a bias of its own.
 """
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -183,56 +182,43 @@ def base_network(
         stds: Standard deviation of the weights, one a replica; None: the activation's own.
         virtual_batch_size: Of the layers before or after the activations; None: each batch is normalised as one.
         norm: What stands before or after the activations: "batch", "layer" or "group" normalization, or "tanh" for
-            dynamic tanh. "init" is for placement "none": the layers are those of "batch", switched off, and
-            `rescale_to_data` sets what they and the weights start from.
+            dynamic tanh. "init" is for placement "none": `rescale_to_data` sets what the units start from.
         hidden: Units of each hidden layer.
     """
     replicas = len(seeds)
     kind = ACTIVATIONS[activation]
     weights = _drawn(seeds, stds, [inputs, *hidden, outputs], kind.std)
     layers: list[nn.Module] = [input_batch_norm(replicas, inputs)] if placement == "first" else []
-    after = placement == "after"
-    standing: Norm = norm if placement in ("before", "after") else "batch"
     for weight in weights[:-1]:
-        between = [_normalization(standing, replicas, weight.shape[2], virtual_batch_size), kind.module()]
-        layers += [ReplicaLinear(weight, bias=after), *(reversed(between) if after else between)]
+        unit: list[nn.Module] = [ReplicaLinear(weight, bias=placement != "before"), kind.module()]
+        if placement in ("before", "after"):
+            between = _normalization(norm, replicas, weight.shape[2], virtual_batch_size)
+            unit.insert(1 if placement == "before" else 2, between)
+        layers += unit
     return nn.Sequential(*layers, ReplicaLinear(weights[-1]))
 
 
-def _in_order(network: nn.Module) -> Iterator[nn.Module]:
-    """Yield the layers of nested `nn.Sequential`s, the first one first."""
-    if isinstance(network, nn.Sequential):
-        for module in network:
-            yield from _in_order(module)
-    else:
-        yield network
-
-
 @torch.no_grad()
-def rescale_to_data(network: nn.Module, x: Tensor) -> None:
+def rescale_to_data(network: nn.Sequential, x: Tensor) -> None:
     """Scale and shift every hidden unit, layer by layer, so that on these rows it has zero mean and unit variance.
 
-    Each unit's weights are divided by the standard deviation σ of its pre-activation t over the rows, and its shift
+    Each unit's weights are divided by the standard deviation σ of its pre-activation t over the rows, and its bias
     becomes −mean(t)/σ: the network starts as if batch normalization had been there, and then trains without it. A unit
     that does not vary, or is not finite, keeps its weights. The output layer keeps its usual weights.
 
     Args:
-        network: What `base_network` returns for placement "none", with or without a flattening layer ahead of it.
-        x: Rows of every replica, (R, N, …).
+        network: What `base_network` returns for placement "none".
+        x: Rows of every replica, (R, N, inputs).
 
     Source: Salimans and Kingma 2016, "Weight normalization", section 3; Mishkin and Matas 2016, "All you need is a good
         init", scale whole layers and do not shift, which in this network trains more slowly.
     """
-    training = network.training
-    network.eval()
-    layers = list(_in_order(network))
-    for layer, following in itertools.pairwise(layers):
+    for layer in list(network)[:-1]:
         x = layer(x)
-        if isinstance(layer, ReplicaLinear) and isinstance(following, BatchNorm):
-            std = x.std(1, correction=0, keepdim=True)
+        if isinstance(layer, ReplicaLinear) and layer.bias is not None:
+            std, mean = x.std(1, correction=0, keepdim=True), x.mean(1, keepdim=True)
             usable = std.isfinite() & (std > 0)
             factor = torch.where(usable, 1.0 / std, 1.0)
             layer.weight.mul_(factor)
-            x = x * factor
-            following.bias.copy_(torch.where(usable, -following(x).mean(1, keepdim=True), 0.0))
-    network.train(training)
+            layer.bias.copy_(torch.where(usable, -mean * factor, 0.0))
+            x = x * factor + layer.bias

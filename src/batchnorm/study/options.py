@@ -140,12 +140,12 @@ def claim_names() -> list[str]:
 
 
 def chosen_names(text: str | None) -> list[str] | None:
-    """Return the claims that a comma-separated list names; None if there is no list.
+    """Return the claims that a comma-separated list names; None if there is no list, or it is "all".
 
     Raises:
         ArgumentError: if there is no such claim, or none is named.
     """
-    if text is None:
+    if text is None or text.strip() == "all":
         return None
     names = [name.strip() for name in text.split(",") if name.strip()]
     known = claim_names()

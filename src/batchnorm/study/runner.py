@@ -125,7 +125,7 @@ def run(
         target: The column of a DataFrame to predict, by name or place.
         task: What that column is; inferred if None.
         settings: Seeds, optimizer and the like.
-        claims: Which to measure; all if None.
+        claims: Which to measure. If None, all, or in a quick study those that the answer rests on.
         out: Folder of the report: index.html, results.json, timings.json, and the finished runs.
         jobs: Workers; one a core if None. The results do not depend on it.
         backend: Where they are: "processes" on this machine, "ray" or "dask"; or workers that were started before.
@@ -143,7 +143,8 @@ def run(
     from batchnorm.study.claims import chosen_claims
 
     started = time.perf_counter()
-    settings, claims = settings or Settings(), list(claims or chosen_claims(None))
+    settings = settings or Settings()
+    claims = list(claims or chosen_claims(None, quick=settings.quick))
     problem = prepare(settings, as_dataset(data, target, task))
     settings = fitting(settings, problem)
     main, folder = problem.datasets["main"], Path(out)

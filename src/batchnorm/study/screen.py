@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from batchnorm.outputs import printable
+from batchnorm.study.options import claim_names
 
 if TYPE_CHECKING:
     from batchnorm.study.course import Plan
@@ -47,8 +48,10 @@ def duration(seconds: float) -> str:
 
 
 def plan_line(plan: "Plan", claims: int) -> str:
-    """Return the plan in a line: "13 claims, 1,204 runs, 480,000 training steps: about 95 s on 2 cores"."""
-    work = f"{_counted(claims, 'claim')}, {_counted(plan.runs, 'run')}, {_counted(plan.left, 'training step')}"
+    """Return the plan in a line: "7 of 16 claims, 282 runs, 28,080 training steps: about 25 s on 2 cores"."""
+    known = len(claim_names())
+    measured = f"{claims} of {known} claims" if claims < known else _counted(claims, "claim")
+    work = f"{measured}, {_counted(plan.runs, 'run')}, {_counted(plan.left, 'training step')}"
     if plan.steps > plan.left:
         work += f" (of {plan.steps:,}; the others are finished)"
     where = _counted(plan.jobs, "core") if plan.backend == "processes" else f"{plan.jobs} workers of {plan.backend}"

@@ -261,8 +261,7 @@ def train_mode(network: nn.Module, placement: Placement) -> None:
     """
     network.train()
     for module in network.modules():
-        off = placement == "none" or (placement == "first" and isinstance(module, _BatchNorm) and module.affine)
-        if isinstance(module, _BatchNorm) and off:
+        if placement == "none" and isinstance(module, _BatchNorm):  # of a model of the user's own
             module.eval()
 
 
@@ -274,11 +273,11 @@ def predict(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def evaluated_steps(steps: int) -> list[int]:
-    """Return the steps after which a run is evaluated: each at first, then 20 or 25 % apart, and the last."""
-    marks, at, apart = [0], 1, 1.25 if steps < 300 else 1.2
+    """Return the steps after which a run is evaluated: each at first, then 25 % apart, and the last."""
+    marks, at = [0], 1
     while at < steps:
         marks.append(at)
-        at = max(at + 1, int(at * apart))
+        at = max(at + 1, int(at * 1.25))
     return [*marks, steps]
 
 
@@ -301,19 +300,22 @@ def train(specs: Sequence[Spec], problem: Problem) -> list[Outcome]:
     optimizer = ReplicaOptimizer(spec.optimizer, network, [s.rate for s in specs])
     outcomes = [Outcome() for _ in specs]
     probe = _probe(spec.probe)
-    parts = [rows.part(name) for name in ("validation", "test")]
+    (x_validation, y_validation), (x_test, y_test) = rows.part("validation"), rows.part("test")
+    held_out = torch.cat([x_validation, x_test], dim=1)
     batches, marks = rows.batches(), set(evaluated_steps(spec.steps))
     torch.manual_seed(spec.seed)
     for step in range(spec.steps + 1):
         if step in marks:
-            validation, test = (scores(predict(network, x), y, data) for x, y in parts)
+            predicted = predict(network, held_out)
+            validation = scores(predicted[:, : y_validation.shape[1]], y_validation, data)
+            test = scores(predicted[:, y_validation.shape[1] :], y_test, data)
             for outcome, *values in zip(outcomes, validation, test, strict=True):
                 outcome.note(step, *values)
             if probe is not None:
                 for outcome, seen in zip(outcomes, probe(network, rows, step), strict=True):
                     outcome.probed += [{"step": step, **seen}] if seen else []
-        if step < spec.steps:
             train_mode(network, spec.placement)
+        if step < spec.steps:
             x, y = next(batches)
             if problem.model is not None:
                 torch.default_generator.manual_seed(step)  # see SideBySide

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from batchnorm.study.design import Study
 
 By = Literal["steps", "score"]
-EXTENSIONS = 3  # rates that a grid is continued by on one side, at the most
-LONGER = 4  # times the steps, where curves are still rising
 RISING = 0.02  # of the way from guessing to the best score, from half of the steps to all of them
 NEVER = 2.0  # times its budget: how late a run that has not arrived counts in choosing a rate
 
@@ -150,7 +148,7 @@ class _Search:
         edge = "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
         steps = self.sweep.spec.steps
         if self._late_and_rising(best):
-            at, steps = rates.index(best), LONGER * steps
+            at, steps = rates.index(best), self.study.settings.longer * steps
             around = rates[max(at - 1, 0) : at + 2]
             units += [self.sweep.at(self.study, rate, steps) for rate in around]
             if not all(self.study.trained(unit) for unit in units):
@@ -166,12 +164,12 @@ class _Search:
         if len(rates) < 2:
             return rates
         stride = math.log10(rates[1] / rates[0])
-        low = high = 0
+        low, high, most = 0, 0, self.study.settings.extensions
         while all(self.study.trained(self.sweep.at(self.study, rate)) for rate in rates):
             best = self._best_of(rates, self.sweep.spec.steps)
-            if best == rates[-1] and high < EXTENSIONS:
+            if best == rates[-1] and high < most:
                 rates, high = [*rates, float(f"{10 ** (math.log10(best) + stride):.2g}")], high + 1
-            elif best == rates[0] and low < EXTENSIONS:
+            elif best == rates[0] and low < most:
                 rates, low = [float(f"{10 ** (math.log10(best) - stride):.2g}"), *rates], low + 1
             else:
                 break
@@ -179,7 +177,7 @@ class _Search:
 
     def _late_and_rising(self, rate: float) -> bool:
         """Whether most runs at a rate have not arrived, and the median score still rises."""
-        if self.by != "steps" or self.sweep.spec.probe:
+        if self.by != "steps" or self.sweep.spec.probe or self.study.settings.longer == 1:
             return False
         outcomes = self.study.outcomes(self.sweep.at(self.study, rate))
         late = sum(map(math.isinf, self._arrivals(outcomes)))

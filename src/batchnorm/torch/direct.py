@@ -34,7 +34,7 @@ class Prepared(NamedTuple):
     Attributes:
         recipe: Of the general way.
         lies: Strides and dtype of x.
-        features: (C,).
+        features: (C,), or the kept shape where several axes are kept.
         kept: The kept shape.
         size: N.
         working: The working dtype, with its size in bytes in `row` = C·size.
@@ -63,14 +63,10 @@ def prepare(
     """Return what there is to settle, or None where the general way must serve."""
     check_epsilon(eps)
     check_activation(activation)
-    if (
-        isinstance(_LIBRARY, str)
-        or dtype not in NAMES
-        or not isinstance(axis, int)
-        or not -len(shape) <= axis < len(shape) >= 2
-    ):
+    axes, rank = (axis,) if isinstance(axis, int) else axis, len(shape)
+    if isinstance(_LIBRARY, str) or dtype not in NAMES or not all(-rank <= a < rank for a in axes) or rank <= len(axes):
         return None
-    layout: Plan = plan(len(shape), axis)
+    layout: Plan = plan(rank, axis)
     kept, features = layout.kept_shape(shape), layout.parameter_shape(shape)
     lies = native.arrangement(shape, strides, kept)
     if isinstance(lies, str):
@@ -252,6 +248,10 @@ def remember(
     return moved == 1
 
 
+def _are_integers(axis: Any) -> bool:
+    return type(axis) is int or (type(axis) is tuple and all(type(a) is int for a in axis))
+
+
 def _right(layer: Any, x: Tensor) -> bool:
     """Return whether the options are right, and of types that can be remembered; else the general way complains."""
     momentum, activation = layer.momentum, layer.activation
@@ -259,7 +259,7 @@ def _right(layer: Any, x: Tensor) -> bool:
         type(momentum) is float
         and 0.0 <= momentum <= 1.0
         and type(layer.eps) is float
-        and type(layer.axis) is int
+        and _are_integers(layer.axis)
         and (activation is None or type(activation) is str)
         and layer.nonfinite in NON_FINITE
         and layer.small_batch in SMALL_BATCH

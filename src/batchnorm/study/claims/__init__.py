@@ -24,6 +24,9 @@ ORDER = (
     "scale-shift",
     "train-predict",
 )
+ALL = "all"
+# What the answer rests on, and a check; the others explain it.
+QUICK = ("speed", "score", "learning-rate", "batch-size", "placement", "input-scaling", "train-predict")
 
 
 def all_claims() -> dict[str, Claim]:
@@ -34,14 +37,20 @@ def all_claims() -> dict[str, Claim]:
     return dict(sorted(found.items(), key=lambda item: (rank.get(item[0], len(ORDER)), item[0])))
 
 
-def chosen_claims(names: str | None) -> list[Claim]:
-    """Return the claims that a comma-separated list names, all of them if None.
+def chosen_claims(names: str | None, *, quick: bool = False) -> list[Claim]:
+    """Return the claims that a comma-separated list names; all of them if it is "all" or None.
+
+    Args:
+        names: The list.
+        quick: Whether None stands for those of a quick study.
 
     Raises:
         DataError: if there is no such claim.
     """
     known = all_claims()
     if names is None:
+        names = ",".join(QUICK) if quick else ALL
+    if names.strip() == ALL:
         return list(known.values())
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:

@@ -36,7 +36,7 @@ PROBE = f"{noise_probe.__name__}:probe"
 def sizes(study: Study) -> list[int]:
     """Return the batch sizes to try: the study's own and powers of two times it; none where too few fit the rows."""
     base, rows = study.settings.batch_size, len(split(study.data, 0).train)
-    powers = (-2, 0, 2) if study.settings.quick or study.settings.model else range(-3, 4)
+    powers = (-2, 0, 2) if study.settings.quick or study.settings.model else range(-2, 4)
     tried = {size for p in powers if SMALLEST <= (size := math.floor(base * 2.0**p + 0.5)) <= rows}
     return sorted(tried | {base}) if len(tried | {base}) >= FEWEST_SIZES else []
 

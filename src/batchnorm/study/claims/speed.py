@@ -138,10 +138,9 @@ CLAIM = Claim(
     title="Faster training",
     statement="Training takes fewer steps with batch normalization.",
     source="Ioffe & Szegedy 2015, section 4.2",
-    method="The same network with and without batch normalization: the same number of parameters, the same weights at "
-    "the start and the same order of the data, each side at the learning rate that is best on validation rows. Counted "
-    "are the steps until the test score first reaches the goal; a run whose last score is below the goal has not "
-    "arrived.",
+    method="The same network with and without batch normalization: the same weights at the start and the same order "
+    "of the data, each side at the learning rate that is best on validation rows. Counted are the steps until the test "
+    "score first reaches the goal; a run whose last score is below the goal has not arrived.",
     caption="Test score while training, each side at its best learning rate: median, and range over seeds.",
     runs=runs,
     measure=measure,
