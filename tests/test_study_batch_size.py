@@ -202,9 +202,7 @@ def test_the_base_size_shares_the_runs_of_speed() -> None:
     assert batch_size.sizes(made.study_of()) == [15, 60, 240]
 
 
-@pytest.mark.parametrize(
-    ("rows", "base", "expected"), [(20, 12, []), (40, 24, [6, 12, 24]), (100, 60, [15, 30, 60])]
-)
+@pytest.mark.parametrize(("rows", "base", "expected"), [(20, 12, []), (40, 24, [6, 12, 24]), (100, 60, [15, 30, 60])])
 def test_few_rows_leave_fewer_sizes(rows: int, base: int, expected: list[int]) -> None:
     problem = Problem({"main": made.table(rows)})
     study = made.study_of(Settings(batch_size=base), problem)
