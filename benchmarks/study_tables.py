@@ -1,6 +1,6 @@
 """Hold the answers of `batchnorm study` against an independent check, on many tables.
 
-    python benchmarks/study_tables.py [--quick] [--out FOLDER] [TABLE.csv=TARGET ...]
+    python benchmarks/study_tables.py [--quick] [--jobs N] [--out FOLDER] [TABLE.csv=TARGET ...]
 
 Without arguments: the tables that ship with scikit-learn, the example table of this project, and generated tables with
 traits of their own, on two of which batch normalization has nothing to give. The check shares no code with the study
@@ -24,15 +24,16 @@ from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 
+from batchnorm.errors import BatchNormError
 from batchnorm.study import Settings, run
 from batchnorm.study.claims import chosen_claims
 from batchnorm.study.data import Dataset
 from batchnorm.study.tables import from_frame, table
 
 ROOT = Path(__file__).parents[1]
-CLAIMS = "speed,score,learning-rate,placement,initialization,batch-size"
-RATES = (0.003, 0.03, 0.3, 1.0, 3.0)
-STEPS = {"relu": 400, "sigmoid": 1000}
+CLAIMS = "speed,score,learning-rate,placement,batch-size"
+RATES = (0.01, 0.1, 0.3, 1.0, 3.0)
+STEPS = {"relu": 400, "sigmoid": 500}
 SEEDS = 5
 EVERY = 10
 SHARE = 0.9
@@ -202,12 +203,13 @@ def independent(data: Dataset, activation: str) -> str:
     return f"{activation}: " + "; ".join(words)
 
 
-def report(name: str, data: Dataset, settings: Settings, folder: Path) -> None:
+def report(name: str, data: Dataset, settings: Settings, folder: Path, jobs: int | None) -> None:
     """Print what the study answers, its verdicts, and what the check finds."""
     print(f"\n## {name}: {len(data.x):,} rows, {data.x[0].size} features, {data.task}", flush=True)
+    claims = chosen_claims(CLAIMS)
     try:
-        results = run(data, settings=settings, claims=chosen_claims(CLAIMS), out=folder / name).reproducible
-    except Exception as error:
+        results = run(data, settings=settings, claims=claims, out=folder / name, jobs=jobs, overwrite=True).reproducible
+    except BatchNormError as error:
         print(f"refused: {error}", flush=True)
         return
     for sentence in results["answer"]:
@@ -228,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE=TARGET")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--jobs", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     folder = options.out or Path(tempfile.mkdtemp())
@@ -235,13 +238,13 @@ def main() -> None:
     for named in options.tables:
         path, _, target = named.rpartition("=")
         try:
-            report(Path(path).stem, table(Path(path), target), settings, folder)
-        except Exception as error:
+            report(Path(path).stem, table(Path(path), target), settings, folder, options.jobs)
+        except BatchNormError as error:
             print(f"\n## {Path(path).stem}\nrefused: {error}", flush=True)
     if not options.tables:
         for name, frame, target in (*shipped(), *generated()):
-            report(name, from_frame(frame, target, name=name), settings, folder)
-        report("placements", table(ROOT / "examples" / "placements.csv", "placed"), settings, folder)
+            report(name, from_frame(frame, target, name=name), settings, folder, options.jobs)
+        report("placements", table(ROOT / "examples" / "placements.csv", "placed"), settings, folder, options.jobs)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ COLOURS = dict(zip(OPTIMIZERS, pictures.COLOURS, strict=True))
 
 def _specs(study: Study, optimizer: str) -> list[Spec]:
     rate = study.moderate_rate() * 10 ** (SHIFT[optimizer] - study.shift)
-    steps = study.settings.short_steps
+    steps = study.settings.short_steps // 2
     return study.seeds(study.spec(placement="before", rate=rate, optimizer=optimizer, steps=steps, probe=PROBE))
 
 
