@@ -79,8 +79,8 @@ STUDY = [
     Mutant(
         "runs that stand are made longer",
         "study/tuning.py",
-        "return 2 * late > len(outcomes) and self._rising(outcomes)",
-        "return 2 * late > len(outcomes)",
+        "2 * late > len(outcomes)) and self._rising(outcomes)",
+        "2 * late > len(outcomes))",
     ),
     Mutant("goals for validation rows from test rows", "study/design.py", "getattr(r, part)", "r.test"),
     Mutant("goals where nothing is learned", "study/design.py", ">= LEAST_WAY else math.inf", ">= -9.0 else math.inf"),

@@ -59,9 +59,9 @@ def test_the_first_word_follows_from_steps_and_score(verdicts: tuple[str, str], 
     }
     assert f"batch normalization takes {steps[faster]} to accuracy 0.941" in first
     ends = {
-        "holds": "its best test accuracy is 0.99 with and 0.97 without.",
-        "does not hold": "its best test accuracy is 0.97 with and 0.99 without.",
-        "undecided": "its best test accuracy is 0.98 with and without.",
+        "holds": "its best test accuracy within 120 steps is 0.99 with and 0.97 without.",
+        "does not hold": "its best test accuracy within 120 steps is 0.97 with and 0.99 without.",
+        "undecided": "its best test accuracy within 120 steps is 0.98 with and without.",
     }
     assert first.endswith(ends[better])
 
@@ -124,7 +124,8 @@ def test_where_nothing_is_learned_no_number_is_made_up() -> None:
     said = sentences(lambda s: made.jump(s, made.NEVER), speed, score, learning_rate)
     assert said[0] == (
         "Undecided: on two classes, in a ReLU network with 3 hidden layers of 100 units, no run learns to predict "
-        "better than guessing, which scores accuracy 0.5; its best test accuracy is 0.5 with and without."
+        "better than guessing, which scores accuracy 0.5; its best test accuracy within 120 steps is 0.5 with and "
+        "without."
     )
     assert "no run learns" in said[1]
     assert said[2] == "No setting is recommended: none of those that were run learned enough, or none was compared."
@@ -179,7 +180,9 @@ def test_without_speed_the_answer_counts() -> None:
     study = made.answered(made.compared(made.never, made.always), score.CLAIM)
     first, second, _ = answer.sentences(study, findings(study, score), None)
     assert first == "On two classes, 1 claim was measured; 1 of them holds."
-    assert second.startswith("In the ReLU network, the best test accuracy is 0.99 with batch normalization")
+    assert second.startswith(
+        "In the ReLU network, the best test accuracy within 120 steps is 0.99 with batch normalization"
+    )
 
 
 def test_values_are_described_by_their_own_score() -> None:
@@ -189,7 +192,7 @@ def test_values_are_described_by_their_own_score() -> None:
     how = made.compared(made.never, made.always)
     first = sentences(how, speed, score, problem=problem)[0]
     assert "to R² 0.891" in first
-    assert "its best test R² is 0.99 with and 0.97 without." in first
+    assert "its best test R² within 120 steps is 0.99 with and 0.97 without." in first
 
 
 def test_multiplicity_counts_parts_and_leaves_checks_out() -> None:

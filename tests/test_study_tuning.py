@@ -199,9 +199,10 @@ def test_other_runs_are_not(how: made.Answer) -> None:
     assert max(s.steps for s in study.lab.outcomes if s.activation == "relu") == BUDGET
 
 
-def test_a_search_by_score_is_not_made_longer() -> None:
-    _, tuning = tuned(without_rises(300), "none", by="score")
-    assert tuning.budget == BUDGET
+@pytest.mark.parametrize(("rising_until", "budget"), [(300, made.QUICK.longer * BUDGET), (10, BUDGET)])
+def test_a_search_by_score_is_made_longer_where_scores_rise(rising_until: int, budget: int) -> None:
+    _, tuning = tuned(without_rises(rising_until), "none", by="score")
+    assert tuning.budget == budget
 
 
 @pytest.mark.parametrize("how", [by_rate(lambda rate: 10 if rate == 0.32 else 33), without_rises(300)])

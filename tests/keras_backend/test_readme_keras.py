@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import runpy
 from pathlib import Path
 
 import keras
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from batchnorm.keras import BatchNormalization
+from batchnorm.study.script import Setting, scripts
+from batchnorm.study.shipped import digits
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,16 +29,18 @@ def test_the_code_of_the_readme_runs() -> None:
     assert model.predict(np.ones((3, 2), np.float32), verbose=0).shape == (3, 1)
 
 
-def test_the_code_that_the_study_recommends_runs() -> None:
+def test_the_script_that_the_study_of_digits_recommends_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = json.loads((ROOT / "docs" / "study" / "digits" / "results.json").read_text(encoding="utf-8"))
-    names: dict[str, object] = {}
-    exec(study["code"]["Keras"], names)
-    model = names["model"]
-    assert isinstance(model, keras.Model)
-    assert any(isinstance(layer, BatchNormalization) for layer in model.layers)
-    x, y = np.random.default_rng(0).random((60, 64)).astype(np.float32), np.arange(60) % 10
-    first, *_, last = model.fit(x, y, batch_size=60, epochs=8, verbose=0).history["loss"]
-    assert last < first
+    recommended = {k: tuple(v) if isinstance(v, list) else v for k, v in study["recommended"].items()}
+    script = tmp_path / "train_keras.py"
+    script.write_text(scripts(digits(), Setting(**recommended), folder=tmp_path)["Keras"], encoding="utf-8")
+    names = runpy.run_path(str(script), run_name="__main__")
+    assert any(isinstance(layer, BatchNormalization) for layer in names["network"]().layers)
+    printed = re.search(r"accuracy on 36\d test rows: (0\.\d+)", capsys.readouterr().out)
+    assert printed is not None
+    assert float(printed[1]) >= study["data"]["goals"]["near"]
 
 
 def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from batchnorm.study.claims import alternatives
+from batchnorm.study.claims.score import best_words
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import PAPER, Study, network_word
 from batchnorm.study.findings import Effect, Finding, agreed, number, times
@@ -23,6 +24,11 @@ WHERE = {
     "after": "{norm} after each activation",
     "none": "no normalization",
 }
+OWN = {
+    "before": "its {norm}",
+    "after": "its {norm}",
+    "none": "its batch normalization switched off",
+}  # of a model that brings its own
 NORMS: dict[Norm, str] = {
     "batch": "batch normalization",
     "layer": "layer normalization",
@@ -151,7 +157,7 @@ def _first_sentence(study: Study, findings: Mapping[str, Finding], seconds: Effe
     text = f"{word}: on {study.data.name}, in {_article(part)}{layers}, {_speed_words(study, findings, study.main)}"
     if seconds is not None and seconds.bound != "unknown" and speed.bound != "unknown":
         text += f", which is {times(seconds, 'less time', 'more time', 'as much time')} on this machine"
-    return f"{text}; {_score_words(study, findings)}." if score is not None else f"{text}."
+    return f"{text}; {_score_words(study, findings, score)}." if score is not None else f"{text}."
 
 
 def _size(study: Study) -> str:
@@ -190,16 +196,15 @@ def _arrivals(steps: Sequence[float], budget: int, where: str) -> str:
     return f"{subject} {'arrives' if count < 2 else 'arrive'} within {budget:,} steps"
 
 
-def _score_words(study: Study, findings: Mapping[str, Finding]) -> str:
-    scores = findings["score"].numbers["networks"][study.main]["scores"]
-    without, with_it = (statistics.median(-math.inf if math.isnan(s) else s for s in scores[side]) for side in SIDES)
-    name = study.metric.name
-    if math.isinf(without) or math.isinf(with_it):
-        return f"too many runs diverge at once to compare the best test {name}"
-    same = number(without) == number(with_it)
-    if same:
-        return f"its best test {name} is {number(with_it)} with and without"
-    return f"its best test {name} is {number(with_it)} with and {number(without)} without"
+def _score_words(study: Study, findings: Mapping[str, Finding], score: Effect) -> str:
+    network = findings["score"].numbers["networks"][study.main]
+    scores = {
+        side: statistics.median(-math.inf if math.isnan(s) else s for s in network["scores"][side]) for side in SIDES
+    }
+    if any(map(math.isinf, scores.values())):
+        return f"too many runs diverge at once to compare the best test {study.metric.name}"
+    unclear = ", no clear difference" if score.verdict() == "undecided" and len(set(scores.values())) > 1 else ""
+    return f"its best test {best_words(scores, network['budgets'], study.metric.name)}{unclear}"
 
 
 def _second_sentence(study: Study, findings: Mapping[str, Finding]) -> str:
@@ -208,6 +213,9 @@ def _second_sentence(study: Study, findings: Mapping[str, Finding]) -> str:
         return rates.summary if rates is not None and rates.summary else findings["speed"].summary
     part = study.named(PAPER)
     text = f"In the {part} of the paper by Ioffe and Szegedy, {_speed_words(study, findings, PAPER)}"
+    speed = _part(findings["speed"], part)
+    if speed is not None and speed.bound != "unknown" and not speed.obstacle and speed.verdict() == "undecided":
+        text += f", which {len(speed.least)} seeds leave undecided"
     range_of_rates = _part(rates, part)
     if range_of_rates is not None and not range_of_rates.obstacle and range_of_rates.bound != "unknown":
         text += f", and the range of learning rates that work {wider(range_of_rates)}"
@@ -221,7 +229,7 @@ def _setting_sentence(study: Study, chosen: Candidate | None) -> str:
     count = len(chosen.arrivals)
     verb = "arrives" if count - chosen.late == 1 else "arrive"
     arrived = "every seed arrives" if not chosen.late else f"{count - chosen.late} of {count} seeds {verb}"
-    where = WHERE[setting.placement].format(norm=NORMS[setting.norm])  # type: ignore[index]
+    where = (OWN if study.own_normalizes else WHERE)[setting.placement].format(norm=NORMS[setting.norm])  # type: ignore[index]
     units = "your model" if setting.activation == "own" else f"{network_word(setting.activation)} units"
     after = f", after {number(chosen.steps)} steps (median)" if math.isfinite(chosen.steps) else ""
     return (

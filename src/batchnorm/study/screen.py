@@ -174,10 +174,11 @@ def _decisive(claim: dict[str, Any]) -> Group:
 
 
 def _told(effect: dict[str, Any]) -> Text:
-    needed = f"{'>' if effect['side'] == 'above' else '<'} {effect['threshold']:.3g}{effect['unit']}"
+    from batchnorm.study.wording import needed
+
     mark, style = MARKS[effect["verdict"]]
     part = f"{effect['part']}: " if effect["part"] else ""
     around = f" ({effect['range']})" if effect["range"] else ""
     return Text.assemble(
-        (mark, style), f" {part}{effect['name']}: ", (effect["headline"], "bold"), f"{around}, needed {needed}"
+        (mark, style), f" {part}{effect['name']}: ", (effect["headline"], "bold"), f"{around}, needed {needed(effect)}"
     )

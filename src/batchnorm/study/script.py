@@ -113,7 +113,7 @@ def _training(dataset: Dataset, setting: Setting) -> dict[str, Any]:
         "placement": setting.placement,
         "norm": setting.norm if setting.placement != "none" or setting.norm == "init" else "none",
         "hidden": literal(setting.hidden),
-        "rate": f"{setting.rate:.3g}",
+        "rate": repr(float(f"{setting.rate:.3g}")),  # Keras takes no integer
         "batch_size": setting.batch_size,
         "epochs": epochs,
         "patience": max(LEAST_PATIENCE, epochs // 3),

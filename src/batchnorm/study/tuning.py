@@ -176,12 +176,12 @@ class _Search:
         return rates
 
     def _late_and_rising(self, rate: float) -> bool:
-        """Whether most runs at a rate have not arrived, and the median score still rises."""
-        if self.by != "steps" or self.sweep.spec.probe or self.study.settings.longer == 1:
+        """Whether the median score still rises and, where steps are compared, most runs have not arrived."""
+        if self.sweep.spec.probe or self.study.settings.longer == 1:
             return False
         outcomes = self.study.outcomes(self.sweep.at(self.study, rate))
         late = sum(map(math.isinf, self._arrivals(outcomes)))
-        return 2 * late > len(outcomes) and self._rising(outcomes)
+        return (self.by == "score" or 2 * late > len(outcomes)) and self._rising(outcomes)
 
     def _rising(self, outcomes: Sequence[Outcome]) -> bool:
         """Whether the median validation score of the second half of the steps still rises."""

@@ -31,8 +31,12 @@ def needed(effect: Mapping[str, Any]) -> str:
 
     >>> needed({"side": "above", "threshold": 1.5, "unit": "×"})
     '> 1.5×'
+    >>> needed({"side": "below", "threshold": 1, "unit": " decades"})
+    '< 1 decade'
     """
-    return f"{'>' if effect['side'] == 'above' else '<'} {number(effect['threshold'])}{effect['unit']}"
+    threshold = number(effect["threshold"])
+    unit = effect["unit"].removesuffix("s") if threshold == "1" else effect["unit"]
+    return f"{'>' if effect['side'] == 'above' else '<'} {threshold}{unit}"
 
 
 def sample(pair: Sequence[float | None], effect: Mapping[str, Any]) -> str:

@@ -90,8 +90,16 @@ def measure(study: Study) -> Finding:
     gaps = (abs(_late(seen, "train score") - _late(seen, "predict score")) for seen in watched)
     apart = tuple(known(value, math.inf) for value in gaps)
     gap = {s: [seen["gap"][s] for seen in last] for s in last[0]["gap"]}
-    median_gap = {s: statistics.median(v) for s, v in gap.items()}
-    small = min(gap, key=int)
+    finite = [seen for seen in last if all(map(math.isfinite, (seen["alone"], *seen["gap"].values())))]
+    summary = "Every run that was watched diverged: how its outputs change with their batch is unknown."
+    if finite:
+        small = min(gap, key=int)
+        changes = {s: statistics.median(seen["gap"][s] for seen in finite) for s in (small, size)}
+        summary = (
+            f"In training mode a row's outputs change with its companions, by {changes[small]:.0%} of their spread in "
+            f"batches of {small} and {changes[size]:.0%} in batches of {size}; in prediction by "
+            f"{max(seen['alone'] for seen in finite):.0e} of it."
+        )
     return Finding(
         effects=(
             Effect.of("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
@@ -107,9 +115,7 @@ def measure(study: Study) -> Finding:
             "predict score": [[seen["predict score"] for seen in seeds] for seeds in watched],
             "score": study.metric.name,
         },
-        summary=f"In training mode a row's outputs change with its companions, by {median_gap[small]:.0%} of their "
-        f"spread in batches of {small} and {median_gap[size]:.0%} in batches of {size}; in prediction by "
-        f"{max(alone):.0e} of it.",
+        summary=summary,
         notes=(
             "Running statistics move by s ← s + 0.1·(batch − s): until they have caught up, early in training, "
             "prediction lags behind the training mode, as the lower panel shows.",
