@@ -208,3 +208,14 @@ def test_multiplicity_counts_parts_and_leaves_checks_out() -> None:
     )
     assert text.startswith("3 verdicts were asked for and 2 were decided.")
     assert "0.15 false verdicts would be expected at the most" in text
+
+
+def test_where_nothing_is_learned_no_setting_is_recommended_though_a_lucky_run_arrives() -> None:
+    """One seed reaches what another network's runs reach in none: its goal is known, and the median goal is not."""
+
+    def how(spec: Spec) -> Outcome:
+        return made.jump(spec, 10 if spec.seed == 0 else made.NEVER)
+
+    said = sentences(how, speed, score)
+    assert "no run learns to predict better than guessing" in said[0]
+    assert said[2].startswith("No setting is recommended")

@@ -66,7 +66,7 @@ def test_a_single_rate_is_not_continued() -> None:
     assert (tuning.rate, tuning.edge) == (0.1, "")
 
 
-def test_a_run_that_has_not_arrived_counts_as_twice_its_budget() -> None:
+def test_a_run_that_has_not_arrived_counts_as_ten_times_its_budget() -> None:
     def seeds(early: float) -> made.Answer:
         def arrival(spec: Spec) -> float:
             if spec.rate == 0.32:
@@ -76,9 +76,9 @@ def test_a_run_that_has_not_arrived_counts_as_twice_its_budget() -> None:
         return made.arriving(arrival)
 
     _, tuning = tuned(seeds(10))
-    assert tuning.rate == 0.032  # (10⁵·240)^⅙ = 17 steps against 12
-    _, tuning = tuned(seeds(5))
-    assert tuning.rate == 0.32  # (5⁵·240)^⅙ = 9.5 against 12
+    assert tuning.rate == 0.032  # (10⁵·1200)^⅙ = 22 steps against 12
+    _, tuning = tuned(seeds(4))
+    assert tuning.rate == 0.32  # (4⁵·1200)^⅙ = 10.3 against 12
 
 
 def test_where_nothing_arrives_the_final_score_decides() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Results", "Settings", "run"]
 
-for _module in ("torch", "sklearn", "scipy", "pandas", "matplotlib", "jinja2", "joblib", "pyarrow"):
+for _module in ("torch", "sklearn", "scipy", "pandas", "matplotlib", "jinja2", "pyarrow", "openpyxl"):
     if find_spec(_module) is None:
         raise MissingExtraError("batchnorm.study", _module, "study")
 

@@ -9,7 +9,7 @@ from batchnorm.study.claims import alternatives
 from batchnorm.study.claims.score import best_words
 from batchnorm.study.curves import SIDES
 from batchnorm.study.design import PAPER, Study, network_word
-from batchnorm.study.findings import Effect, Finding, agreed, number, times
+from batchnorm.study.findings import Effect, Finding, agreed, number, quantity, times
 from batchnorm.study.networks import Norm, Placement
 from batchnorm.study.script import Setting
 from batchnorm.study.training import Outcome
@@ -105,7 +105,7 @@ def recommend(study: Study) -> Candidate | None:
     that takes the fewest steps.
     """
     every = [c for c in candidates(study) if math.isfinite(c.score)]
-    if not every or min(c.late for c in every) == len(every[0].arrivals):
+    if not every or math.isinf(study.goal()) or min(c.late for c in every) == len(every[0].arrivals):
         return None
     reliable = [c for c in every if c.late == min(c.late for c in every)]
     way = max(c.score for c in reliable) - study.guess
@@ -231,7 +231,8 @@ def _setting_sentence(study: Study, chosen: Candidate | None) -> str:
     arrived = "every seed arrives" if not chosen.late else f"{count - chosen.late} of {count} seeds {verb}"
     where = (OWN if study.own_normalizes else WHERE)[setting.placement].format(norm=NORMS[setting.norm])  # type: ignore[index]
     units = "your model" if setting.activation == "own" else f"{network_word(setting.activation)} units"
-    after = f", after {number(chosen.steps)} steps (median)" if math.isfinite(chosen.steps) else ""
+    steps = quantity(chosen.steps, " steps")
+    after = f", after {steps} (median)" if math.isfinite(chosen.steps) else ""
     return (
         f"Of all settings that were run, use {units} with {where}, {INPUTS[study.data.scaling]}, {setting.optimizer} "
         f"with a learning rate of {setting.rate:g} and batches of {setting.batch_size}: {arrived}{after}."

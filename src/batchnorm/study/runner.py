@@ -30,6 +30,7 @@ from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.script import scripts
+from batchnorm.study.script_table import SAVED_FRAME
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.sources import as_dataset
 from batchnorm.study.timing import step_seconds
@@ -175,6 +176,9 @@ def run(
     }
     study_results = Results(results, timings, folder)
     _write_numbers(study_results)
+    if hasattr(data, "columns"):
+        with suppress(Exception):  # columns that mix kinds have no place in a Parquet file
+            data.to_parquet(folder / SAVED_FRAME)
     shown = {c.id: drawn.of(c, findings[c.id]) for c in claims if not findings[c.id].skipped}
     report.write(folder / "index.html", study_results.shown, shown)
     study.lab.kept.tidy()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 By = Literal["steps", "score"]
 RISING = 0.02  # of the way from guessing to the best score, from half of the steps to all of them
-NEVER = 2.0  # times its budget: how late a run that has not arrived counts in choosing a rate
+NEVER = 10.0  # times its budget: how late a run that has not arrived counts in choosing a rate
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class _Search:
     def _best_of(self, rates: Sequence[float], steps: int) -> float:
         """Return the best rate: the one with the fewest steps, or with the highest score, on validation rows.
 
-        Steps are averaged geometrically over seeds, a run that has not arrived counting as twice its budget; where
+        Steps are averaged geometrically over seeds, a run that has not arrived counting as ten times its budget; where
         that decides nothing, the final score does. A rate at which half of the runs or more diverge comes last.
         """
 
