@@ -199,10 +199,18 @@ def test_other_runs_are_not(how: made.Answer) -> None:
     assert max(s.steps for s in study.lab.outcomes if s.activation == "relu") == BUDGET
 
 
-@pytest.mark.parametrize(("rising_until", "budget"), [(300, made.QUICK.longer * BUDGET), (10, BUDGET)])
-def test_a_search_by_score_is_made_longer_where_scores_rise(rising_until: int, budget: int) -> None:
+@pytest.mark.parametrize(
+    ("rising_until", "budget", "obstacle"),
+    [
+        (30, BUDGET, ""),
+        (150, made.QUICK.longer * BUDGET, ""),
+        (2000, made.QUICK.longer * BUDGET, "scores still rise after 480 steps"),
+    ],
+)
+def test_a_search_by_score_is_made_longer_where_scores_rise(rising_until: int, budget: int, obstacle: str) -> None:
     _, tuning = tuned(without_rises(rising_until), "none", by="score")
-    assert tuning.budget == budget
+    assert (tuning.budget, tuning.obstacle) == (budget, obstacle)
+    assert tuned(without_rises(rising_until), "none")[1].obstacle == ""  # steps are compared as bounds
 
 
 @pytest.mark.parametrize("how", [by_rate(lambda rate: 10 if rate == 0.32 else 33), without_rises(300)])

@@ -203,8 +203,10 @@ def _score_words(study: Study, findings: Mapping[str, Finding], score: Effect) -
     }
     if any(map(math.isinf, scores.values())):
         return f"too many runs diverge at once to compare the best test {study.metric.name}"
-    unclear = ", no clear difference" if score.verdict() == "undecided" and len(set(scores.values())) > 1 else ""
-    return f"its best test {best_words(scores, network['budgets'], study.metric.name)}{unclear}"
+    text = f"its best test {best_words(scores, network['budgets'], study.metric.name)}"
+    if score.obstacle and math.isfinite(study.goal()):
+        return f"{text}, but {score.obstacle}"
+    return text + (", no clear difference" if score.verdict() == "undecided" and len(set(scores.values())) > 1 else "")
 
 
 def _second_sentence(study: Study, findings: Mapping[str, Finding]) -> str:

@@ -64,6 +64,7 @@ class Tuning:
         budget: Their steps.
         by_rate: The runs of the first look at every rate of the grid and beyond it, in rising order.
         edge: "low" or "high" where the best rate is the last one tried on that side; "" otherwise.
+        rising: Whether the scores to compare still rise when the budget ends.
     """
 
     units: list[list[Spec]]
@@ -73,12 +74,15 @@ class Tuning:
     budget: int = 0
     by_rate: dict[float, list[Outcome]] = field(default_factory=dict[float, list[Outcome]])
     edge: str = ""
+    rising: bool = False
 
     @property
     def obstacle(self) -> str:
         """Why no verdict can rest on this side; "" if one can."""
         where = {"low": "lowest", "high": "highest"}.get(self.edge)
-        return f"the best learning rate, {self.rate:g}, is the {where} that was tried" if where else ""
+        if where:
+            return f"the best learning rate, {self.rate:g}, is the {where} that was tried"
+        return f"scores still rise after {self.budget:,} steps" if self.rising else ""
 
 
 def obstacles(sides: Mapping[str, Tuning]) -> str:
@@ -101,7 +105,9 @@ def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning
         return Tuning(units)
     outcomes = study.outcomes(study.seeds(explored.best))
     by_rate = {rate: study.outcomes(sweep.at(study, rate)) for rate in explored.rates}
-    return Tuning(units, True, explored.best.rate, outcomes, explored.best.steps, by_rate, explored.edge)
+    return Tuning(
+        units, True, explored.best.rate, outcomes, explored.best.steps, by_rate, explored.edge, explored.rising
+    )
 
 
 @dataclass(frozen=True)
@@ -113,12 +119,14 @@ class _Explored:
         best: The run at the best rate, with the steps it was trained for in the end; None before it is known.
         rates: The rates of the grid and those that continue it, in rising order.
         edge: On which side the best rate is the last one tried: "low", "high" or "".
+        rising: Whether the scores to compare still rise when the budget ends.
     """
 
     units: list[list[Spec]]
     best: Spec | None = None
     rates: list[float] = field(default_factory=list[float])
     edge: str = ""
+    rising: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,9 @@ class _Search:
             if not all(self.study.trained(unit) for unit in units):
                 return _Explored(units)
             best = self._best_of(around, steps)
-        explored = _Explored(units, replace(self.sweep.spec, rate=best, steps=steps), rates, edge)
+        last = self.study.outcomes(self.sweep.at(self.study, best, steps))
+        rising = self.by == "score" and self._rising(last)
+        explored = _Explored(units, replace(self.sweep.spec, rate=best, steps=steps), rates, edge, rising)
         self.study.known[key] = explored
         return explored
 
@@ -198,19 +208,19 @@ class _Search:
     def _best_of(self, rates: Sequence[float], steps: int) -> float:
         """Return the best rate: the one with the fewest steps, or with the highest score, on validation rows.
 
-        Steps are averaged geometrically over seeds, a run that has not arrived counting as ten times its budget; where
-        that decides nothing, the final score does. A rate at which half of the runs or more diverge comes last.
+        Steps are averaged geometrically over seeds, a run that has not arrived counting as ten times its budget. Rates
+        with equal scores are ranked by steps, and those with equal steps by the final score. A rate at which half of
+        the runs or more diverge comes last.
         """
 
-        def rank(rate: float) -> tuple[bool, float, float]:
+        def rank(rate: float) -> tuple[bool, float, float, float]:
             outcomes = self.study.outcomes(self.sweep.at(self.study, rate, steps))
             end = statistics.median(_score(o.validation[-1]) for o in outcomes)
             diverges = math.isinf(end)
-            if self.by == "score":
-                return diverges, -statistics.median(_score(o.peak()[0]) for o in outcomes), -end
+            best = statistics.median(_score(o.peak()[0]) for o in outcomes) if self.by == "score" else 0.0
             late = NEVER * steps
             logs = [math.log(max(min(arrival, late), 1.0)) for arrival in self._arrivals(outcomes)]
-            return diverges, statistics.fmean(logs), -end
+            return diverges, -best, statistics.fmean(logs), -end
 
         return min(rates, key=rank)
 
