@@ -154,7 +154,7 @@ def study(
     ] = 0,
     quick: Annotated[
         bool, typer.Option(
-            "--quick", help="Measure the claims that the answer rests on, on coarser grids, in fewer steps.",
+            "--quick", help="Measure the claims that the answer rests on, on shorter grids, in fewer steps.",
             rich_help_panel=STUDY,
         ),
     ] = False,

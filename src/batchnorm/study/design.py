@@ -33,8 +33,8 @@ class Settings:
             leave undecided take up to so many.
         optimizer: "sgd", "momentum", "rmsprop" or "adam".
         batch_size: Rows a step.
-        quick: Coarser grids, which are continued once, fewer steps, which are not extended, and no seeds beyond those
-            of the first look: a look in a fraction of the time.
+        quick: Shorter grids, fewer steps, which are not extended, and no seeds beyond those of the first look: a look
+            in a fraction of the time.
         model: `module:factory` of the user's own model, or None for the base networks.
         activation: Of the main network; the paper's, with sigmoid units, stands beside it.
         hidden: Widths of the hidden layers.
@@ -67,12 +67,12 @@ class Settings:
     @property
     def stride(self) -> float:
         """Distance of neighbouring learning rates and initial stds, in decades."""
-        return 2 * HALF_DECADE if self.quick else HALF_DECADE
+        return HALF_DECADE
 
     @property
     def extensions(self) -> int:
         """By how many points a grid is continued on either side, at the most."""
-        return 1 if self.quick else 3
+        return 2 if self.quick else 3
 
     @property
     def longer(self) -> int:
@@ -95,6 +95,8 @@ class Settings:
         """Return the learning rates that every side of a comparison is tried at; grids grow where the best is last."""
         shift = SHIFT[self.optimizer]
         low, high = {"sigmoid": (-1.0, 1.0), "own": (-3.0, 0.0)}.get(network, (-2.0, 0.0))
+        if self.quick:
+            low, high = {"own": (-2.0, -0.5)}.get(network, (low + HALF_DECADE, high))
         return self.grid(low + shift, high + shift)
 
 
@@ -213,9 +215,13 @@ class Study:
         """Whether all of these runs have been trained."""
         return all(s in self.lab.outcomes for s in specs)
 
+    def rates(self, network: str) -> list[float]:
+        """Return the learning rates of a network's grid: squared errors want lower ones of a sigmoid network."""
+        return self.settings.rates("relu" if self.data.task == "regression" and network == PAPER else network)
+
     def sweep(self, placement: Placement, network: str | None = None, **choices: Any) -> Sweep:
         """Return one side of a comparison: a run at every learning rate."""
-        rates = tuple(choices.pop("rates", None) or self.settings.rates(network or self.main))
+        rates = tuple(choices.pop("rates", None) or self.rates(network or self.main))
         return Sweep(self.spec(network, placement=placement, **choices), rates)
 
     @property

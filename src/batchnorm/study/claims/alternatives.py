@@ -27,7 +27,7 @@ ALTERNATIVES: dict[Norm, tuple[str, Placement]] = {
 
 def rates(study: Study) -> list[float]:
     """Return the learning rates that every side is tried at: the highest of the study's own grid, to start with."""
-    return study.settings.rates(study.main)[-RATES:]
+    return study.rates(study.main)[-RATES:]
 
 
 def tunings(study: Study) -> dict[Norm, Tuning]:
