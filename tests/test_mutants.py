@@ -37,7 +37,7 @@ def killer(outcome: suite.Outcome) -> str | None:
 @pytest.mark.parametrize("mutant", EVERY, ids=lambda m: m.name)
 def test_a_fault_is_rejected(mutant: Mutant, tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
     write_mutant(mutant, tmp_path)
-    outcome = suite.run(mutant.part or suite.part_of(mutant.file), tmp_path)
+    outcome = suite.run(mutant.part or suite.part_of(mutant.file), tmp_path, mutant.file)
     record_property("mutant", (mutant.name, mutant.file, killer(outcome) or "SURVIVED"))
     assert killer(outcome), outcome.output
 

@@ -87,7 +87,10 @@ class Tuning:
 
 def obstacles(sides: Mapping[str, Tuning]) -> str:
     """Return why no verdict can rest on these sides, which are named as in "without it"; "" if one can."""
-    return " and ".join(f"{name}, {tuning.obstacle}" for name, tuning in sides.items() if tuning.obstacle)
+    found: dict[str, list[str]] = {}
+    for name, tuning in sides.items():
+        found.setdefault(tuning.obstacle, []).append(name)
+    return " and ".join(f"{' and '.join(names)}, {text}" for text, names in found.items() if text)
 
 
 def tuned(study: "Study", sweep: Sweep, by: By, core: Sequence[Sweep]) -> Tuning:

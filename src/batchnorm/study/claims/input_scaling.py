@@ -119,5 +119,4 @@ CLAIM = Claim(
     measure=measure,
     picture=picture,
     own_model=False,
-    adds_seeds=False,
 )
