@@ -82,6 +82,16 @@ STUDY = [
         "2 * late > len(outcomes)) and self._rising(outcomes)",
         "2 * late > len(outcomes))",
     ),
+    Mutant("runs that have not arrived count little", "study/tuning.py", "NEVER = 10.0", "NEVER = 1.0"),
+    Mutant("scores that rise are no obstacle", "study/tuning.py", 'self.by == "score" and self._rising(last)', "False"),
+    Mutant("equal scores whatever the score", "study/tuning.py", "return diverges, -best,", "return diverges, 0.0,"),
+    Mutant(
+        "the edge before runs were longer",
+        "study/tuning.py",
+        'rates[-1]: "high"}.get(best, "")',
+        'rates[-1]: "high"}.get(self._best_of(rates, self.sweep.spec.steps), "")',
+    ),
+    Mutant("a setting where nothing is learned", "study/answer.py", "math.isinf(study.goal()) or min", "min"),
     Mutant("goals for validation rows from test rows", "study/design.py", "getattr(r, part)", "r.test"),
     Mutant("goals where nothing is learned", "study/design.py", ">= LEAST_WAY else math.inf", ">= -9.0 else math.inf"),
     Mutant(

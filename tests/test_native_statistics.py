@@ -64,11 +64,14 @@ REMEMBERING: list[dict[str, Any]] = [
 @pytest.mark.filterwarnings("ignore:.*1 batch with inf or NaN:RuntimeWarning")
 @pytest.mark.parametrize("options", REMEMBERING, ids=str)
 @pytest.mark.parametrize("doing", [held, accumulated, fixed, bad, repeated])
-def test_statistics_move_as_on_the_general_way(doing: Callable[..., None], options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("features", "axis"), [(3, 1), ((8, 3, 1), (0, 1))])
+def test_statistics_move_as_on_the_general_way(
+    features: Any, axis: Any, doing: Callable[..., None], options: dict[str, Any]
+) -> None:
     if doing is fixed and options.get("track_running_stats") is False:
         options = {}
     x = normal((8, 3, 5))
-    layer = BatchNorm(3, **options).double()
+    layer = BatchNorm(features, axis=axis, **options).double()
     twin = copy.deepcopy(layer)
     for each, way in ((layer, nullcontext), (twin, without_direct)):
         with way():

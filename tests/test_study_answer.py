@@ -96,13 +96,13 @@ def test_without_the_claim_on_scores_steps_alone_decide() -> None:
         ),
         (
             made.always, made.always,
-            "Undecided: {where}, the steps of batch normalization to accuracy {goal} are unknown: no run without it "
-            "arrives within 120 steps, no run with it arrives within 120 steps.",
+            "Undecided: {where}, the steps to accuracy {goal} with and without batch normalization cannot be compared: "
+            "no run without it arrives within 120 steps, no run with it arrives within 120 steps.",
         ),
         (
             made.odd, lambda seed: not made.odd(seed),
-            "Undecided: {where}, the steps of batch normalization to accuracy {goal} are unknown: 3 of 6 runs without "
-            "it arrive within 120 steps, 3 of 6 runs with it arrive within 120 steps.",
+            "Undecided: {where}, the steps to accuracy {goal} with and without batch normalization cannot be compared: "
+            "3 of 6 runs without it arrive within 120 steps, 3 of 6 runs with it arrive within 120 steps.",
         ),
     ],
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_seconds_stand_beside_steps() -> None:
     said = findings(study, speed)
     (seconds, *_) = speed.timed(said["speed"], {"none": 1.0, "before": 8.2})
     first = answer.sentences(study, said, None, seconds)[0]
-    assert first.endswith("to accuracy 0.941, which is 2 times more time on this machine.")
+    assert first.endswith("to accuracy 0.941, and 2 times more time on this machine.")
 
 
 def test_an_obstacle_is_named() -> None:
@@ -206,8 +206,8 @@ def test_multiplicity_counts_parts_and_leaves_checks_out() -> None:
             "z": Finding((yes,)),
         }
     )
-    assert text.startswith("3 verdicts were asked for and 2 were decided.")
-    assert "0.15 false verdicts would be expected at the most" in text
+    assert text.startswith("3 verdicts were asked for, of which 2 could be decided.")
+    assert "at most 0.15 false verdicts would be expected" in text
 
 
 def test_where_nothing_is_learned_no_setting_is_recommended_though_a_lucky_run_arrives() -> None:
@@ -219,3 +219,18 @@ def test_where_nothing_is_learned_no_setting_is_recommended_though_a_lucky_run_a
     said = sentences(how, speed, score)
     assert "no run learns to predict better than guessing" in said[0]
     assert said[2].startswith("No setting is recommended")
+
+
+def test_a_model_that_scores_clearly_higher_than_the_networks_is_named() -> None:
+    study = made.answered(made.compared(made.never, made.always), speed.CLAIM)
+    said, chosen = findings(study, speed), answer.recommend(study)
+    assert chosen is not None
+
+    def last(**models: float) -> str:
+        return answer.sentences(study, said, chosen, references=models)[2]
+
+    assert study.reach() == 0.99
+    assert last(forest=1.0, linear=0.7).endswith(
+        " A forest scores higher: accuracy 1, where these networks reach 0.99."
+    )
+    assert last(forest=0.999) == last()

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from batchnorm.study import data, shipped
-from batchnorm.study.claims import all_claims, chosen_claims
+from batchnorm.study.claims import QUICK, all_claims, chosen_claims
 
 
 def test_claims_are_named() -> None:
     assert [c.id for c in chosen_claims("placement,speed")] == ["speed", "placement"]
+    assert [c.id for c in chosen_claims(None)] == [c.id for c in chosen_claims("all", quick=True)] == list(all_claims())
+    assert [c.id for c in chosen_claims(None, quick=True)] == list(QUICK)
     with pytest.raises(data.DataError, match=f"no claim 'sped'; there are: {', '.join(all_claims())}"):
         chosen_claims("sped")
     with pytest.raises(data.DataError, match="names no claim"):

@@ -10,9 +10,9 @@ import pytest
 
 import study_outcomes as made
 import tolerance
-from batchnorm.study.design import Study
+from batchnorm.study.design import Settings, Study
 from batchnorm.study.training import Outcome, Problem, Spec, evaluated_steps
-from batchnorm.study.tuning import Tuning
+from batchnorm.study.tuning import Tuning, obstacles
 
 GRID = [0.0032, 0.032, 0.32, 3.2]
 BUDGET = 120
@@ -328,3 +328,45 @@ def test_the_mean_share_of_the_way_is_an_area_over_log_steps() -> None:
     straight = share(lambda step: made.LOW + way * math.log(max(step, 1)) / math.log(BUDGET))
     assert straight == pytest.approx(0.5, **tolerance.EXACT_LINE)
     assert share(lambda step: made.LOW + 2 * way * (step >= 1)) == pytest.approx(2.0, **tolerance.EXACT_LINE)
+
+
+def test_the_edge_is_that_of_the_runs_that_were_made_longer() -> None:
+    """At first 0.032 is best; in longer runs the lowest rate of the grid wins."""
+
+    def how(spec: Spec) -> Outcome:
+        if spec.placement == "none" and spec.activation == "relu":
+            slow = (
+                {0.0032: 1.0, 0.032: 1.2}.get(spec.rate, 9.0) if spec.steps > BUDGET else 1.0 + abs(spec.rate - 0.032)
+            )
+            return rising(spec, 300 * slow)
+        return made.jump(spec, 10)
+
+    _, tuning = tuned(how, "none")
+    assert (tuning.rate, tuning.budget, tuning.edge) == (0.0032, made.QUICK.longer * BUDGET, "low")
+    assert tuning.obstacle == "the best learning rate, 0.0032, is the lowest that was tried"
+
+
+def test_quick_studies_are_shorter() -> None:
+    quick, full = Settings(quick=True), Settings()
+    assert (quick.extensions, quick.longer, quick.schedule) == (2, 1, (6,))
+    assert (full.extensions, full.longer, full.schedule) == (3, 4, (6, 12))
+    assert Settings(quick=True, seeds=3).schedule == (3,)
+    for network in ("relu", "sigmoid", "own"):
+        assert set(quick.rates(network)) < set(full.rates(network))
+    assert (quick.steps, quick.short_steps) == (200, 120)
+    assert (full.steps, full.short_steps) == (500, 400)
+
+
+def test_squared_errors_have_lower_rates_in_the_sigmoid_network() -> None:
+    data = made.table()
+    values = replace(data, task="regression", y=data.x[:, 0], classes=(), metric="r2")
+    assert made.study_of().rates("sigmoid") == made.QUICK.rates("sigmoid")
+    assert made.study_of(problem=Problem({"main": values})).rates("sigmoid") == made.QUICK.rates("relu")
+
+
+def test_one_obstacle_on_both_sides_is_said_once() -> None:
+    rising_on = Tuning([], settled=True, budget=120, rising=True)
+    assert obstacles({"without it": rising_on, "with it": rising_on}) == (
+        "without it and with it, scores still rise after 120 steps"
+    )
+    assert obstacles({"without it": Tuning([]), "with it": rising_on}) == "with it, scores still rise after 120 steps"

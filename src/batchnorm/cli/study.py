@@ -147,7 +147,11 @@ def study(
         typer.Option(help="The score of predictions. Default: one that suits the data.", rich_help_panel=STUDY),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(min=3, max=100, help="The most repetitions of a comparison.", rich_help_panel=STUDY)
+        int,
+        typer.Option(
+            min=3, max=100, help="The most repetitions of a comparison. With --quick, six at the most.",
+            rich_help_panel=STUDY,
+        ),
     ] = 12,
     seed: Annotated[
         int, typer.Option(min=0, max=2**31, help="The first seed. The others follow it.", rich_help_panel=STUDY)

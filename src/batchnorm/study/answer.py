@@ -114,8 +114,9 @@ def recommend(study: Study) -> Candidate | None:
 
 
 def sentences(
-    study: Study, findings: Mapping[str, Finding], chosen: Candidate | None, seconds: Effect | None = None
-) -> list[str]:
+    study: Study, findings: Mapping[str, Finding], chosen: Candidate | None, seconds: Effect | None = None,
+    references: Mapping[str, float] | None = None,
+) -> list[str]:  # fmt: skip
     """Return what the study answers: whether, what it buys elsewhere, and with which setting.
 
     Args:
@@ -123,8 +124,11 @@ def sentences(
         findings: What its claims came to.
         chosen: The setting to use.
         seconds: The ratio of seconds to the goal, for an answer that need not be the same on another machine.
+        references: What models score that are no networks, by name.
     """
     last = _setting_sentence(study, chosen)
+    if chosen is not None and references:
+        last += _better_without_network(study, references)
     if "speed" not in findings or findings["speed"].skipped:
         verdicts = [finding.verdict() for finding in findings.values()]
         measured = len(verdicts) - verdicts.count("not measured")
@@ -156,7 +160,7 @@ def _first_sentence(study: Study, findings: Mapping[str, Finding], seconds: Effe
     layers = _size(study)
     text = f"{word}: on {study.data.name}, in {_article(part)}{layers}, {_speed_words(study, findings, study.main)}"
     if seconds is not None and seconds.bound != "unknown" and speed.bound != "unknown":
-        text += f", which is {times(seconds, 'less time', 'more time', 'as much time')} on this machine"
+        text += f", and {times(seconds, 'less time', 'more time', 'as much time')} on this machine"
     return f"{text}; {_score_words(study, findings, score)}." if score is not None else f"{text}."
 
 
@@ -182,7 +186,7 @@ def _speed_words(study: Study, findings: Mapping[str, Finding], network: str) ->
     arrivals = {side: (numbers["steps"][side], numbers["budgets"][side]) for side in SIDES}
     if speed.bound == "unknown":
         without, with_it = _arrivals(*arrivals["none"], "without it"), _arrivals(*arrivals["before"], "with it")
-        return f"the steps of batch normalization to {score} are unknown: {without}, {with_it}"
+        return f"the steps to {score} with and without batch normalization cannot be compared: {without}, {with_it}"
     words = times(speed, "fewer steps", "more steps", "as many steps", around=True)
     late = {"at least": ("none", "without it"), "at most": ("before", "with it")}.get(speed.bound)
     why = f", as {_arrivals(*arrivals[late[0]], late[1])}" if late else ""
@@ -237,8 +241,18 @@ def _setting_sentence(study: Study, chosen: Candidate | None) -> str:
     after = f", after {steps} (median)" if math.isfinite(chosen.steps) else ""
     return (
         f"Of all settings that were run, use {units} with {where}, {INPUTS[study.data.scaling]}, {setting.optimizer} "
-        f"with a learning rate of {setting.rate:g} and batches of {setting.batch_size}: {arrived}{after}."
+        f"with a learning rate of {setting.rate:g} and batches of {setting.batch_size}: of those that score "
+        f"best on validation rows it is the fastest, and {arrived}{after}."
     )
+
+
+def _better_without_network(study: Study, references: Mapping[str, float]) -> str:
+    """Return a sentence on the best reference model, where it scores clearly higher than the networks; else ""."""
+    name, score = max(references.items(), key=lambda item: item[1])
+    reach = study.reach()
+    if not score > reach + AS_GOOD * (reach - study.guess):
+        return ""
+    return f" A {name} scores higher: {study.metric.name} {number(score)}, where these networks reach {number(reach)}."
 
 
 def multiplicity(findings: Mapping[str, Finding]) -> str:
@@ -246,7 +260,7 @@ def multiplicity(findings: Mapping[str, Finding]) -> str:
     count = sum(len(f.parts()) for f in findings.values() if not f.skipped and not f.check)
     decided = sum(agreed([v]) != "undecided" for f in findings.values() if not f.check for v in f.parts().values())
     return (
-        f"{count} verdicts were asked for and {decided} were decided. Each interval misses the true median in at most "
-        f"5 % of studies, so that {number(0.05 * count)} false verdicts would be expected at the most if every true "
-        "effect lay exactly at its threshold."
+        f"{count} verdicts were asked for, of which {decided} could be decided. Each interval misses the true median "
+        f"in at most 5 % of studies, so that at most {number(0.05 * count)} false verdicts would be expected if every "
+        "true effect lay exactly at its threshold."
     )

@@ -145,6 +145,9 @@ def description(results: Mapping[str, Any]) -> str:
             f"{LOOKS[side][0].capitalize()} batch normalization, at learning rate {line.rate:g}, the goal of "
             f"{explored['goal']:.3g} is {when}, and the curve {ends}."
         )
+    sentences.append(
+        "The number above the picture is the median of every seed's own ratio, which is not the ratio of the medians."
+    )
     return " ".join([*sentences, f"Guessing scores {number(explored['guess'])}."])
 
 

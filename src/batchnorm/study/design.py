@@ -13,13 +13,12 @@ from batchnorm.study.lab import Lab
 from batchnorm.study.networks import HIDDEN, Placement
 from batchnorm.study.scores import METRICS, Metric, guessing
 from batchnorm.study.training import Outcome, Spec
-from batchnorm.study.tuning import By, Sweep, Tuning, tuned
+from batchnorm.study.tuning import LEAST_WAY, By, Sweep, Tuning, tuned
 
 HALF_DECADE = 0.5
 # Where the middle of the useful learning rates lies, in decades, relative to plain SGD.
 SHIFT = {"sgd": 0.0, "momentum": -1.0, "rmsprop": -2.5, "adam": -2.5}
 SHARES = {"near": 0.8, "goal": 0.9}  # of the way from guessing to the best score that a run reaches
-LEAST_WAY = 0.02  # from guessing to the best score: on less there is nothing to arrive at
 SIDES: tuple[Placement, ...] = ("none", "before")
 PAPER = "sigmoid"
 

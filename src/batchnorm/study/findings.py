@@ -143,7 +143,7 @@ class Effect:
         if self.bound == "unknown":
             return "unknown"
         if self.bound == "between":
-            return f"{number(low)} to {number(high)}{self.unit}"
+            return f"between {number(low)} and {number(high)}{self.unit}"
         return ("" if self.bound == "exact" else f"{self.bound} ") + quantity(self.value(), self.unit)
 
     def range_text(self) -> str:
@@ -195,7 +195,7 @@ def times(effect: Effect, fewer: str, more: str, same: str, *, around: bool = Fa
         (low, high), (least, most) = _turned_over(low, high), _turned_over(least, most)
     bound = "" if low == high else "at least " if math.isinf(high) else "at most " if low <= 0.0 else "between "
     if bound == "between ":
-        words = f"{number(low)} to {number(high)} times {more if over else fewer}"
+        words = f"between {number(low)} and {number(high)} times {more if over else fewer}"
     elif number(high if bound == "at most " else low) == "1":
         turned = {"at least ": "at most ", "at most ": "at least "}
         words = (bound if over else turned.get(bound, "")) + same

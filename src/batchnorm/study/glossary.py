@@ -26,8 +26,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "censored",
-        "Known only as a bound. If the run without batch normalization has not arrived after 1,000 steps and the run "
-        "with it needs 24, the ratio is at least 1,000 ÷ 24 = 42.",
+        "Known only as a bound. If the run without batch normalization has not arrived after 400 steps and the run "
+        "with it needs 24, the ratio is at least 400 ÷ 24 = 16.7.",
     ),
     (
         "check",

@@ -202,7 +202,6 @@ def arrange(figure: Figure) -> None:
         if legend is not None and {_wrapped(t.get_text()) for t in legend.get_texts()} <= names:
             legend.remove()
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # nothing that labels move is in the layout, which takes long
     for axes in labelled:
         _spread(axes, _of(axes, LineLabel))
         taken = [_box(label) for label in _of(axes, LineLabel)]

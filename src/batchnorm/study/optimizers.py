@@ -31,7 +31,7 @@ def _rmsprop(gradient: Tensor, memory: Memory) -> Tensor:
 def _adam(gradient: Tensor, memory: Memory) -> Tensor:
     mean = memory["mean"].lerp_(gradient, 0.1)
     square = memory["square"].mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    steps = memory.setdefault("steps", torch.zeros(())).add_(1.0)
+    steps = memory.setdefault("steps", torch.zeros((), dtype=gradient.dtype)).add_(1.0)
     return mean / (1.0 - 0.9**steps) / (square / (1.0 - 0.999**steps)).sqrt_().add_(1e-8)
 
 

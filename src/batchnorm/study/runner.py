@@ -30,7 +30,6 @@ from batchnorm.study.lab import Lab
 from batchnorm.study.references import References, references
 from batchnorm.study.scores import METRICS, chosen_metric
 from batchnorm.study.script import scripts
-from batchnorm.study.script_table import SAVED_FRAME
 from batchnorm.study.shipped import breast_cancer, digits
 from batchnorm.study.sources import as_dataset
 from batchnorm.study.timing import step_seconds
@@ -169,16 +168,13 @@ def run(
     timings = {
         "seconds": round(time.perf_counter() - started, 1),
         "step_seconds": seconds,
-        "answer": answer.sentences(study, findings, chosen, ratio),
+        "answer": answer.sentences(study, findings, chosen, ratio, frame.result().models),
         "advised": asdict(setting) if setting else None,
         "scripts": scripts(study.data, setting, model=settings.model, folder=folder) if setting else {},
         "effects": {claim: [e.as_json() for e in effects] for claim, effects in timed.items() if effects},
     }
     study_results = Results(results, timings, folder)
     _write_numbers(study_results)
-    if hasattr(data, "columns"):
-        with suppress(Exception):  # columns that mix kinds have no place in a Parquet file
-            data.to_parquet(folder / SAVED_FRAME)
     shown = {c.id: drawn.of(c, findings[c.id]) for c in claims if not findings[c.id].skipped}
     report.write(folder / "index.html", study_results.shown, shown)
     study.lab.kept.tidy()
@@ -210,7 +206,7 @@ def _results(
         "versions": _versions(),
         "settings": {**asdict(settings), "steps": settings.steps, "short_steps": settings.short_steps},
         "data": _data_json(study, frame),
-        "answer": answer.sentences(study, findings, setting),
+        "answer": answer.sentences(study, findings, setting, references=frame.models),
         "recommended": asdict(setting.setting) if setting else None,
         "multiplicity": answer.multiplicity(findings),
         "claims": [_claim_json(claim, findings[claim.id], course.counts.get(claim.id, 0), command) for claim in claims],

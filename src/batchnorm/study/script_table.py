@@ -22,7 +22,7 @@ def reading(recipe: "Recipe") -> str:
     if recipe.reader in READERS:
         return listed(f"frame = {READERS[recipe.reader]}(", ["path", names, *options], ")", 4)
     if recipe.reader == "frame":
-        lines = ["    # The data frame of the study, as the study saved it."]
+        lines = ["    # A data frame: save it there by frame.to_parquet(path)."]
         call = "pd.read_parquet(path)"
     else:
         lines = []

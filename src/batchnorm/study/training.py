@@ -300,15 +300,12 @@ def train(specs: Sequence[Spec], problem: Problem) -> list[Outcome]:
     optimizer = ReplicaOptimizer(spec.optimizer, network, [s.rate for s in specs])
     outcomes = [Outcome() for _ in specs]
     probe = _probe(spec.probe)
-    (x_validation, y_validation), (x_test, y_test) = rows.part("validation"), rows.part("test")
-    held_out = torch.cat([x_validation, x_test], dim=1)
+    parts = [rows.part(name) for name in ("validation", "test")]
     batches, marks = rows.batches(), set(evaluated_steps(spec.steps))
     torch.manual_seed(spec.seed)
     for step in range(spec.steps + 1):
         if step in marks:
-            predicted = predict(network, held_out)
-            validation = scores(predicted[:, : y_validation.shape[1]], y_validation, data)
-            test = scores(predicted[:, y_validation.shape[1] :], y_test, data)
+            validation, test = (scores(predict(network, x), y, data) for x, y in parts)
             for outcome, *values in zip(outcomes, validation, test, strict=True):
                 outcome.note(step, *values)
             if probe is not None:

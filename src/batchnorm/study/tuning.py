@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from batchnorm.study.design import Study
 
 By = Literal["steps", "score"]
+LEAST_WAY = 0.02  # from guessing to the best score: on less there is nothing to arrive at
 RISING = 0.02  # of the way from guessing to the best score, from half of the steps to all of them
 NEVER = 10.0  # times its budget: how late a run that has not arrived counts in choosing a rate
 
@@ -77,12 +78,15 @@ class Tuning:
     rising: bool = False
 
     @property
+    def at_edge(self) -> str:
+        """Why the best rate may lie beyond those that were tried; "" if it does not."""
+        where = {"low": "lowest", "high": "highest"}.get(self.edge)
+        return f"the best learning rate, {self.rate:g}, is the {where} that was tried" if where else ""
+
+    @property
     def obstacle(self) -> str:
         """Why no verdict can rest on this side; "" if one can."""
-        where = {"low": "lowest", "high": "highest"}.get(self.edge)
-        if where:
-            return f"the best learning rate, {self.rate:g}, is the {where} that was tried"
-        return f"scores still rise after {self.budget:,} steps" if self.rising else ""
+        return self.at_edge or (f"scores still rise after {self.budget:,} steps" if self.rising else "")
 
 
 def obstacles(sides: Mapping[str, Tuning]) -> str:
@@ -155,9 +159,8 @@ class _Search:
         units = [self.sweep.at(self.study, rate) for rate in rates if rate not in self.sweep.rates]
         if not all(self.study.trained(unit) for unit in units):
             return _Explored(units)
-        best = self._best_of(rates, self.sweep.spec.steps)
-        edge = "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
         steps = self.sweep.spec.steps
+        best = self._best_of(rates, steps)
         if self._late_and_rising(best):
             at, steps = rates.index(best), self.study.settings.longer * steps
             around = rates[max(at - 1, 0) : at + 2]
@@ -165,6 +168,7 @@ class _Search:
             if not all(self.study.trained(unit) for unit in units):
                 return _Explored(units)
             best = self._best_of(around, steps)
+        edge = "" if len(rates) < 2 else {rates[0]: "low", rates[-1]: "high"}.get(best, "")
         last = self.study.outcomes(self.sweep.at(self.study, best, steps))
         rising = self.by == "score" and self._rising(last)
         explored = _Explored(units, replace(self.sweep.spec, rate=best, steps=steps), rates, edge, rising)
@@ -202,7 +206,7 @@ class _Search:
         way = statistics.median(r.validation - r.guess for r in ranges)
         half = max(i for i, step in enumerate(outcomes[0].steps) if 2 * step <= outcomes[0].steps[-1])
         gain = statistics.median(_score(o.validation[-1]) - _score(o.validation[half]) for o in outcomes)
-        return gain > RISING * way
+        return way >= LEAST_WAY and gain > RISING * way
 
     def _arrivals(self, outcomes: Sequence[Outcome]) -> list[float]:
         at_first = self.study.at(self.study.first)

@@ -8,7 +8,7 @@ from batchnorm.study.design import Study
 from batchnorm.study.findings import Effect, quantity, the
 from batchnorm.study.training import Spec
 
-EXTENSIONS = 2  # points that a grid is continued by on either side, at the most; in a quick study, one
+EXTENSIONS = 2  # points that a grid is continued by on either side, at the most
 Runs = Callable[[float], list[Spec]]  # the runs at a point of the grid, one a seed
 
 
@@ -27,11 +27,11 @@ def continued(study: Study, grid: Sequence[float], runs: Runs, stride: float) ->
         runs: Returns the runs at a point.
         stride: The distance of points in decades.
     """
-    points, low, high, most = list(grid), 0, 0, min(EXTENSIONS, study.settings.extensions)
+    points, low, high = list(grid), 0, 0
     while all(study.trained(runs(point)) for point in points):
-        if high < most and any(works(study, runs(points[-1]))):
+        if high < EXTENSIONS and any(works(study, runs(points[-1]))):
             points, high = [*points, _moved(points[-1], stride)], high + 1
-        elif low < most and any(works(study, runs(points[0]))):
+        elif low < EXTENSIONS and any(works(study, runs(points[0]))):
             points, low = [_moved(points[0], -stride), *points], low + 1
         else:
             break
@@ -93,6 +93,13 @@ def wider(effect: Effect) -> str:
         return f"is wider by {bound}{quantity(value, effect.unit)}"
     turned = {"at least ": "at most ", "at most ": "at least "}.get(bound, "")
     return f"is narrower by {turned}{quantity(-value, effect.unit)}"
+
+
+def range_title(effect: Effect) -> str:
+    """Return how two ranges compare, for the title of a picture: "wider by 1 decade"."""
+    if effect.obstacle or effect.bound == "unknown":
+        return "the ranges cannot be compared"
+    return wider(effect).removeprefix("is ")
 
 
 def _bounds(points: Mapping[float, Sequence[bool]], stride: float) -> list[tuple[float, float]]:

@@ -206,7 +206,7 @@ def _generally(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def step(seen: Tensor, prepared: Prepared) -> Step:
     """Return what the batch leaves to be remembered, for those who put it aside."""
-    mean, mean_low, m2, *_ = seen.view(5, -1)
+    mean, mean_low, m2 = (row.reshape(prepared.features) for row in seen.view(5, -1)[:3])
     return Step(Moments(prepared.size, mean, m2, mean_low), grouped=False)
 
 

@@ -29,6 +29,7 @@ FEWEST_SIZES = 3
 FEWEST_ARRIVALS = 3
 PATIENCE = 2.0  # times the steps that the law allows a smaller size at most
 ENOUGH = 1.5  # times the steps of the study's own size, for a larger one: the law allows it as many
+LONGEST = 2  # times the network's own steps, for smaller sizes
 BEYOND = 10.0  # times the sizes tried: farther away a fit says nothing
 PROBE = f"{noise_probe.__name__}:probe"
 
@@ -69,7 +70,7 @@ def _tune(study: Study, size: int) -> Tuning:
     rates = settings.grid(middle - HALF_DECADE, middle + HALF_DECADE, HALF_DECADE)
     first = study.at(study.first)
     steps = math.ceil(statistics.median(_arrives(first)) * max(PATIENCE * base / size, ENOUGH))
-    most = settings.steps if size < base else settings.short_steps
+    most = settings.short_steps * (LONGEST if size < base else 1)
     return study.tune("before", rates=rates, batch_size=size, steps=min(max(steps, FIRST), most))
 
 

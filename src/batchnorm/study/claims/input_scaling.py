@@ -9,6 +9,7 @@ from batchnorm.study.curves import draw_curve, draw_goal, median_curve
 from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding, ratios
 from batchnorm.study.networks import Placement
+from batchnorm.study.scores import METRICS
 from batchnorm.study.training import Spec
 from batchnorm.study.tuning import Sweep, Tuning, obstacles
 
@@ -100,7 +101,7 @@ def picture(finding: Finding) -> Figure:
     for name, curve in finding.numbers["curves"].items():
         draw_curve(axes, curve, name, COLOURS[name])
     draw_goal(axes, finding.numbers["goal"])
-    axes.set(xscale="log", xlabel="training steps", ylabel=f"test {finding.numbers['score']}")
+    axes.set(xscale="log", xlabel="training steps", ylabel=f"test {METRICS[finding.numbers['score']].name}")
     axes.set_title(f"raw ÷ standardised: {finding.effects[0].headline()} the steps")
     return figure
 

@@ -13,7 +13,7 @@ from batchnorm.study.design import Study
 from batchnorm.study.findings import Claim, Effect, Finding
 from batchnorm.study.training import Outcome, Spec
 from batchnorm.study.tuning import Sweep
-from batchnorm.study.usable import continued, range_effect, range_sentence, works
+from batchnorm.study.usable import continued, range_effect, range_sentence, range_title, works
 
 WIDER_BY = 0.5
 
@@ -91,7 +91,7 @@ def picture(finding: Finding) -> Figure:
     for axes, network in zip(panels, networks, strict=True):
         draw_grid(axes, network["ends"])
         draw_goal(axes, finding.numbers["goal"])
-        axes.set(title=f"{network['name']}: {effects[network['name']].headline()} wider")
+        axes.set(title=f"{network['name']}: {range_title(effects[network['name']])}")
     panels[-1].set_xlabel("learning rate")
     panels[0].set_ylabel(f"final test {finding.numbers['score']}")
     return figure

@@ -95,7 +95,7 @@ def _of_few(study: Study, specs: dict[Placement, Spec], numbers: dict[str, Any])
     numbers |= {"few": ends, "few part": part, "rates": {side: spec.rate for side, spec in specs.items()}}
     gains = [metric.factor * (b - a) for a, b in zip(ends["none"], ends["before"], strict=True)]
     learned = statistics.median(r.test - r.guess for r in study.at(study.first).ranges()) >= LEAST_WAY
-    obstacle = next((t.obstacle for t in tunings if t.obstacle), "") if learned else "no run learns anything"
+    obstacle = next((t.at_edge for t in tunings if t.at_edge), "") if learned else "no run learns anything"
     name = f"best test {metric.name}, with − without"
     threshold = MARGIN * metric.factor
     return [Effect.of(name, gains, threshold, "below", part=part, unit=metric.unit, obstacle=obstacle)]

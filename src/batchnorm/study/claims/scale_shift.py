@@ -128,7 +128,7 @@ CLAIM = Claim(
     source="Ioffe & Szegedy 2015, section 3",
     method="One layer is trained by each optimizer to give back its own input, which it can only by γ = √(σ²+ε) and "
     "β = μ; the error is relative to the input's standard deviation. And γ and β of the base network are watched while "
-    "it trains on the data.",
+    "it trains on the data, for half of the usual steps.",
     caption="γ and β over training: median over all units, and the band that holds 80 % of them, by optimizer.",
     runs=runs,
     measure=measure,

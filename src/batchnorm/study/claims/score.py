@@ -49,7 +49,7 @@ def _summary(effect: Effect, network: Mapping[str, Any], metric: str) -> str:
         return f"In {the(effect.part)}, the best test {metric} cannot be compared: too many runs diverge at once."
     scores = {side: Effect.of("", network["scores"][side], 0.0).value() for side in SIDES}
     best = best_words(scores, network["budgets"], metric, "batch normalization")
-    return f"In {the(effect.part)}, the best test {best}: a difference of {effect.headline()}."
+    return f"In {the(effect.part)}, the best test {best}; seed by seed, the median difference is {effect.headline()}."
 
 
 def best_words(scores: Mapping[str, float], budgets: Mapping[str, int], metric: str, what: str = "") -> str:

@@ -104,7 +104,10 @@ def measure(study: Study) -> Finding:
         effects=(
             Effect.of("prediction: a row alone against the same row in a batch", alone, SAME, "below"),
             Effect.of(f"training: change of a row's outputs with its companions, {size} a batch", depends, DEPENDS),
-            Effect.of(f"{study.metric.name}, training mode against prediction, second half", apart, AS_GOOD, "below"),
+            Effect.of(
+                f"{study.metric.name}, training mode against prediction, second half", apart, AS_GOOD, "below",
+                decides=False,
+            ),
         ),
         numbers={
             "gap": gap,
