@@ -49,7 +49,7 @@ def modes(alone: float = 1e-7, gap: float = 0.3, late: float = 0.0) -> Any:
         (modes(gap=0.9), "passes"),
         (modes(gap=0.9, alone=0.1), "fails"),  # prediction depends on the batch
         (modes(gap=0.0), "fails"),  # training does not
-        (modes(gap=0.9, late=0.1), "fails"),  # the modes disagree when the statistics have caught up
+        (modes(gap=0.9, late=0.1), "passes"),  # how far statistics lag depends on the data, and stands beside
         (modes(gap=0.9, alone=math.nan), "fails"),
     ],
 )

@@ -83,7 +83,7 @@ def test_lines_where_there_is_no_terminal(tmp_path: Path) -> None:
 def test_tables_and_json(tmp_path: Path) -> None:
     code, out, err = invoke("study", *SPEED, "--out", tmp_path, "--json")
     assert code == 0
-    assert re.match(PLAN, err)
+    assert re.search(f"^{PLAN}", err, re.MULTILINE)
     assert out == (tmp_path / "results.json").read_text("utf-8")
     results = json.loads(out)
     assert results["data"]["name"] == "placements"

@@ -109,7 +109,7 @@ def test_seeds_in_which_neither_side_arrives_count_neither_for_nor_against() -> 
         ((42.0, 30.0, 50.0, 42.0, 42.0, 44.0), (INF,) * 6, "×", "at least 42×", "at least 42× (30 or more)"),
         ((0.0,) * 6, (0.5, 0.4, 0.5, 0.6, 0.5, 0.2), "×", "at most 0.5×", "at most 0.5× (0.6 or less)"),
         ((0.0,) * 6, (INF,) * 6, "×", "unknown", "unknown"),
-        ((2.0,) * 6, (3.0,) * 6, "×", "2 to 3×", "2 to 3× (2 to 3)"),
+        ((2.0,) * 6, (3.0,) * 6, "×", "between 2 and 3×", "between 2 and 3× (2 to 3)"),
         ((1.0,) * 6, None, " decades", "1 decade", "1 decade (1 to 1)"),
         ((0.5,) * 6, None, " decades", "0.5 decades", "0.5 decades (0.5 to 0.5)"),
         ((1.0,) * 6, (INF,) * 6, " decades", "at least 1 decade", "at least 1 decade (1 or more)"),
@@ -179,8 +179,8 @@ WORDS = ("fewer steps", "more steps", "as many steps")
         (0.0, 3.0, "at most 3 times fewer steps", " (3 or less)"),
         (1.0, INF, "at most as many steps", " (1 or more)"),
         (0.0, 1.0, "at least as many steps", " (1 or less)"),
-        (2.0, 3.0, "2 to 3 times fewer steps", " (2 to 3)"),
-        (0.25, 0.5, "2 to 4 times more steps", " (2 to 4)"),
+        (2.0, 3.0, "between 2 and 3 times fewer steps", " (2 to 3)"),
+        (0.25, 0.5, "between 2 and 4 times more steps", " (2 to 4)"),
     ],
 )
 def test_ratios_in_words_are_turned_over_with_their_intervals(

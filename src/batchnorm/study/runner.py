@@ -204,7 +204,12 @@ def _results(
         "version": __version__,
         "command": shlex.join(w for w in command if w not in TRANSIENT),
         "versions": _versions(),
-        "settings": {**asdict(settings), "steps": settings.steps, "short_steps": settings.short_steps},
+        "settings": {
+            **asdict(settings),
+            "seeds": settings.schedule[-1],
+            "steps": settings.steps,
+            "short_steps": settings.short_steps,
+        },
         "data": _data_json(study, frame),
         "answer": answer.sentences(study, findings, setting, references=frame.models),
         "recommended": asdict(setting.setting) if setting else None,

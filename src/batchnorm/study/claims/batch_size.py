@@ -157,7 +157,7 @@ def measure(study: Study) -> Finding:
     tried = sizes(study)
     if not tried:
         rows = len(split(study.data, 0).train)
-        return Finding(skipped=f"needs {FEWEST_SIZES} batch sizes from {SMALLEST} to {rows}, the rows trained on")
+        return Finding(skipped=f"{rows} rows to train on are too few to compare {FEWEST_SIZES} batch sizes")
     if not _arrives(study):
         return Finding(
             effects=_effects([], study.settings.batch_size, ""),
