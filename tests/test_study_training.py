@@ -240,6 +240,13 @@ def test_batches_are_normalised_where_they_are_to_be(problem: Problem, placement
     assert (apart <= tolerance.PROJECT_BOUND) == (normalising == 0)
 
 
+def test_the_layers_of_a_model_of_ones_own_are_switched_off() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Dropout())
+    for placement, normalises in (("none", False), ("before", True)):
+        training.train_mode(network, placement)
+        assert [module.training for module in network] == [True, normalises, True]
+
+
 def test_virtual_batches_reach_the_layers_and_keep_runs_apart(problem: Problem) -> None:
     split_up = replace(SPEC, virtual_batch_size=4)
     network = training.build(problem, Rows.of(problem.datasets["main"], [split_up]))
