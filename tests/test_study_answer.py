@@ -217,7 +217,7 @@ def test_where_nothing_is_learned_no_setting_is_recommended_though_a_lucky_run_a
         return made.jump(spec, 10 if spec.seed == 0 else made.NEVER)
 
     said = sentences(how, speed, score)
-    assert "no run learns to predict better than guessing" in said[0]
+    assert "in 5 of 6 seeds no run learns to predict better than guessing" in said[0]
     assert said[2].startswith("No setting is recommended")
 
 

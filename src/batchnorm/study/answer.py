@@ -181,7 +181,10 @@ def _speed_words(study: Study, findings: Mapping[str, Finding], network: str) ->
     numbers = findings["speed"].numbers["networks"][network]
     goal = study.goal()
     if speed is None or math.isinf(goal):
-        return f"no run learns to predict better than guessing, which scores {study.metric.name} {number(study.guess)}"
+        goals = study.at(study.first).goals()
+        where = "" if all(map(math.isinf, goals)) else f"in {sum(map(math.isinf, goals))} of {len(goals)} seeds "
+        guessing = f"{study.metric.name} {number(study.guess)}"
+        return f"{where}no run learns to predict better than guessing, which scores {guessing}"
     score = f"{study.metric.name} {number(goal)}"
     arrivals = {side: (numbers["steps"][side], numbers["budgets"][side]) for side in SIDES}
     if speed.bound == "unknown":
