@@ -11,14 +11,17 @@ from batchnorm.study import intervals
 Verdict = Literal["holds", "does not hold", "undecided", "mixed", "not measured", "passes", "fails"]
 Side = Literal["above", "below"]
 LOWEST = {"×": 0.0}  # of what a quantity with this unit can be; −∞ for others
+ROUNDING = 1e-12  # what is less than that is zero
 
 
 def number(value: float) -> str:
-    """Return a number to three significant digits.
+    """Return a number to three significant digits; what the rounding of differences leaves is zero.
 
-    >>> number(41.666), number(-0.5), number(1234.5), number(0.0002), number(math.inf)
-    ('41.7', '−0.5', '1,234', '0.0002', '∞')
+    >>> number(41.666), number(-0.5), number(1234.5), number(0.0002), number(math.inf), number(-5.5e-15)
+    ('41.7', '−0.5', '1,234', '0.0002', '∞', '0')
     """
+    if abs(value) < ROUNDING:
+        return "0"
     text = f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.3g}"
     return text.replace("-", "−").replace("inf", "∞")
 
