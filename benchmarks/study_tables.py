@@ -86,22 +86,23 @@ def generated() -> Iterator[tuple[str, pd.DataFrame, str]]:
 
 
 def network(inputs: int, outputs: int, activation: str, *, normalized: bool) -> nn.Module:
-    """Return three hidden layers of 100 units with torch's own layers."""
+    """Return three hidden layers of 100 units with torch's own layers; all weights start as the study's do."""
     layers: list[nn.Module] = []
     sizes = [inputs, 100, 100, 100]
+
+    def linear(a: int, b: int) -> nn.Linear:
+        made = nn.Linear(a, b)
+        nn.init.normal_(made.weight, std=(2.0 / a) ** 0.5 if activation == "relu" else 0.1)
+        nn.init.zeros_(made.bias)
+        return made
+
     for a, b in pairwise(sizes):
-        linear = nn.Linear(a, b)
-        if activation == "relu":
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-        else:
-            nn.init.normal_(linear.weight, std=0.1)
-        nn.init.zeros_(linear.bias)
         layers += [
-            linear,
+            linear(a, b),
             *([nn.BatchNorm1d(b)] if normalized else []),
             nn.ReLU() if activation == "relu" else nn.Sigmoid(),
         ]
-    return nn.Sequential(*layers, nn.Linear(100, outputs))
+    return nn.Sequential(*layers, linear(100, outputs))
 
 
 @dataclass
