@@ -41,7 +41,11 @@ def quantity(value: float, unit: str) -> str:
     >>> quantity(1.0, " decades"), quantity(0.5, " decades"), quantity(1.0, "×")
     ('1 decade', '0.5 decades', '1×')
     """
-    text = number(value)
+    return counted(number(value), unit)
+
+
+def counted(text: str, unit: str) -> str:
+    """Return a number that is written already with its unit, which is singular behind a 1."""
     return text + (unit.removesuffix("s") if text == "1" else unit)
 
 

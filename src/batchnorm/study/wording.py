@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from batchnorm.study.findings import counted
 from batchnorm.study.pictures import power_of_ten
 
 MISSING = "–"
@@ -34,9 +35,8 @@ def needed(effect: Mapping[str, Any]) -> str:
     >>> needed({"side": "below", "threshold": 1, "unit": " decades"})
     '< 1 decade'
     """
-    threshold = number(effect["threshold"])
-    unit = effect["unit"].removesuffix("s") if threshold == "1" else effect["unit"]
-    return f"{'>' if effect['side'] == 'above' else '<'} {threshold}{unit}"
+    sign = ">" if effect["side"] == "above" else "<"
+    return f"{sign} {counted(number(effect['threshold']), effect['unit'])}"
 
 
 def sample(pair: Sequence[float | None], effect: Mapping[str, Any]) -> str:
