@@ -20,7 +20,7 @@
 extern "C" {
 #endif
 
-#define BN_INTERFACE 1 /* grows whenever a field or a function changes */
+#define BN_INTERFACE 2 /* grows whenever a field or a function changes */
 
 typedef enum { BN_FLOAT32, BN_FLOAT64, BN_BFLOAT16, BN_FLOAT16 } bn_dtype;
 typedef enum { BN_IDENTITY, BN_RELU, BN_LEAKY_RELU, BN_SILU, BN_GELU, BN_TANH, BN_SIGMOID } bn_activation;
@@ -52,7 +52,7 @@ typedef struct {
     void *mean, *mean_low; /* mu is their sum; mean_low may be NULL where it is read */
     void *m2;              /* sum of w * (x - mu)^2 */
     void *inv_std;         /* 1 / sqrt(m2 / N + eps) */
-    void *factor;          /* gamma * inv_std: written by bn_forward unless NULL */
+    void *factor;          /* gamma * inv_std: written by bn_forward and bn_infer unless NULL */
     const void *scale;     /* gamma in bn_forward, else the factor of (x - mu); NULL: 1 */
     const void *shift;     /* beta in bn_forward, else what is added; NULL: 0 */
     void *sum_dz, *sum_dz_centred;
@@ -78,7 +78,8 @@ int bn_moments(const bn_call *call);
 int bn_affine(const bn_call *call);
 
 /* The affine map of inference: mean and m2 are the running mean and variance, which are read, and scale is gamma.
- * x, mean, mean_low, m2 (the variance), scale (gamma), shift (beta), eps, residual, activation -> y. */
+ * x, mean, mean_low, m2 (the variance), scale (gamma), shift (beta), eps, residual, activation -> y, and inv_std, factor
+ * and bits, each unless NULL. */
 int bn_infer(const bn_call *call);
 
 /* Both in one, each block of channels while it is in the cache; scale is gamma * inv_std here.
@@ -99,7 +100,8 @@ int bn_backward_elementwise(const bn_call *call);
  * dz; each unless NULL. */
 int bn_backward(const bn_call *call);
 
-/* How the running statistics move: s += momentum * (observed - s), by mean and m2 / N, or m2 / (N - 1). */
+/* How the running statistics move: s += momentum * (observed - s), by mean and m2 / N, or m2 / (N - 1); exact where
+ * momentum is 0 or 1, and rounded once elsewhere. */
 typedef struct {
     int64_t features;
     int64_t dtype;                     /* BN_FLOAT32 or BN_FLOAT64: of all arrays */

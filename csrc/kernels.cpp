@@ -56,6 +56,8 @@ template <class A> int infer(const bn_call &c) {
     for (int64_t f = 0; f < features; ++f) {
         const A inv_std = A(1) / std::sqrt(variance[f] + A(c.eps));
         scale[f] = gamma ? inv_std * gamma[f] : inv_std;
+        if (c.inv_std) numbers<A>(c.inv_std)[f] = inv_std;
+        if (c.factor) numbers<A>(c.factor)[f] = scale[f];
     }
     bn_call then = c;
     then.scale = scale;
@@ -89,10 +91,14 @@ template <class A> int remember(const bn_memory &m) {
             if (!std::isfinite(m2[f])) return 0;
         }
     }
-    const A alpha = A(m.momentum), n = A(m.count > 0 ? m.count : 1), divisor = m.unbiased && m.count > 1 ? A(m.count - 1) : n;
+    // Exact at both ends: momentum 0 leaves s, 1 gives o, however far apart these are. In double also where A is float.
+    const auto moved = [alpha = m.momentum](double s, double o) {
+        return A(alpha < 0.5 ? s + alpha * (o - s) : o - (1 - alpha) * (o - s));
+    };
+    const double n = m.count > 0 ? m.count : 1, divisor = m.unbiased && m.count > 1 ? m.count - 1 : n;
     for (int64_t f = 0; f < m.features; ++f) {
-        running_mean[f] += alpha * (mean[f] + (low ? low[f] : A(0)) - running_mean[f]);
-        running_var[f] += alpha * (m2[f] / divisor - running_var[f]);
+        running_mean[f] = moved(running_mean[f], double(mean[f]) + (low ? double(low[f]) : 0));
+        running_var[f] = moved(running_var[f], double(m2[f]) / divisor);
     }
     if (m.batches) ++*m.batches;
     return 1;

@@ -31,8 +31,8 @@ MUTANTS = [
     Mutant(
         "momentum flipped",
         "statistics.py",
-        "return running + momentum * (observed - running)",
-        "return observed + momentum * (running - observed)",
+        "return running + momentum * change if momentum < 0.5",
+        "return observed - momentum * change if momentum < 0.5",
     ),
     Mutant("dx without the gradient through the mean", "statistics.py", "-per_value * sum_dy\n", "0.0 * sum_dy\n"),
     Mutant(

@@ -103,11 +103,28 @@ def test_merge_takes_counts_that_differ_by_feature() -> None:
 
 
 @everywhere
-@pytest.mark.parametrize(("momentum", "expected"), [(0.0, 8.0), (0.25, 10.0), (1.0, 16.0)])
-def test_updated_weighs_the_new_observation(namespace: Namespace, momentum: float, expected: float) -> None:
-    running, observed = (namespace.array(np.full(FEATURES, v, np.float32), "float32") for v in (8.0, 16.0))
-    np.testing.assert_array_equal(to_numpy(statistics.updated(running, observed, momentum)), [expected] * FEATURES)
-    np.testing.assert_array_equal(to_numpy(running), [8.0] * FEATURES)
+@pytest.mark.parametrize("as_array", [False, True])
+@pytest.mark.parametrize(
+    ("momentum", "before", "observation", "expected"),
+    [
+        (0.0, 8.0, 16.0, 8.0),
+        (0.25, 8.0, 16.0, 10.0),
+        (0.75, 8.0, 16.0, 14.0),
+        (1.0, 8.0, 16.0, 16.0),
+        (1.0, 5000.0, 1e-4, 1e-4),  # s + 1·(o − s) is 0 in float32
+        (1.0, 1e8, -3e-5, -3e-5),
+        (0.0, 1e-4, 1e8, 1e-4),
+        (0.75, 1e8, 0.0, 2.5e7),
+    ],
+)
+def test_updated_weighs_the_new_observation(
+    namespace: Namespace, momentum: float, before: float, observation: float, expected: float, as_array: bool
+) -> None:
+    running, observed = (namespace.array(np.full(FEATURES, v, np.float32), "float32") for v in (before, observation))
+    alpha = namespace.array(np.asarray(momentum, np.float32), "float32") if as_array else momentum
+    after = statistics.updated(running, observed, alpha, namespace.xp)
+    np.testing.assert_array_equal(to_numpy(after), np.full(FEATURES, expected, np.float32))
+    np.testing.assert_array_equal(to_numpy(running), np.full(FEATURES, before, np.float32))
 
 
 @everywhere

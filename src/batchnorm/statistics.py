@@ -199,16 +199,26 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
     return Observed(total, high, average(var), average((mean - high) + low))
 
 
-def updated(running: Array, observed: Array, momentum: Array) -> Array:
-    """Return s + α·(observed − s), where α = `momentum` is the weight of the NEW observation.
+def updated(running: Array, observed: Array, momentum: Array, xp: Namespace) -> Array:
+    """Return s + α·(o − s), where α = `momentum` is the weight of the NEW observation o.
+
+    Where α ≥ ½ the same number is written o + (1−α)·(s − o). Each of the two forms is exact at its end: α = 0 leaves s,
+    α = 1 gives o, however far apart s and o are.
 
     Differs:
-        Keras and Flax write s·momentum + observed·(1−momentum): their momentum is 1−α.
+        Keras and Flax write s·momentum + o·(1−momentum): their momentum is 1−α.
 
-    >>> updated(1.0, 3.0, 0.25)
+    >>> import numpy as np
+    >>> updated(1.0, 3.0, 0.25, np)
     1.5
+    >>> s, o = np.float32(5000.0), np.float32(1e-4)
+    >>> updated(s, o, 1.0, np) == o  # s + 1·(o − s) is 0 in float32
+    np.True_
     """
-    return running + momentum * (observed - running)
+    change = observed - running
+    if is_number(momentum):
+        return running + momentum * change if momentum < 0.5 else observed - (1.0 - momentum) * change
+    return xp.where(momentum < 0.5, running + momentum * change, observed - (1.0 - momentum) * change)
 
 
 def remembered(
@@ -224,15 +234,15 @@ def remembered(
         renorm: (α of M and S, ε) under renormalization.
     """
     seen = observed.mean + observed.mean_low
-    mean = updated(running.mean, seen, momentum)
+    mean = updated(running.mean, seen, momentum, xp)
     if renorm is None:
-        return Running(mean, updated(running.var, observed.var, momentum))
+        return Running(mean, updated(running.var, observed.var, momentum, xp))
     alpha, eps = renorm
     sigma = xp.sqrt(observed.var + eps)
-    stddev = updated(running.stddev, sigma, momentum)
+    stddev = updated(running.stddev, sigma, momentum, xp)
     var = xp.maximum(stddev * stddev - eps, xp.zeros_like(stddev))
-    renorm_mean = updated(running.renorm_mean, seen, alpha)
-    return Running(mean, var, stddev, renorm_mean, updated(running.renorm_stddev, sigma, alpha))
+    renorm_mean = updated(running.renorm_mean, seen, alpha, xp)
+    return Running(mean, var, stddev, renorm_mean, updated(running.renorm_stddev, sigma, alpha, xp))
 
 
 def of_batch(moments: Moments, eps: float, xp: Namespace) -> Statistics:

@@ -16,7 +16,7 @@ from typing import Any
 
 from batchnorm.errors import ArgumentError
 
-INTERFACE = 1  # BN_INTERFACE of csrc/batchnorm.h, as this file knows it
+INTERFACE = 2  # BN_INTERFACE of csrc/batchnorm.h, as this file knows it
 LIBRARY = Path(__file__).with_name("libbatchnorm_native.so")
 DTYPES = {"float32": 0, "float64": 1, "bfloat16": 2, "float16": 3}
 ACTIVATIONS = {None: 0, "relu": 1, "leaky_relu": 2, "silu": 3, "gelu": 4, "tanh": 5, "sigmoid": 6}
