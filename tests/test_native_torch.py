@@ -59,12 +59,16 @@ def test_a_plain_step_is_three_calls_of_the_library() -> None:
         calls = [stack.enter_context(counting(FUNCTIONS, name)) for name in names]
         step(layer, x, dy, residual)
     assert [len(c) for c in calls] == [1, 1, 1, 0, 0]
-    with counting(FUNCTIONS, "infer") as inferred:
-        layer.eval()(x)  # whose parameters want a gradient: the general way
-        assert len(inferred) == 0
+
+
+def test_inference_is_one_call_of_the_library_and_its_backward_another() -> None:
+    layer, (x, dy, residual) = layer_for((4, 3, 5), 1, activation="relu").eval(), inputs((4, 3, 5))
+    with counting(FUNCTIONS, "infer") as inferred, counting(FUNCTIONS, "backward") as differentiated:
+        step(layer, x, dy, residual)
+        assert (len(inferred), len(differentiated)) == (1, 1)
         with torch.no_grad():
             layer(x)
-    assert len(inferred) == 1
+    assert (len(inferred), len(differentiated)) == (2, 1)
 
 
 @pytest.mark.parametrize(("options", "call"), [({"virtual_batch_size": 2}, ()), ({}, ("weights",))])

@@ -1,10 +1,11 @@
-"""The plain training step on the native kernel, with as little as possible in between: small batches feel every call.
+"""The layer without options on the native kernel, with as little as possible in between: small batches feel every call.
 
 It computes what `Normalize` and `remember` of the general way compute. Whatever it does not serve, or finds wrong, it
 leaves to that.
 """
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -121,33 +122,33 @@ def _room(parameter: Tensor, prepared: Prepared) -> Tensor:
 
 
 class Direct(torch.autograd.Function):
-    """`Normalize` where the batch is normalised by its own moments: (x, γ, β, residual, prepared, seen) -> y.
+    """`Normalize` on plain tensors: (x, γ, β, residual, prepared, numbers, fixed) -> y.
 
-    A row each of `seen`, which it appends to the list given: mean, its low part, m2, 1/√(σ²+ε), and that times γ.
+    `numbers` has a row each of: mean, its low part, m2, 1/√(σ²+ε), and that times γ. In training they are written here;
+    where the statistics are `fixed` the first and the third are given, the running mean and variance, and the second is
+    unused.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, prepared: Prepared,
-        seen: list[Tensor],
+        numbers: Tensor, fixed: bool,
     ) -> Tensor:  # fmt: skip
         """Return y."""
-        y, row = torch.empty_like(x), prepared.row
-        numbers = x.new_empty(5 * prepared.row // prepared.working.itemsize, dtype=prepared.working)
+        y, at, row = torch.empty_like(x), numbers.data_ptr(), prepared.row
         bits = None if residual is None or not prepared.signs else x.new_empty(prepared.signs, dtype=torch.int16)
-        at, gamma, beta = numbers.data_ptr(), _precise(weight, prepared), _precise(bias, prepared)
+        gamma, beta = _precise(weight, prepared), _precise(bias, prepared)
         _LIBRARY.call(
-            "forward",
+            "infer" if fixed else "forward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0,
-                0 if bits is None else bits.data_ptr(), at, at + row, at + 2 * row, at + 3 * row, at + 4 * row,
-                0 if gamma is None else gamma.data_ptr(), 0 if beta is None else beta.data_ptr(),
+                0 if bits is None else bits.data_ptr(), at, 0 if fixed else at + row, at + 2 * row, at + 3 * row,
+                at + 4 * row, 0 if gamma is None else gamma.data_ptr(), 0 if beta is None else beta.data_ptr(),
                 0, 0, 0, 0, 0, 0, prepared.recipe.eps, 0,
             )
         )  # fmt: skip
-        ctx.prepared, ctx.residual_wanted = prepared, residual is not None
+        ctx.prepared, ctx.residual_wanted, ctx.fixed = prepared, residual is not None, fixed
         ctx.save_for_backward(x, weight, bias, residual if prepared.smooth else None, numbers, bits)
-        seen.append(numbers)
         return y
 
     @staticmethod
@@ -167,33 +168,38 @@ class Direct(torch.autograd.Function):
         dz = torch.empty_like(x) if wants_dz and prepared.recipe.activation is not None else None
         dgamma = _room(weight, prepared) if wants_dgamma else None
         dbeta = _room(bias, prepared) if wants_dbeta else None
-        at, row, beta = numbers.data_ptr(), prepared.row, _precise(bias, prepared)
+        at, row, beta, fixed = numbers.data_ptr(), prepared.row, _precise(bias, prepared), ctx.fixed
         _LIBRARY.call(
             "backward",
             _pack(
                 *prepared.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, 0, dy.data_ptr(),
                 0 if dx is None else dx.data_ptr(), 0 if dz is None else dz.data_ptr(),
-                0 if bits is None else bits.data_ptr(), at, at + row, 0, at + 3 * row, 0, at + 4 * row,
+                0 if bits is None else bits.data_ptr(), at, 0 if fixed else at + row, 0, at + 3 * row, 0, at + 4 * row,
                 0 if beta is None else beta.data_ptr(), 0 if dbeta is None else dbeta.data_ptr(), 0,
-                0 if dgamma is None else dgamma.data_ptr(), 0, 0, 0, 0.0, 0,
+                0 if dgamma is None else dgamma.data_ptr(), 0, 0, 0, 0.0, fixed,
             )
         )  # fmt: skip
         if weight is not None and dgamma is not None and weight.dtype is not dgamma.dtype:
             dgamma = dgamma.to(weight.dtype)
         if bias is not None and dbeta is not None and bias.dtype is not dbeta.dtype:
             dbeta = dbeta.to(bias.dtype)
-        return dx, dgamma, dbeta, (dy if prepared.recipe.activation is None else dz) if wants_dz else None, None, None
+        dz = (dy if prepared.recipe.activation is None else dz) if wants_dz else None
+        return dx, dgamma, dbeta, dz, None, None, None
 
 
 def _generally(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients by the general way: they will be differentiated again, or are more than their memory."""
     prepared: Prepared = ctx.prepared
     x, weight, bias, residual, numbers, bits = ctx.saved_tensors
-    mean, mean_low, m2, inv_std, _ = (row.reshape(prepared.kept) for row in numbers.view(5, -1))
-    inputs = Inputs(x, weight, bias, residual)
+    mean, mean_low, m2, inv_std, _ = (row.reshape(prepared.features) for row in numbers.view(5, -1))
+    inputs, seen = Inputs(x, weight, bias, residual), [mean, m2, mean_low, inv_std]
+    if ctx.fixed:
+        inputs, seen = inputs._replace(mean=mean, var=m2), []
+    else:
+        seen = [row.reshape(prepared.kept) for row in seen]
     known = SimpleNamespace(
-        recipe=prepared.recipe,
-        saved_tensors=(*inputs, None, mean, m2, mean_low, inv_std, *([] if bits is None else [bits])),
+        recipe=replace(prepared.recipe, inference=ctx.fixed),
+        saved_tensors=(*inputs, None, *seen, *([] if bits is None else [bits])),
         signs=Signs(False, bits is not None),
         lies=prepared.lies,
         needs_input_grad=(False, *ctx.needs_input_grad[:4]),
@@ -201,7 +207,7 @@ def _generally(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         residual_dtype=x.dtype if ctx.residual_wanted else None,
     )
     _, dx, dgamma, dbeta, dz, *_ = Normalize.backward(known, dy)
-    return dx, dgamma, dbeta, dz, None, None
+    return dx, dgamma, dbeta, dz, None, None, None
 
 
 def step(seen: Tensor, prepared: Prepared) -> Step:
@@ -271,9 +277,7 @@ def _right(layer: Any, x: Tensor) -> bool:
 def _trains_plainly(layer: Any) -> bool:
     """Return whether the options of a layer are none that the general way must see to."""
     return not (
-        layer.frozen
-        or layer.by_running
-        or layer.sync
+        layer.sync
         or layer.renorm is not None
         or layer.virtual_batch_size is not None
         or layer.adjustment is not None
@@ -298,28 +302,29 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
         or (mean is None) != (var is None)
         or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
         or not (plain(mean, ready) and plain(var, ready) and counts(batches))
+        or (weight is not None and "grad_sample" in vars(weight))
     ):
         return None
-    seen: list[Tensor] = []
-    y = apply(x, weight, bias, residual, ready, seen)
+    numbers = x.new_empty(5 * ready.row // ready.working.itemsize, dtype=ready.working)
+    y = apply(x, weight, bias, residual, ready, numbers, False)
     _forget(layer)
     if mean is None or not layer.track_running_stats or layer.held or in_backward():
         return y
     skip, estimator = layer.nonfinite == "skip", layer.running_variance
     if layer.collected is not None:
-        layer._remember(step(seen[0], ready))
-    elif not remember((mean, var, batches), seen[0], ready, momentum=layer.momentum, estimator=estimator, skip=skip):
-        layer._count(seen[0].new_zeros((), dtype=torch.bool))
+        layer._remember(step(numbers, ready))
+    elif not remember((mean, var, batches), numbers, ready, momentum=layer.momentum, estimator=estimator, skip=skip):
+        layer._count(numbers.new_zeros((), dtype=torch.bool), step(numbers, ready))
     return y
 
 
 def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
-    """Return the output of a layer in inference where no gradient is wanted; None where this way does not serve."""
+    """Return the output of a layer by its running statistics; None where this way does not serve."""
     mean, var, weight, bias = (*map(layer._buffers.get, ("running_mean", "running_var")), layer.weight, layer.bias)
     if mean is None or var is None or not _right(layer, x) or not serves(x, residual):
         return None
-    if differentiated(Inputs(x, weight, bias, residual)):
-        return None
+    if layer.frozen:  # whatever `requires_grad` has been set to since
+        weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))
     ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
     if (
         ready is None
@@ -327,6 +332,11 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
         or not (plain(mean, ready) and plain(var, ready))
     ):
         return None
+    _forget(layer)
+    if differentiated(Inputs(x, weight, bias, residual)):
+        mean, var = (mean.view(-1), var.view(-1)) if mean.ndim > 1 else (mean, var)
+        numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
+        return apply(x, weight, bias, residual, ready, numbers, True)
     y, gamma, beta = torch.empty_like(x), _precise(weight, ready), _precise(bias, ready)
     _LIBRARY.call(
         "infer",
@@ -336,7 +346,6 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
             0 if beta is None else beta.data_ptr(), 0, 0, 0, 0, 0, 0, ready.recipe.eps, 0,
         )
     )  # fmt: skip
-    _forget(layer)
     return y
 
 
