@@ -68,8 +68,15 @@ def _silu_gradient(dy: Array, z: Array, xp: Namespace) -> Array:
     return dy * (s * (1.0 + z * (1.0 - s)))
 
 
+def _erf(z: Array, xp: Namespace) -> Array:
+    if hasattr(xp, "erf"):
+        return xp.erf(z)
+    values = [math.erf(v) for v in xp.reshape(z, (-1,))]  # NumPy has none, and the standard library knows one number
+    return xp.reshape(xp.asarray(values, dtype=z.dtype), z.shape)
+
+
 def _normal_cdf(z: Array, xp: Namespace) -> Array:
-    return 0.5 * (1.0 + xp.erf(z * math.sqrt(0.5)))
+    return 0.5 * (1.0 + _erf(z * math.sqrt(0.5), xp))
 
 
 def _gelu(z: Array, xp: Namespace) -> Array:
