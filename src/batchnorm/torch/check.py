@@ -1,6 +1,7 @@
 """What a call must be given: every error that names a tensor or an option, before anything changes."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -42,6 +43,26 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
 def _better_axis(x: Tensor, value: Tensor) -> str:
     fitting = [i for i in range(1, x.ndim) if value.ndim == 1 and x.shape[i] == len(value)]
     return f"; axis={fitting[-1] - x.ndim} has {len(value)}" if fitting else ""
+
+
+def check_movable(statistics: Mapping[str, Tensor | None], batches: Tensor | None = None) -> None:
+    """Raise unless a training step can move these in place: all of them, or else none would have to be moved.
+
+    Raises:
+        DtypeError: if a running statistic is not floating point, or the count of batches is not an integer.
+        ArgumentError: if a running statistic is expanded, several features sharing one number in memory.
+    """
+    for name, value in statistics.items():
+        if value is None:
+            continue
+        if not value.is_floating_point():
+            raise DtypeError(f"`{name}` must be floating point, for training moves it, got {value.dtype}")
+        if any(n > 1 and stride == 0 for n, stride in zip(value.shape, value.stride(), strict=True)):
+            raise ArgumentError(
+                f"`{name}` must have a number in memory for each feature, got an expanded view (`.clone()` it)"
+            )
+    if batches is not None and (batches.is_floating_point() or batches.is_complex() or batches.dtype == torch.bool):
+        raise DtypeError(f"`num_batches_tracked` must be an integer, got {batches.dtype}")
 
 
 def check_residual(residual: Any, x: Tensor) -> Tensor:

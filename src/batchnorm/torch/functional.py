@@ -7,6 +7,7 @@ from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError
 from batchnorm.layout import Axis
 from batchnorm.statistics import Running
+from batchnorm.torch.check import check_movable
 from batchnorm.torch.training import (
     Adjustment,
     NonFinite,
@@ -100,6 +101,7 @@ def batch_norm(
     inputs, recipe = gather(input, named, options, residual=residual, weights=weights)
     if not training:
         return infer(inputs, recipe)
+    check_movable({"running_mean": running_mean, "running_var": running_var})
     running = None if running_mean is None or running_var is None else Running(running_mean, running_var)
     y, step = train(inputs, recipe, options)
     if running is not None and step is not None:

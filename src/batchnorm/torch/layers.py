@@ -13,11 +13,12 @@ from batchnorm.conventions import TORCH, Estimator, check_momentum
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
-from batchnorm.torch import direct, native
+from batchnorm.torch import direct, exported, native
+from batchnorm.torch.check import check_movable
 from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.recompute import in_backward
-from batchnorm.torch.snapshot import snapshot
-from batchnorm.torch.state import Remembering
+from batchnorm.torch.snapshot import snapshot, tracing
+from batchnorm.torch.state import RENORM_BUFFERS, Remembering
 from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
 
 OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
@@ -106,6 +107,7 @@ class BatchNorm(Remembering):
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
     _eager_because: str | None = None
+    fused_from: tuple[nn.Module, ...] = ()  # the module in whose place `activation` was put, if there was one
 
     def __init__(
         self,
@@ -148,9 +150,9 @@ class BatchNorm(Remembering):
         if self.renorm is not None:
             if not isinstance(self.renorm, Renorm):
                 raise ArgumentError(f"`renorm` must be None or a Renorm, got {self.renorm!r}")
-            if not self.track_running_stats:
+            if self.running_mean is None:
                 raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
-        if self.small_batch == "running" and not self.track_running_stats:
+        if self.small_batch == "running" and self.running_mean is None:
             raise ArgumentError('small_batch="running" needs running statistics, got track_running_stats=False')
         if not isinstance(self.sync, bool):
             raise ArgumentError(f"`sync` must be a bool, got {self.sync!r}")
@@ -206,28 +208,55 @@ class BatchNorm(Remembering):
         >>> layer(x, weights=torch.tensor([1, 1, 2, 0])[:, None]).shape  # one weight a sample: (4, 1) against (4, 8)
         torch.Size([4, 2, 8])
         """
-        if isinstance(input, Proxy):  # torch.fx traces: the layer is one node, as torch's own is
-            tracer: Any = input.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, residual, weights), {})
         try:
+            if isinstance(input, Proxy):
+                return self._traced(input, residual, weights)
             return self._normalise(input, residual, weights)
         except BatchNormError as error:
             error.args = (f"{layer_name(self)}: {error}",)
             raise
 
+    def _traced(self, input: Proxy, residual: Any, weights: Any) -> Any:
+        """Return one node of torch.fx, as torch's own layer is one."""
+        tracer: Any = input.tracer
+        if type(tracer).__module__.startswith("torch.ao.quantization"):
+            raise BatchNormError(
+                "quantization by torch.fx knows torch's own layers alone, and would leave this one in float among "
+                'quantized ones (call `batchnorm.surgery.convert(model, "torch")` first, or quantize what torch.export '
+                "makes)"
+            )
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input, residual, weights), {})
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Refuse `torch.jit.script`, which would exchange the layers of the very model that it is given."""
+        raise BatchNormError(
+            f"{layer_name(self)}: torch.jit.script cannot compile this layer (use torch.jit.trace or torch.export, or "
+            'script a copy with torch\'s layers: `batchnorm.surgery.convert(copy.deepcopy(model), "torch")`)'
+        )
+
     def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
+        fixed = self.frozen or self.by_running > 0
+        training = self.training and not fixed
+        y = None
         if weights is None and isinstance(input, Tensor):
-            y = (direct.train if self.training else direct.infer)(self, input, residual)
-            if y is not None:
-                return y
+            y = (direct.train if training else direct.infer)(self, input, residual)
+        if y is not None:
+            return y
         if isinstance(input, Tensor):
             self._check_input_dim(input)
         self._check()
-        fixed = self.frozen or self.by_running > 0
-        training = self.training and not fixed
         by_batch = training or (self.running_mean is None and not fixed)
+        if by_batch:
+            self._refuse_per_sample_gradients()
+        if tracing() and isinstance(input, Tensor):
+            chosen = self._chosen()
+            y = exported.normalise(self, input, residual, weights, training=by_batch, chosen=chosen)
+        return self._generally(input, residual, weights, by_batch=by_batch) if y is None else y
+
+    def _generally(self, input: Tensor, residual: Tensor | None, weights: Tensor | None, *, by_batch: bool) -> Tensor:
+        training = self.training and by_batch
         running, clips = None, ()
-        if self.track_running_stats if training else not by_batch:
+        if not by_batch or self.running_mean is not None:
             reads = self.renorm is not None or weights is not None or self.small_batch == "running"
             running, at = self._seen(input if reads and training else None)
             clips = () if self.renorm is None or not training else self._clips(at)
@@ -240,12 +269,16 @@ class BatchNorm(Remembering):
         }
         if self.frozen:  # whatever `requires_grad` has been set to since
             named = {name: p if p is None else p.detach() for name, p in named.items()}
+        if clips:  # those of renormalization must fit too
+            named |= {name: self._buffers[name] for name in RENORM_BUFFERS}
         inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
         if input.numel():  # else there is nothing to run
             self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
         if not by_batch:
             return infer(inputs, recipe)
         self._check_sync()
+        if running is not None and self.listens() and not torch.compiler.is_compiling():
+            check_movable(self._statistics(), self.num_batches_tracked)
         if running is not None and clips:
             rmin, rmax, dmax = clips
             mean, stddev = (s if s is None else snapshot(s) for s in running[3:])
@@ -254,6 +287,17 @@ class BatchNorm(Remembering):
         if step is not None and running is not None and self.listens() and not in_backward():
             self._remember(step)
         return y
+
+    def _refuse_per_sample_gradients(self) -> None:
+        weight = self._parameters.get("weight")
+        if weight is None or torch.compiler.is_compiling():
+            return
+        if "grad_sample" in vars(weight):  # where Opacus keeps them
+            raise BatchNormError(
+                "there are no gradients of single samples through the statistics of a batch (for Opacus use another "
+                'normalization, as `batchnorm.surgery.convert(model, "group")` makes, or freeze this one: '
+                "`frozen(model).apply()`)"
+            )
 
     def _note_kernel(self, found: Any) -> None:
         """Keep why the native kernel does not serve, for `repr`."""

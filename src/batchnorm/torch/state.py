@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from batchnorm.statistics import Moments, Running
 from batchnorm.torch.naming import layer_name
 from batchnorm.torch.recompute import Ledger, first_forward
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
-from batchnorm.torch.transforms import batched, beneath_derivatives, surely, transforming
+from batchnorm.torch.transforms import batched, beneath_derivatives, readable, surely, transforming
 
 CLOSED: dict[str, Any] = {"held": 0, "by_running": 0, "collected": None, "_ledger": None}  # when no block is open
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
+NOT_FINITE, OVERFLOW = "with inf or NaN", "of finite values whose variance overflows"
 STATISTICS = ("running_mean", "running_var", *RENORM_BUFFERS)  # in the order of `Running`
 
 
@@ -39,8 +41,8 @@ class Remembering(_BatchNorm):
     def _add_buffers(self) -> None:
         self.__dict__.update(CLOSED)
         mean = self.running_mean
-        skipped = None if mean is None else torch.zeros((), dtype=torch.long, device=mean.device)
-        self.register_buffer("nonfinite_batches", skipped, persistent=False)
+        self.nonfinite_batches = None if mean is None else torch.zeros((), dtype=torch.long, device="cpu")
+        self._place_count()
         for name in RENORM_BUFFERS:
             self.register_buffer(name, None if mean is None or self.renorm is None else torch.empty_like(mean))
         self._keep_precision(self._statistics())
@@ -60,8 +62,8 @@ class Remembering(_BatchNorm):
     def reset_running_stats(self) -> None:
         """Forget every batch: mean 0, variance 1, nothing counted."""
         super().reset_running_stats()
-        if self._buffers.get("nonfinite_batches") is not None:  # absent while torch's own constructor runs
-            self._buffers["nonfinite_batches"].zero_()  # pyright: ignore[reportOptionalMemberAccess]
+        if (count := vars(self).get("nonfinite_batches")) is not None:  # absent while torch's own constructor runs
+            count.zero_()
             self._reset_renorm()
 
     def _statistics(self) -> dict[str, Tensor]:
@@ -74,19 +76,22 @@ class Remembering(_BatchNorm):
                 setattr(self, name, before[name].to(device=now.device, dtype=torch.float32))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Remembering":
-        before, skipped = self._statistics(), self.nonfinite_batches
+        before = self._statistics()
         super()._apply(fn, recurse)
         self._keep_precision(before)
+        self._place_count()
         if self._thawed is not None:  # gradients that are put aside are cast like the others
             self._thawed = {name: (wants, None if g is None else fn(g)) for name, (wants, g) in self._thawed.items()}
-        if skipped is not None and skipped.is_meta:
-            self._begin_counting()
         return self
 
-    def _begin_counting(self) -> None:
-        """Count from zero where the statistics have left the meta device: no checkpoint holds this count."""
-        if self.running_mean is not None and not self.running_mean.is_meta:
-            self.nonfinite_batches = torch.zeros((), dtype=torch.long, device=self.running_mean.device)
+    def _place_count(self) -> None:
+        """Put the count of skipped batches where the statistics are, unless they are nowhere yet.
+
+        It is no buffer: those who build a model without memory fill in what a checkpoint holds, and this is not in it.
+        """
+        mean, count = self.running_mean, self.nonfinite_batches
+        if mean is not None and count is not None and not mean.is_meta:
+            self.nonfinite_batches = count.to(mean.device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
@@ -101,8 +106,7 @@ class Remembering(_BatchNorm):
                 state_dict.pop(prefix + name, None)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._keep_precision(self._statistics())  # `assign=True` puts the checkpoint's own tensors in place
-        if self.nonfinite_batches is not None and self.nonfinite_batches.is_meta:
-            self._begin_counting()
+        self._place_count()
 
     def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._warn_of_nonfinite()
@@ -146,6 +150,12 @@ class Remembering(_BatchNorm):
                     parameter.grad = grad
             self._thawed = None
 
+    def inherit(self, other: "Remembering") -> None:
+        """Take over from a layer what is in none of its buffers: whether it is frozen, and what it has counted."""
+        self.frozen, self._thawed, self._warned = other.frozen, other._thawed, other._warned
+        count = other.nonfinite_batches
+        self.nonfinite_batches = None if count is None else count.clone()
+
     def listens(self) -> bool:
         """Return whether a batch would be remembered now."""
         fixed = self.frozen or self.by_running or self.held
@@ -177,7 +187,7 @@ class Remembering(_BatchNorm):
             self._move(step, moves)
         else:
             self.collected.append(step if moves is None else unless(moves, step))
-        self._count(good)
+        self._count(good, step)
 
     def _good(self, step: Step) -> Tensor | None:
         """Return whether a batch is finite; None where nobody asks."""
@@ -185,14 +195,20 @@ class Remembering(_BatchNorm):
             return None
         return finite(step, step.moments.m2.dtype if self.running_var is None else self.running_var.dtype)
 
-    def _count(self, good: Tensor | None) -> None:
+    def _count(self, good: Tensor | None, step: Step) -> None:
         """Count a batch that was skipped, and warn of the first."""
-        if good is None or self.nonfinite_batches is None:
+        count = self.nonfinite_batches
+        if good is None or count is None or good.is_meta:
             return
-        if not batched(good) or batched(self.nonfinite_batches):  # else replicas were stacked without their counts
-            self.nonfinite_batches.add_(good.logical_not())
-            if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
-                self._warn_of_nonfinite()
+        with beneath_derivatives(count, (good,)) if transforming() else nullcontext((good,)) as (good,):
+            if batched(good):  # the count is one of all replicas, and cannot be any of theirs
+                return
+            if good.device != count.device:  # somebody has put other buffers in place
+                self.nonfinite_batches = count = count.to(good.device)
+            count.add_(good.logical_not())
+        if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
+            finite_mean = readable(step.moments.mean) and surely(step.moments.mean.isfinite().all())
+            self._warn_of_nonfinite(OVERFLOW if finite_mean else NOT_FINITE)
 
     def _move(self, step: Step, good: Tensor | None) -> None:
         renorm = None if self.renorm is None else (self.renorm.momentum, self.eps)
@@ -214,24 +230,24 @@ class Remembering(_BatchNorm):
             step = merged(steps)  # whose m2 may overflow where that of none of them does
             good = self._good(step)
             self._move(step, good)
-            self._count(good)
+            self._count(good, step)
 
     def skipped(self) -> int:
         """Return how many batches with inf or NaN have been skipped; 0 where that cannot be read now."""
-        if self.nonfinite_batches is None or self.nonfinite_batches.is_meta or torch.compiler.is_compiling():
+        if self.nonfinite_batches is None or torch.compiler.is_compiling():
             return 0
         try:
             return int(self.nonfinite_batches)
         except RuntimeError:  # a tracer's tensor, or one of many under vmap, has no number to read
             return 0
 
-    def _warn_of_nonfinite(self) -> None:
+    def _warn_of_nonfinite(self, what: str = f"{NOT_FINITE}, or {OVERFLOW}") -> None:
         count = 0 if self._warned else self.skipped()
         if count:
             self._warned = True
             batches = "1 batch" if count == 1 else f"{count} batches"
             warnings.warn(
-                f"{layer_name(self)}: {batches} with inf or NaN left the running statistics untouched, but not the "
+                f"{layer_name(self)}: {batches} {what} left the running statistics untouched, but not the "
                 'output (said once, and `repr` goes on counting; nonfinite="raise" stops at the first)',
                 RuntimeWarning,
                 stacklevel=2,
