@@ -130,12 +130,49 @@ def test_timms_layers_keep_their_activation(activation: str | None) -> None:
     model = nn.Sequential(used(BatchNorm2d(4, activation=activation))).eval()
     x = torch.randn(INPUTS[2])
     y = model(x).detach().numpy()
-    for to, kind in (("timm", layers.BatchNormAct2d), ("batchnorm", BatchNorm2d), ("torch", None)):
-        convert(model, to)
+    for to, options, kind in (
+        ("timm", {}, layers.BatchNormAct2d),
+        ("batchnorm", {"fuse_activations": True}, BatchNorm2d),
+        ("torch", {}, None),
+    ):
+        convert(model, to, **options)
         assert kind is None or type(model[0]) is kind
         assert_close(model(x).detach().numpy(), y, "float32", 4)
     with pytest.raises(BatchNormError, match=r"its Dropout.*would be lost"):
         convert(layers.BatchNormAct2d(4, drop_layer=nn.Dropout))
+
+
+@pytest.mark.usefixtures("torchvision")
+@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_there_and_back_leaves_timms_very_activation(fuse: bool, inplace: bool) -> None:
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    model = nn.Sequential(layers.BatchNormAct2d(4, act_layer=nn.SiLU, inplace=inplace))
+    before, activation, names = repr(model), model[0].act, list(model.state_dict())
+    convert(model, fuse_activations=fuse)
+    assert (list(model.state_dict()) == names) == fuse
+    convert(model, "ghost", virtual_batch_size=2, fuse_activations=fuse)
+    convert(model, "timm", lose=True)
+    assert (repr(model), list(model.state_dict())) == (before, names)
+    assert model[0].act is activation
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_tools_that_rebuild_layers_find_the_activation_unless_it_was_fused_on_request() -> None:
+    layers = pytest.importorskip("timm.layers", reason="timm is not installed")
+    before = nn.Sequential(layers.BatchNormAct2d(4)).eval()
+    x = torch.randn(INPUTS[2])
+    for tool in (layers.freeze_batch_norm_2d, nn.SyncBatchNorm.convert_sync_batchnorm):
+        model = nn.Sequential(copy.deepcopy(before[0]))
+        report = convert(model)
+        assert [type(m) for m in model[0]] == [BatchNorm2d, nn.ReLU]
+        assert "names of weights have changed" in str(report)
+        assert_close(tool(model).eval()(x).detach().numpy(), before(x).detach().numpy(), "float32", 4)
+    report = convert(model := nn.Sequential(copy.deepcopy(before[0])))
+    assert [c.after for c in convert(model, fuse_activations=True).changes] == [
+        "batchnorm BatchNorm2d(4, activation='relu')"
+    ]
+    assert_close(model(x).detach().numpy(), before(x).detach().numpy(), "float32", 4)
 
 
 @pytest.mark.usefixtures("torchvision")
@@ -147,7 +184,7 @@ def test_what_todays_tool_gets_wrong() -> None:
     convert(ours, "sync")
     x = torch.randn(INPUTS[2])
     assert theirs(x).min() < 0  # no ReLU any more
-    assert (ours[0].sync, ours.eval()(x).min().item()) == (True, 0)
+    assert (ours[0][0].sync, ours.eval()(x).min().item()) == (True, 0)
 
 
 class Own(nn.BatchNorm2d):

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -63,7 +64,10 @@ def activation_of(module: nn.Module) -> nn.Module | None:
     if is_timms(module):
         return None if isinstance(module.act, nn.Identity) else module.act  # pyright: ignore[reportReturnType]
     name: Any = module.activation if isinstance(module, BatchNorm) else None
-    return None if name is None else ACTIVATIONS[name]().train(module.training)
+    if name is None:
+        return None
+    before = module.fused_from[0] if isinstance(module, BatchNorm) and module.fused_from else nn.Identity()
+    return before if _named(before) == {"activation": name} else ACTIVATIONS[name]().train(module.training)
 
 
 def options_of(module: nn.Module) -> dict[str, Any] | str:
@@ -93,12 +97,15 @@ def options_of(module: nn.Module) -> dict[str, Any] | str:
     return {**_named(activation_of(module) or nn.Identity())}
 
 
-def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[str, Any]) -> Made:
+def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[str, Any], *, fuse: bool) -> Made:
     """Return what takes the place of a layer, or why nothing does."""
     options, activation = options_of(old), activation_of(old)
     layer: Any = old[0] if isinstance(old, Followed) else old
     if isinstance(options, str):
         return options
+    fused = activation is not None and (is_ours(old) or (isinstance(old, Followed) and old.fused))
+    if not (fuse or fused):
+        options.pop("activation", None)
     if registered(layer):
         return f"its {' and '.join(registered(layer))} would be lost"
     if to == "timm":
@@ -109,17 +116,27 @@ def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[s
     elif to in OTHERS:
         new = other(layer, options, to, **asked)
     elif {**options, **wanted} == options and (is_ours(layer) or to == "sync"):
-        return ALREADY
+        joins = isinstance(old, Followed) and "activation" in options  # two modules become one
+        return _by_ours(layer, options, activation, fused=fused) if joins and is_ours(layer) else ALREADY
     elif to == "sync" and type(layer) in OURS:
         new = made(nn.SyncBatchNorm, layer, layer.num_features, **asked)
     else:
-        wanted = {**options, **wanted}
-        activation = None if "activation" in wanted else activation
-        try:
-            new = ours(layer, wanted)
-        except BatchNormError as error:  # two options that exclude one another
-            return str(error)
-    return new if isinstance(new, str) or activation is None else followed(new, activation)
+        return _by_ours(layer, {**options, **wanted}, activation, fused=fused)
+    return new if isinstance(new, str) or activation is None else followed(new, activation, fused=fused)
+
+
+def _by_ours(layer: nn.Module, options: dict[str, Any], activation: nn.Module | None, *, fused: bool) -> Made:
+    """Return our layer with the activation in it, if `options` name it, or behind it; or why there is none."""
+    try:
+        new: Any = ours(layer, options)
+    except BatchNormError as error:  # two options that exclude one another
+        return str(error)
+    if activation is None:
+        return new
+    if "activation" not in options:
+        return followed(new, activation, fused=fused)
+    new.fused_from = (activation,)
+    return new
 
 
 def shown(module: nn.Module) -> str:
@@ -169,11 +186,13 @@ def _without(old: nn.Module, to: Target) -> str:
     return gone and f"without {gone}"
 
 
+@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
 def convert(
     model: nn.Module,
     to: Target = "batchnorm",
     *,
     layers: Layers | None = None,
+    fuse_activations: bool = False,
     allow_empty: bool = False,
     **options: Any,
 ) -> Report:
@@ -195,13 +214,17 @@ def convert(
     identity. Parameters remain the same objects, so that optimizers stay valid; statistics, device, dtype, mode and
     requires_grad are taken over. A subclass of which something would be lost, a layer with hooks, with buffers of
     somebody's, or with options or statistics that the other kind cannot hold, is left as it is, and the report says
-    why. An activation behind a layer makes two modules of one, which changes the names of weights; the way back makes
-    one of the two again.
+    why. Where a layer of timm's includes an activation, that becomes a module of its own behind the layer, so that
+    tools that rebuild or look for layers find both; this makes two modules of one, which changes the names of weights,
+    and the way back makes one of the two again.
 
     Args:
         model: Changed in place. Of a model that is one such layer itself, take `report.model`.
         to: The kind of layer.
         layers: Which: names with wildcards, modules, or a predicate `(name, module) -> bool`; all if None.
+        fuse_activations: Whether our layer takes in the activation that timm's has, as its option `activation`: one
+            pass over memory less, and the names of weights stay. A tool that then puts another layer in its place by
+            its class, such as timm's `freeze_batch_norm_2d` or torch's `fuse_conv_bn_eval`, drops the activation.
         allow_empty: Whether it is right to find nothing.
         options: As in the table. `rank` is that of the inputs with the batch axis, 4 for (N, C, H, W), where a layer
             takes any; `sync` makes SyncBatchNorm, or the plain class, of either; `lose=True` lets go of options that
@@ -228,7 +251,7 @@ def convert(
     changes, left, found = list[Change](), list[Left](), list[tuple[Place, nn.Module]]()
     for place in _found(model, layers):
         try:
-            new = _converted(place.module, to, options, wanted)
+            new = _converted(place.module, to, options, wanted, fuse=fuse_activations)
         except (BatchNormError, TypeError) as error:
             raise ArgumentError(f"{place.name}: {error}") from None
         if isinstance(new, str):

@@ -210,6 +210,7 @@ def _difference(before: Any, now: Any) -> tuple[float, float]:
     return worst
 
 
+@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
 def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) -> Report:
     """Return a copy of `model` for inference whose batch normalizations are part of the layers beside them.
 

@@ -216,6 +216,7 @@ class _Surgery:
             self.model = put(self.model, Place(pair, place.names), place.module)
 
 
+@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
 def insert(
     model: nn.Module,
     example_inputs: Any = None,

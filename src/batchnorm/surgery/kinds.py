@@ -32,7 +32,9 @@ ANY_RANK = "it takes inputs of any rank, and torch has a class for each: say ran
 
 
 class Followed(nn.Sequential):
-    """A layer and the activation behind it that ours, or timm's, includes; `convert` makes one layer of it again."""
+    """A layer and the activation behind it, made of one that includes it: timm's, or ours where it is `fused`."""
+
+    fused: bool = False
 
 
 def is_ours(module: nn.Module) -> bool:
@@ -64,7 +66,7 @@ def registered(layer: nn.Module) -> list[str]:
 def _take_over(new: Any, old: Any) -> None:
     """Take over the statistics in their dtype; ours are float32 at least, and torch's, of ours, as the parameters."""
     if is_ours(new) and is_ours(old):
-        new.frozen, new._thawed, new._warned = old.frozen, old._thawed, old._warned
+        new.inherit(old)
     if old.running_mean is None:
         return
     for name, value in old._buffers.items():
@@ -99,10 +101,10 @@ def made(kind: Callable[..., nn.Module], old: Any, *first: Any, running: bool = 
     return new.train(old.training)
 
 
-def followed(layer: nn.Module, activation: nn.Module) -> nn.Module:
-    """Return a layer with a very module behind it."""
+def followed(layer: nn.Module, activation: nn.Module, *, fused: bool) -> nn.Module:
+    """Return a layer with a very module behind it; `fused`: whether ours was to include it."""
     both = Followed(layer, activation)
-    both.training = layer.training
+    both.training, both.fused = layer.training, fused
     return both
 
 
@@ -176,9 +178,8 @@ def timms(old: Any, options: dict[str, Any], activation: nn.Module | None, *, lo
         kind = importlib.import_module("timm.layers").BatchNormAct2d
     except ImportError as error:
         raise ArgumentError('to="timm" makes timm\'s layers, and timm is not installed: pip install timm') from error
-    name = getattr(old, "activation", None) if is_ours(old) else None  # which timm makes in place
-    new: Any = made(kind, old, old.num_features, apply_act=name is not None, act_layer=name and ACTIVATIONS[name])
-    if name is None and activation is not None:
+    new: Any = made(kind, old, old.num_features, apply_act=False)
+    if activation is not None:
         new.act = activation
     return new
 
