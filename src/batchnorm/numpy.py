@@ -177,7 +177,8 @@ def _forward(
     made: Any = y
     if made is None:
         made = kernel.affine(x, using, scale, shift, residual=residual, activation=activation)
-    return Forward(made, using.mean, var, layout.count(x.shape), x, layout, using, scale, shift, residual, activation)
+    mean, count = using.mean + using.mean_low, layout.count(x.shape)
+    return Forward(made, mean, var, count, x, layout, using, scale, shift, residual, activation)
 
 
 def backward(dy: Array, forward: Forward) -> Gradients:

@@ -28,13 +28,14 @@ class Moments(NamedTuple):
     """What a batch says about each feature.
 
     The mean is the unevaluated sum `mean + mean_low`: at a mean of 10⁶ standard deviations one float32 cannot hold it
-    well enough to subtract it, two can.
+    well enough to subtract it, two can. Neither part is the mean by itself: `mean` need only be near enough to the
+    values for the difference to be small.
 
     Attributes:
         count: N, the number of values per feature (a number, or an array where it differs).
-        mean: μ rounded to the working precision.
+        mean: High part of μ: the rounded μ (native kernel), or a value of the data (eager kernel).
         m2: Σ(x−μ)², never Σx² − Nμ².
-        mean_low: μ − `mean`, what the rounding left over.
+        mean_low: μ − `mean`, in the working precision.
     """
 
     count: Array
@@ -47,8 +48,8 @@ class Statistics(NamedTuple):
     """What to normalise with: x̂ = (((x − mean) − mean_low)·inv_std)·r + d.
 
     Attributes:
-        mean: High part of the mean.
-        mean_low: Low part of the mean; zero where one number holds it.
+        mean: High part of the mean, as in `Moments`.
+        mean_low: What is left of the mean; zero where one number holds it.
         inv_std: 1/√(σ²+ε).
         per_count: 1/N where gradients flow through μ and σ², 0 where these are constants.
         r: Correction of the scale by renormalization, a constant; 1 without.

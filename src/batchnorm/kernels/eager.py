@@ -4,7 +4,9 @@ Written on an array namespace, without writing in place, so that autograd, vmap 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.kernels.interface import Kernel
@@ -66,14 +68,71 @@ def counted(x: Array, xp: Namespace, plan: Plan, weights: Array | None) -> Array
     if weights is None:
         count = plan.count(shape)
         return count if is_number(count) else xp.astype(count, working(x, xp).dtype)
-    counted = (*plan.reduced, plan.group_axis)  # weights may be of size 1 along any axis
-    each = tuple(n if i in counted else 1 for i, n in enumerate(shape))
-    return xp.sum(xp.broadcast_to(weights, each), axis=plan.reduced, keepdims=True)
+    spread = _spread(x, xp, plan)  # weights may be of size 1 along any axis
+    return xp.sum(xp.broadcast_to(weights, spread), axis=plan.reduced, keepdims=True)
+
+
+def _spread(x: Array, xp: Namespace, plan: Plan) -> tuple[Any, ...]:
+    """Return the shape of x with 1 on the axes of features: what weights of samples broadcast to."""
+    counted = (*plan.reduced, plan.group_axis)
+    return tuple(n if i in counted else 1 for i, n in enumerate(sizes(x, xp)))
+
+
+def _three(x: Array, plan: Plan, xp: Namespace) -> list[Array]:
+    """Return the first, middle and last value of each feature along the reduced axes, kept."""
+    shape = sizes(x, xp)
+    known = all(is_number(shape[i]) for i in plan.reduced)
+
+    def at(place: Callable[[Any], Any]) -> Array:
+        some = [slice(None)] * len(shape)
+        for i in plan.reduced:
+            start = place(shape[i])
+            some[i] = slice(start, start + 1)
+        found = x[tuple(some)]
+        return found if known else xp.sum(found, axis=plan.reduced, keepdims=True)  # of one value, or of none
+
+    return [at(lambda _: 0), at(lambda n: n // 2), at(lambda n: n - 1)]
+
+
+def _three_weighted(x: Array, plan: Plan, weights: Array, xp: Namespace) -> list[Array]:
+    """Return the first, a middle and the last value with a weight, and 0 in place of one that does not exist.
+
+    Each is the sum of one value and zeros, so that no order of adding can change it.
+    """
+    spread = _spread(x, xp, plan)
+    size = plan.count(spread)
+    rows = xp.reshape(
+        xp.arange(size, device=getattr(x, "device", None)),
+        tuple(1 if i == plan.group_axis else n for i, n in enumerate(spread)),
+    )
+    heard, none, zero = xp.broadcast_to(weights, spread) > 0, xp.full_like(rows, -1), xp.zeros_like(x)
+    first = size - 1 - xp.max(xp.where(heard, size - 1 - rows, none), axis=plan.reduced, keepdims=True)
+    middle = xp.max(xp.where(heard & (rows <= size // 2), rows, none), axis=plan.reduced, keepdims=True)
+    last = xp.max(xp.where(heard, rows, none), axis=plan.reduced, keepdims=True)
+    return [xp.sum(xp.where(rows == at, x, zero), axis=plan.reduced, keepdims=True) for at in (first, middle, last)]
+
+
+def _pivot(x: Array, plan: Plan, weights: Array | None, xp: Namespace) -> Array:
+    """Return a value of each feature to shift the others by: the median of three, so that one outlier never is it.
+
+    A mean will not do. A compiler that fuses the sum into each of its uses works it out once for each, adding in
+    another order, and shifts by something else each time: XLA and Inductor do so. A value of the data is the same in
+    every order. It carries no gradient, as what is normalised does not depend on it; where it is not finite it is 0.
+    """
+    if any(is_number(n) and n == 0 for n in sizes(x, xp)):
+        return xp.sum(x, axis=plan.reduced, keepdims=True)  # zeros
+    a, b, c = _three(x, plan, xp) if weights is None else _three_weighted(x, plan, weights, xp)
+    found = xp.maximum(xp.minimum(a, b), xp.minimum(xp.maximum(a, b), c))
+    found = xp.where(xp.isfinite(found), found, xp.zeros_like(found))
+    if hasattr(xp, "stop_gradient"):
+        return xp.stop_gradient(found)
+    return found.detach() if hasattr(found, "detach") else found
 
 
 def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None, *, cascade: bool = False) -> Moments:
-    """Return (N, μ, Σw(x−μ)²), centring twice: the mean of what the first centring left is the low part of μ.
+    """Return (N, μ, Σw(x−μ)²): shift by a value of the data, then centre once.
 
+    The high part of μ is the shift, its low part the mean of the shifted values.
     Sums are the framework's own where it adds in a `cascade`, else `sum_in_blocks`. The count is one for each group,
     and the same for all features.
     """
@@ -83,14 +142,12 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None, *
         return xp.sum(values, axis=plan.reduced, keepdims=True) if cascade else sum_in_blocks(values, plan, xp)
 
     count = counted(x, xp, plan, weights)
-    n, values = divisor(count, xp), _where_weighted(weights, working(x, xp), xp)
-    mean = total(values) / n
-    centred = values - mean
-    if weights is not None:  # a large mean must not be squared where there is nothing; these are finite, so 0· will do
-        centred = centred * xp.astype(weights > 0, centred.dtype)
-    mean_low = total(centred) / n
-    centred = centred - mean_low
-    return Moments(count, mean, total(centred * centred), mean_low)
+    n, values = divisor(count, xp), working(x, xp)
+    pivot = _pivot(values, plan, weights, xp)
+    shifted = _where_weighted(weights, values - pivot, xp)
+    rest = total(shifted) / n
+    centred = _where_weighted(weights, shifted - rest, xp)
+    return Moments(count, pivot, total(centred * centred), rest)
 
 
 def affine(
