@@ -226,8 +226,8 @@ if "KERAS_BACKEND" in os.environ:  # a process for one backend of Keras: see tes
     IMPLEMENTATIONS = [
         Implementation(
             name,
-            keras_contract.DTYPES,
-            lambda case, training, fused=fused: Result(*keras_contract.run(case, training, fused)),
+            way.dtypes,
+            lambda case, training, way=way: Result(*keras_contract.run(case, training, way)),
         )
-        for name, fused in keras_contract.WAYS.items()
+        for name, way in keras_contract.WAYS.items()
     ]

@@ -35,7 +35,7 @@ def _where_weighted(weights: Array | None, values: Array, xp: Namespace) -> Arra
 def _along(values: Array, axis: int, xp: Namespace) -> Array:
     """Return the sum along one axis, kept, of blocks that are summed first."""
     size, some = values.shape[axis], [slice(None)] * len(values.shape)
-    if size is None or size <= BLOCK:
+    if not isinstance(size, int) or size <= BLOCK:  # a size that only the run tells is not asked how large it is
         return xp.sum(values, axis=axis, keepdims=True)
     rows = size // BLOCK
     some[axis] = slice(0, rows * BLOCK)
@@ -60,6 +60,12 @@ def sum_in_blocks(values: Array, plan: Plan, xp: Namespace) -> Array:
     for axis in reversed(plan.reduced):
         values = _apart(_along(values, axis, xp), xp)
     return values
+
+
+def _compiled_by_torch(xp: Namespace) -> bool:
+    """Return whether Inductor may compile this: its sums do not add in a tree as torch's own do."""
+    compiler = getattr(xp, "compiler", None)
+    return compiler is not None and compiler.is_compiling()
 
 
 def counted(x: Array, xp: Namespace, plan: Plan, weights: Array | None) -> Array:
@@ -136,10 +142,11 @@ def moments(xp: Namespace, x: Array, plan: Plan, weights: Array | None = None, *
     Sums are the framework's own where it adds in a `cascade`, else `sum_in_blocks`. The count is one for each group,
     and the same for all features.
     """
+    in_a_tree = cascade and not _compiled_by_torch(xp)
 
     def total(values: Array) -> Array:
         values = values if weights is None else values * weights
-        return xp.sum(values, axis=plan.reduced, keepdims=True) if cascade else sum_in_blocks(values, plan, xp)
+        return xp.sum(values, axis=plan.reduced, keepdims=True) if in_a_tree else sum_in_blocks(values, plan, xp)
 
     count = counted(x, xp, plan, weights)
     n, values = divisor(count, xp), working(x, xp)
