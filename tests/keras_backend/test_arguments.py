@@ -28,10 +28,10 @@ def test_the_signature_is_the_classic_one() -> None:
     ("options", "message"),
     [
         ({"momentum": 1.5}, "`momentum` must lie in [0, 1], got 1.5"),
-        ({"momentum": None}, "`momentum` must lie in [0, 1], got None"),
+        ({"momentum": None}, "`momentum` must be a number or a scalar array, got NoneType"),
         ({"momentum": float("nan")}, "`momentum` must lie in [0, 1], got nan"),
         ({"renorm_momentum": -0.1}, "`renorm_momentum` must lie in [0, 1], got -0.1"),
-        ({"epsilon": 0}, "`epsilon` must be a positive finite number, got 0"),
+        ({"epsilon": 0}, "`epsilon` must be a positive finite number, got 0.0"),
         ({"axis": 1.5}, "`axis` must be an int or a non-empty sequence of ints, the axes to keep, got 1.5"),
         ({"axis": []}, "`axis` must be an int or a non-empty sequence of ints, the axes to keep, got []"),
         ({"virtual_batch_size": 0}, "`virtual_batch_size` must be None or an int ≥ 1, got 0"),
@@ -86,7 +86,7 @@ def test_a_bad_argument_is_refused(options: dict[str, Any], message: str) -> Non
         (
             {},
             (None, 3, None),
-            "`axis` must name axes whose size is known, got axis=-1 for an input of shape (None, 3, None)",
+            "`axis` must name axes whose size is known when the layer is built, got axis=-1 for an input",
         ),
         (
             {"fused": True},

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
+
 from batchnorm.errors import ArgumentError, ShapeError
+from batchnorm.keras.namespace import ops
 from batchnorm.layout import Axis, Plan, normalise_axis
 from batchnorm.layout import plan as planned
 from batchnorm.renorm import CLIPS, Renorm
@@ -25,13 +28,37 @@ class Held:
         return self.value
 
 
-def check_momentum(name: str, momentum: Any) -> None:
-    """Raise unless a momentum, as the weight of the OLD statistics, is in [0, 1]."""
-    if not isinstance(momentum, Real) or not 0.0 <= float(momentum) <= 1.0:
+def number(name: str, value: Any) -> float:
+    """Return as a float, which JSON can hold, a number or what a scalar array or variable holds now; or raise."""
+    if isinstance(value, Real):
+        return float(value)
+    try:
+        if hasattr(value, "dtype") and tuple(value.shape) == ():
+            return float(ops.convert_to_numpy(ops.convert_to_tensor(value)))
+        if not hasattr(value, "dtype") and hasattr(value, "__float__"):
+            return float(value)
+    except Exception as error:  # what a tracer raises is its framework's own
+        raise ArgumentError(
+            f"`{name}` must be a number whose value is known when the layer is made, got {type(value).__name__}"
+        ) from error
+    shape = f" of shape {tuple(value.shape)}" if hasattr(value, "shape") else ""
+    raise ArgumentError(f"`{name}` must be a number or a scalar array, got {type(value).__name__}{shape}")
+
+
+def momentum_of(name: str, momentum: Any) -> float:
+    """Return a momentum, as the weight of the OLD statistics; or raise unless it is in [0, 1]."""
+    found = number(name, momentum)
+    if not 0.0 <= found <= 1.0:
         raise ArgumentError(
             f"`{name}` must lie in [0, 1], got {momentum!r} (it weighs the old statistics: s ← s·{name} + "
             f"batch·(1 − {name}); torch's 0.1 is 0.9 here)"
         )
+    return found
+
+
+def flag(value: Any) -> Any:
+    """Return a bool of NumPy as Python's, which JSON can hold; anything else as it is."""
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def axes_of(axis: Any) -> Axis:
@@ -40,9 +67,8 @@ def axes_of(axis: Any) -> Axis:
     return axes[0] if len(axes) == 1 else axes
 
 
-def renorm_of(clipping: Any, momentum: Any) -> Renorm:
+def renorm_of(clipping: Any, momentum: float) -> Renorm:
     """Return what `renorm_clipping` and `renorm_momentum` say, or raise."""
-    check_momentum("renorm_momentum", momentum)
     clipping = {} if clipping is None else clipping
     if not isinstance(clipping, Mapping):
         raise ArgumentError(f"`renorm_clipping` must be None or a dictionary, got {clipping!r}")
@@ -61,7 +87,9 @@ def renorm_of(clipping: Any, momentum: Any) -> Renorm:
 
 def _clip(value: Any) -> Any:
     """Return a clip value as `Renorm` takes it: what may change from step to step is a function of the step."""
-    if callable(value) or isinstance(value, Real) or not hasattr(value, "dtype"):
+    if isinstance(value, Real):
+        return value if isinstance(value, int | float) else float(value)  # JSON does not know NumPy's scalars
+    if callable(value) or not hasattr(value, "dtype"):
         return value
     if tuple(value.shape) != ():
         raise ArgumentError(f"`renorm_clipping` takes scalars, got one of shape {tuple(value.shape)}")
@@ -83,12 +111,18 @@ def check_fused(fused: Any, axis: Axis, forbidden: Mapping[str, Any]) -> None:
         )
 
 
+def check_sizes(shape: Sequence[int | None], axis: Axis, layout: Plan) -> None:
+    """Raise unless the sizes of the axes of features are known, from which the parameters are made."""
+    if any(shape[i] is None for i in layout.kept):
+        raise ShapeError(
+            f"`axis` must name axes whose size is known when the layer is built, got axis={axis!r} for an input of "
+            f"shape {tuple(shape)} (`build` takes the shape, and later inputs may leave sizes open)"
+        )
+
+
 def layout_of(shape: Sequence[int | None], axis: Axis, *, fused: bool | None, virtual: bool) -> Plan:
     """Return the plan for inputs of a shape, where None is a size not known yet; or raise."""
     layout, shape = planned(len(shape), axis), tuple(shape)
-    unknown = [i for i in layout.kept if shape[i] is None]
-    if unknown:
-        raise ShapeError(f"`axis` must name axes whose size is known, got axis={axis!r} for an input of shape {shape}")
     if virtual and layout.batch_axis != 0:
         raise ArgumentError(f"`virtual_batch_size` splits axis 0, which `axis` must not keep, got axis={axis!r}")
     if fused and (len(shape) not in (4, 5) or layout.kept not in ((1,), (len(shape) - 1,))):

@@ -18,6 +18,14 @@ SERIALIZED: dict[str, Any] = {
     **{f"{name}_constraint": constraints for name in ("beta", "gamma")},
 }
 PLAIN = ("momentum", "epsilon", "center", "scale", "renorm", "renorm_momentum", "fused", "virtual_batch_size")
+# Which keras.layers.BatchNormalization does not know: left out where they say nothing, so that it reads the rest.
+OURS: dict[str, Any] = {
+    "fused": None,
+    "virtual_batch_size": None,
+    "running_variance": None,
+    "activation": None,
+    "adjustment": None,
+}
 EXTRAS: dict[str, Any] = {"synchronized": False, "running_variance": None, "activation": None}
 OF_THE_MODEL = ("batch_input_shape", "input_dtype")  # which the first layer of Keras 1 and 2 carried along
 OLD_NAMES = {"gamma_init": "gamma_initializer", "beta_init": "beta_initializer"}  # Keras 1
@@ -60,7 +68,9 @@ def written(layer: Any) -> dict[str, Any]:
     config["renorm_clipping"] = None if clips is None else {n: _clip_written(c) for n, c in clips.items()}
     adjustment = layer.adjustment
     config["adjustment"] = None if adjustment is None else keras.saving.serialize_keras_object(adjustment)
-    return config
+    if layer.virtual_batch_size is not None:  # by `fused` this is told from what the classic layer has written
+        return config
+    return {name: value for name, value in config.items() if name not in OURS or value != OURS[name]}
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:

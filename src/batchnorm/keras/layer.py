@@ -11,10 +11,21 @@ from batchnorm.conventions import KERAS, Estimator, check_epsilon, check_groups,
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import configuration
 from batchnorm.keras import namespace as xp
-from batchnorm.keras.arguments import Held, axes_of, check_fused, check_momentum, layout_of, renorm_of
+from batchnorm.keras.arguments import (
+    Held,
+    axes_of,
+    check_fused,
+    check_sizes,
+    flag,
+    layout_of,
+    momentum_of,
+    number,
+    renorm_of,
+)
 from batchnorm.keras.door import Door, door
+from batchnorm.keras.masks import weights_of
 from batchnorm.keras.namespace import ops
-from batchnorm.layout import Axis, Plan, weights_shape
+from batchnorm.layout import Axis, Plan
 from batchnorm.renorm import CLIPS, REMEMBERED
 from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
@@ -127,8 +138,10 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         extras = {option: kwargs.pop(option, default) for option, default in configuration.EXTRAS.items()}
         super().__init__(trainable=trainable, name=name, **kwargs)
         self.axis = axes_of(axis)
-        self.momentum, self.epsilon, self.renorm_momentum = momentum, epsilon, renorm_momentum
-        self.center, self.scale, self.renorm = center, scale, renorm
+        self.momentum = momentum_of("momentum", momentum)
+        self.epsilon = number("epsilon", epsilon)
+        self.renorm_momentum = momentum_of("renorm_momentum", renorm_momentum)
+        self.center, self.scale, self.renorm = (flag(given) for given in (center, scale, renorm))
         self.beta_initializer = initializers.get(beta_initializer)
         self.gamma_initializer = initializers.get(gamma_initializer)
         self.moving_mean_initializer = initializers.get(moving_mean_initializer)
@@ -137,17 +150,18 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.fused, self.virtual_batch_size, self.adjustment = fused, virtual_batch_size, adjustment
-        self.synchronized, self.running_variance, self.activation = extras.values()
+        self.fused, self.virtual_batch_size, self.adjustment = flag(fused), virtual_batch_size, adjustment
+        self.synchronized, self.running_variance, self.activation = map(flag, extras.values())
         self.step = self.ledger = None  # the first is counted where a clip value depends on it
-        self._clipping = renorm_of(renorm_clipping, renorm_momentum)
+        self.gamma = self.beta = self.moving_mean = self.moving_variance = None  # until the layer is built
+        self.moving_stddev = self.renorm_mean = self.renorm_stddev = None  # without `renorm` always
+        self._clipping = renorm_of(renorm_clipping, self.renorm_momentum)
         self._renorm = self._clipping if renorm else None
         self._check()
         self.virtual_batch_size = None if virtual_batch_size is None else int(virtual_batch_size)
         self.supports_masking = True
 
     def _check(self) -> None:
-        check_momentum("momentum", self.momentum)
         check_epsilon(self.epsilon, name="epsilon")
         check_activation(self.activation)
         check_groups(self.virtual_batch_size, self.adjustment)
@@ -180,9 +194,17 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
     def _layout(self, shape: Sequence[int | None]) -> Plan:
         return layout_of(shape, self.axis, fused=self.fused, virtual=self.virtual_batch_size is not None)
 
+    def _sized(self, x: Array) -> Array:
+        """Return x with the sizes of its axes of features, which the layer knows where the graph does not."""
+        known: Any = self.input_spec
+        if not any(x.shape[i] is None for i in known.axes):
+            return x
+        return ops.reshape(x, tuple(known.axes.get(i, n) for i, n in enumerate(sizes(x, xp))))
+
     def build(self, input_shape: Sequence[int | None]) -> None:
         """Make γ, β and the moving statistics, in float32 at least."""
         layout = self._layout(input_shape)
+        check_sizes(input_shape, self.axis, layout)
         shape = layout.parameter_shape(input_shape)  # pyright: ignore[reportArgumentType]  # what it reads is known
         precise = working_dtype(self.variable_dtype, xp)
 
@@ -222,16 +244,18 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
             inputs: x, with the features along `axis`.
             training: Whether to normalise by the batch; a layer that is not `trainable` never does.
             mask: Bool, or weights ≥ 0, of the samples: broadcastable to `inputs` without its axes of features. Where
-                it is 0 the sample is as if it were not there, though its output is still normalised.
+                it is 0 the sample is as if it were not there, though its output is still normalised. A mask that the
+                layer before has handed on, as `Embedding(mask_zero=True)` does, belongs to the first axes of `inputs`;
+                it is ignored where one of these is an axis of features, of which it leaves out some, not samples.
 
         Returns:
             y, in the shape of `inputs` and the dtype that the layer computes in.
         """
-        x = ops.cast(inputs, self.compute_dtype)
+        x = self._sized(ops.cast(inputs, self.compute_dtype))
         layout = self._layout(x.shape)
-        weights = None if mask is None else self._weights(mask, x, layout)
-        x = x if weights is None else silence(x, weights, xp)
         way, recipe = self._door(), Recipe(layout, self.epsilon, self.activation)
+        weights = weights_of(mask, inputs, x, layout, way.readable)
+        x = x if weights is None else silence(x, weights, xp)
         running, step = self._running(), _value(self.step)
         given = Inputs(x, _value(self.gamma), _value(self.beta), None, weights, running.mean, running.var)
         if not (training and self.trainable):
@@ -241,24 +265,6 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         running, step = way.found(self, x, running, step)
         given = given._replace(mean=running.mean, var=running.var, **self._renormalised(x, running, step))
         return self._train(given, recipe, way)
-
-    def _weights(self, mask: Any, x: Array, layout: Plan) -> Array:
-        """Return a mask in the rank of x, 1 on its axes of features, in the working precision; or raise."""
-        mask = ops.convert_to_tensor(mask)
-        full = weights_shape(mask.shape, x.shape, layout, name="mask")
-        known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
-        shape = tuple(1 if n == 1 else next(known) for n in full)
-        weights = xp.astype(ops.reshape(mask, shape), working_dtype(x.dtype, xp))
-        if None in tuple(weights.shape):  # what turns out to be 1 cannot be told from what is not
-            every = tuple(n if i in layout.reduced else 1 for i, n in enumerate(sizes(x, xp)))
-            weights = ops.broadcast_to(weights, every)
-        numbers = keras.backend.standardize_dtype(mask.dtype) != "bool" and self._door().readable(weights)
-        if numbers and not bool(ops.all(ops.logical_and(weights >= 0.0, ops.isfinite(weights)))):
-            raise ArgumentError(
-                "`mask` must be bool, or weights that are finite and ≥ 0, got some that are not "
-                "(an additive mask of 0 and −inf: `mask == 0`)"
-            )
-        return weights
 
     @property
     def _moving(self) -> tuple[Any, ...]:
@@ -297,13 +303,12 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
 
     def _remember(self, seen: Observed, finite: Array) -> None:
         """Move the moving statistics by what was seen of a batch, unless it is not finite or has no weight."""
-        shape = self.moving_mean.shape
         heard = ops.all(finite)
         if not is_number(seen.count):
             heard = ops.logical_and(heard, ops.all(seen.count > 0))
         elif seen.count == 0:  # the replicas of a strategy must all assign, one without samples too
             heard = ops.zeros_like(heard)
-        mean, var, low = (a if is_number(a) else ops.reshape(a, shape) for a in seen[1:])
+        mean, var, low = (a if is_number(a) else ops.reshape(a, self._moving[0].shape) for a in seen[1:])
         renorm = None if self._renorm is None else (self._renorm.momentum, self.epsilon)
         before = self._running()
         after = remembered(before, Observed(seen.count, mean, var, low), 1.0 - self.momentum, xp, renorm=renorm)
