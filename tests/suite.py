@@ -32,6 +32,7 @@ PARTS = {
     "keras": [
         "keras_backend/test_conformance",
         "keras_backend/test_masks",
+        "keras_backend/test_unusual_inputs",
         "keras_backend/test_classic",
         "keras_backend/test_models",
         "keras_backend/test_legacy",

@@ -85,6 +85,21 @@ def test_what_has_no_weight_reaches_no_moment(namespace: Namespace, bad: float) 
 
 
 @everywhere
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_what_is_not_finite_shows_in_the_moments(namespace: Namespace, bad: float, weighted: bool) -> None:
+    x = drawn(0)
+    x[0, 0, 0] = x[:, 1, :] = bad  # one value of a feature, and all of another, so that the shift cannot avoid it
+    w = namespace.array(np.ones((6, 1, 4)), "float64") if weighted else None
+    with np.errstate(invalid="ignore"):
+        got = namespace.kernel.moments(namespace.array(x, "float64"), PLAN, w)
+        mean = to_numpy(got.mean) + to_numpy(got.mean_low)
+    assert np.isfinite(to_numpy(got.m2)).ravel().tolist() == [False, False, True]
+    assert np.isfinite(mean[0, 2, 0])
+    np.testing.assert_array_equal(mean.ravel()[:2], [bad, bad])
+
+
+@everywhere
 def test_no_weight_at_all_gives_zeros(namespace: Namespace) -> None:
     x, w = (namespace.array(a, "float64") for a in (drawn(0), np.zeros((6, 1, 1))))
     moments = namespace.kernel.moments(x, PLAN, w)
