@@ -1,7 +1,9 @@
 // The activations of a vector, and their gradients; the formulas of src/batchnorm/activations.py.
+//
+// All go by a = |z| and e^(−a) or e^(−a²/2), which never overflow and keep their digits for z ≪ 0. Below 2^−126 of
+// float and 2^−1022 of double they are 0. Errors are stated in units in the last place (ulp) of the result, and of
+// each of its terms for a derivative that is a sum of two: tests/test_activations.cpp holds them to it.
 #pragma once
-
-#include <cmath>
 
 #include "batchnorm.h"
 #include "vectors.h"
@@ -12,97 +14,154 @@ enum class Kind { identity, relu, leaky_relu, smooth };
 
 inline constexpr double LEAKY_SLOPE = 0.01;
 
-// e^x = 2^n · (1 + rest(r)) with x = n·ln 2 + r, |r| ≤ ln 2 / 2: the series of e^r − 1 up to r^8 in float, r^14 in double.
-template <class A> struct Exponential {
-    using V = typename Lanes<A>::Vector;
+// What differs between float and double. `least` and `least_normal` are the largest a of which e^(−a) and e^(−a²/2)
+// are taken: both are 0 there. `head` cuts a number to so many bits that its square is exact.
+template <class A> struct Constants;
+
+template <> struct Constants<float> {
+    static constexpr float magic = 0x1.8p23f + 127, log2_e = 0x1.715476p0f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
+    static constexpr float least = 88, least_normal = 13.25f;
+    static constexpr int32_t sign = INT32_MIN, head = ~0xfff, fraction = 23;
+    // (e^r − 1 − r)/r² at Chebyshev nodes of |r| ≤ ln 2 / 2: e^r is off by 1.1e-8.
+    static constexpr float exponential[] = {0.5f, 0.16666576f, 0.041666552f, 0.008363293f, 0.0013926326f};
+    // Φ(−a)·e^(a²/2) = P/Q, minimax of 0 ≤ a ≤ 13.5: off by 5.4e-9. All are positive: no digits are lost.
+    static constexpr float tail_p[] = {0.5f, 0.43626088837757915f, 0.18173094884794508f, 0.04012675788815604f, 0.0040412296478496736f};
+    static constexpr float tail_q[] = {1, 1.6704067036222638f, 1.1962493764515985f, 0.46549981231918613f, 0.1005900407650181f, 0.010129722471515668f};
+};
+
+template <> struct Constants<double> {
+    static constexpr double magic = 0x1.8p52 + 1023, log2_e = 0x1.71547652b82fep0, ln2_high = 0x1.62e42fee00000p-1;
+    static constexpr double ln2_low = 0x1.a39ef35793c76p-33, least = 709, least_normal = 37.655;
+    static constexpr int64_t sign = INT64_MIN, head = ~0x7ffffffLL, fraction = 52;
+    // Off by 1.8e-17.
+    static constexpr double exponential[] = {0.5, 0.16666666666666669, 0.04166666666662348, 0.008333333333330011, 0.0013888888917538296,
+                                             0.00019841269863303223, 2.4801520792572694e-05, 2.75572680728901e-06,
+                                             2.762032742826824e-07, 2.5100569275813683e-08};
+    // 0 ≤ a ≤ 38.6: off by 9.2e-19.
+    static constexpr double tail_p[] = {0.5, 0.8277399630953076, 0.6793216904544054, 0.3571239090017943, 0.1319381725741232,
+                                        0.035631168823830266, 0.007113964253391095, 0.0010381599021628168,
+                                        0.00010638410417837407, 6.961439397828088e-06, 2.2363256483919067e-07};
+    static constexpr double tail_q[] = {1, 2.4533644869934808, 2.8161450271029436, 2.0004857328817875, 0.979461060700078,
+                                        0.3480242853327495, 0.09188147701128943, 0.018097608209158466, 0.002619730705384714,
+                                        0.00026722596721171356, 1.7449740826756794e-05, 5.605637101540332e-07};
+};
+
+template <class V> using Of = Constants<Lane<V>>;
+
+template <class V> BN_INLINE auto bits(V v) { return bit_cast<decltype(v < v)>(v); }
+template <class V> BN_INLINE V absolute(V z) { return bit_cast<V>(bits(z) & ~Of<V>::sign); }
+template <class V> BN_INLINE V signed_as(V size, V z) { return bit_cast<V>(bits(size) | (bits(z) & Of<V>::sign)); }
+template <class V> BN_INLINE V at_most(V a, Lane<V> limit) { return a > limit ? all<V>(limit) : a; }  // NaN stays
+
+// Σ c_k·x^k from c_`first` on by Estrin's scheme, whose products do not wait for one another; `powers` are x, x², x⁴, ….
+template <int first, int count, class V, class A> BN_INLINE V estrin(const V *powers, const A *c) {
+    if constexpr (count == 1) return all<V>(c[first]);
+    else if constexpr (count == 2) return powers[0] * c[first + 1] + c[first];
+    else {
+        constexpr int level = count > 8 ? 3 : count > 4 ? 2 : 1, half = 1 << level;
+        return estrin<first, half>(powers, c) + powers[level] * estrin<first + half, count - half>(powers, c);
+    }
+}
+
+template <class V, class A, int count> BN_INLINE V polynomial(V x, const A (&c)[count]) {
+    const V squared = x * x, fourth = squared * squared;
+    const V powers[] = {x, squared, fourth, fourth * fourth};
+    return estrin<0, count>(powers, c);
+}
+
+// e^(x + more) = 2^n · (1 + rest) for −least ≤ x ≤ 0 and |more| ≪ 1.
+template <class V> struct Exponential {
     V power, rest;
 
-    BN_INLINE explicit Exponential(V x) {
-        constexpr bool single = sizeof(A) == 4;
-        constexpr A most = single ? 126 : 1022, round = single ? 0x1.8p23 : 0x1.8p52;
-        constexpr A high = single ? 0x1.62e4p-1 : 0x1.62e42fee00000p-1, low = single ? 0x1.7f7d1cp-20 : 0x1.a39ef35793c76p-33;
-        const A limit = most * A(0.6931471805599453);
-        x = select<V>(x > limit, broadcast<A>(limit), select<V>(x < -limit, broadcast<A>(-limit), x));
-        const V n = (x * A(1.4426950408889634) + round) - round;
-        const V r = (x - n * high) - n * low;
-        constexpr int terms = single ? 8 : 14;
-        V series = broadcast<A>(A(1) / terms);
-        for (int k = terms - 1; k >= 1; --k) series = (series * r + A(1)) * (A(1) / k);
-        rest = series * r;
-        using Integer = typename Lanes<A>::Integer;
-        constexpr int shift = single ? 23 : 52, bias = single ? 127 : 1023;
-        power = bit_cast<V>((__builtin_convertvector(n, Integer) + bias) << shift);
-        power = select<V>(x != x, x, power);
+    template <class... More> BN_INLINE explicit Exponential(V x, More... more) {
+        const V shifted = x * Of<V>::log2_e + Of<V>::magic;  // whose last bits are n + bias
+        const V n = shifted - Of<V>::magic;
+        const V r = (((x - n * Of<V>::ln2_high) - n * Of<V>::ln2_low) + ... + more);
+        rest = r + r * r * polynomial(r, Of<V>::exponential);
+        power = bit_cast<V>(bits(shifted) << Of<V>::fraction);
     }
 
     BN_INLINE V value() const { return power + power * rest; }
-    BN_INLINE V minus_one() const { return power * rest + (power - A(1)); }
+    BN_INLINE V minus_one() const { return power * rest + (power - 1); }
 };
 
-template <class A, class V> BN_INLINE V absolute(V z) { return select<V>(z < A(0), -z, z); }
+// Φ(−a), the tail of the normal distribution, and e^(−a²/2). a² in two parts: its rounding, by a²/2 = 88, were 88 ulp.
+template <class V> struct Tail {
+    V a, density, value;
 
-template <class A, class V> BN_INLINE V sigmoid(V z) {
-    const V small = Exponential<A>(-absolute<A>(z)).value();  // never overflows, and keeps its digits for z ≪ 0
-    return select<V>(z < A(0), small, broadcast<A>(A(1))) / (small + A(1));
-}
+    BN_INLINE explicit Tail(V z) : a(at_most(absolute(z), Of<V>::least_normal)) {
+        const V head = bit_cast<V>(bits(a) & Of<V>::head);
+        density = Exponential<V>(head * head * Lane<V>(-0.5), (head - a) * (head + a) * Lane<V>(0.5)).value();
+        value = density * polynomial(a, Of<V>::tail_p) / polynomial(a, Of<V>::tail_q);
+    }
+};
 
-template <class A, class V> BN_INLINE V hyperbolic_tangent(V z) {
-    const V e = Exponential<A>(absolute<A>(z) * A(-2)).minus_one();
-    const V size = -e / (e + A(2));
-    return select<V>(z < A(0), -size, size);
-}
-
-// Φ(z) = erfc(−z/√2)/2. In float erfc(x) = t·e^(−x²)·p(t), t = 1/(1 + x/2): p fitted at 400 Chebyshev nodes of
-// 0 ≤ x ≤ 9.5, off by 5e-9 at most.
-BN_CALLED Float16 normal_cdf(Float16 z) {
-    constexpr float p[] = {0.282083671f, 0.282367708f, 0.243998587f, 0.192455299f, 0.0297808706f, 0.0959243531f,
-                           -0.119606282f, -0.185239138f, 0.310553167f, -0.163351502f, 0.0310332676f};
-    Float16 x = absolute<float>(z) * 0.70710678f;
-    x = select<Float16>(x > 9.5f, broadcast<float>(9.5f), x);
-    const Float16 t = 1.0f / (x * 0.5f + 1.0f);
-    Float16 series = broadcast<float>(p[10]);
-    for (int k = 9; k >= 0; --k) series = series * t + p[k];
-    const Float16 tail = t * Exponential<float>(-x * x).value() * series * 0.5f;
-    return select<Float16>(z > 0.0f, 1.0f - tail, tail);
-}
-
-BN_CALLED Double8 normal_cdf(Double8 z) {
-    Double8 value{};
-    for (int i = 0; i < 8; ++i) value[i] = 0.5 * std::erfc(-z[i] * 0.7071067811865476);
-    return value;
-}
-
-template <class A, class V> BN_CALLED V smooth(V z, int64_t which) {
-    switch (which) {
-        case BN_SILU: return z * sigmoid<A>(z);
-        case BN_GELU: return z * normal_cdf(z);
-        case BN_TANH: return hyperbolic_tangent<A>(z);
-        default: return sigmoid<A>(z);
+// act(z); a NaN stays one.
+template <int activation, class V> BN_INLINE V act(V z) {
+    if constexpr (activation == BN_GELU) {
+        const Tail<V> tail(z);
+        return (z < 0 ? V{} : z) - tail.a * tail.value;
+    } else if constexpr (activation == BN_TANH) {
+        const V e = Exponential<V>(at_most(absolute(z), Of<V>::least / 2) * -2).minus_one();
+        return signed_as(absolute(e / (e + 2)), z);
+    } else {
+        const V a = at_most(absolute(z), Of<V>::least), e = Exponential<V>(-a).value();
+        if constexpr (activation == BN_SILU) return (z < 0 ? -a * e : z) / (e + 1);
+        else return (z < 0 ? e : all<V>(1)) / (e + 1);
     }
 }
 
-template <class A, class V> BN_CALLED V smooth_derivative(V z, int64_t which) {
-    if (which == BN_TANH) {
-        const V y = hyperbolic_tangent<A>(z);
-        return A(1) - y * y;
+template <int activation, class V> BN_INLINE V act_derivative(V z) {
+    if constexpr (activation == BN_GELU) {
+        const Tail<V> tail(z);
+        const V slope = signed_as(tail.a * tail.density * Lane<V>(0.3989422804014327), z);
+        return (z < 0 ? tail.value : 1 - tail.value) + slope;
+    } else {
+        const V a = at_most(activation == BN_TANH ? absolute(z) * 2 : absolute(z), Of<V>::least);
+        const V e = Exponential<V>(-a).value(), larger = 1 / (e + 1), smaller = e * larger;  // σ(a) and σ(−a)
+        if constexpr (activation == BN_SILU) return (z < 0 ? smaller : larger) + signed_as(a * smaller * larger, z);
+        else return smaller * larger * (activation == BN_TANH ? 4 : 1);
     }
-    if (which == BN_GELU) return normal_cdf(z) + z * Exponential<A>(z * z * A(-0.5)).value() * A(0.3989422804014327);
-    const V s = sigmoid<A>(z);
-    return which == BN_SILU ? s * (A(1) + z * (A(1) - s)) : s * (A(1) - s);
 }
 
-// y = act(z); a NaN stays one.
-template <class A, Kind kind, class V> BN_INLINE V activated(V z, int64_t which) {
-    if constexpr (kind == Kind::relu) return select<V>(z < A(0), V{}, z);
-    if constexpr (kind == Kind::leaky_relu) return select<V>(z < A(0), z * A(LEAKY_SLOPE), z);
-    if constexpr (kind == Kind::smooth) return smooth<A>(z, which);
+// A smooth activation of a vector in its place, or its derivative: called, too long for a copy wherever it is used.
+template <class V> using Smooth = void (*)(V &);
+
+template <int activation, class V> void by_activation(V &z) {
+    z = by_parts([](auto part) { return act<activation>(part); }, z);
+}
+template <int activation, class V> void by_derivative(V &z) {
+    z = by_parts([](auto part) { return act_derivative<activation>(part); }, z);
+}
+
+template <class V> Smooth<V> smooth_activation(int64_t activation) {
+    switch (activation) {
+        case BN_SILU: return by_activation<BN_SILU, V>;
+        case BN_GELU: return by_activation<BN_GELU, V>;
+        case BN_TANH: return by_activation<BN_TANH, V>;
+        default: return by_activation<BN_SIGMOID, V>;
+    }
+}
+template <class V> Smooth<V> smooth_derivative(int64_t activation) {
+    switch (activation) {
+        case BN_SILU: return by_derivative<BN_SILU, V>;
+        case BN_GELU: return by_derivative<BN_GELU, V>;
+        case BN_TANH: return by_derivative<BN_TANH, V>;
+        default: return by_derivative<BN_SIGMOID, V>;
+    }
+}
+
+template <Kind kind, class V> BN_INLINE V activated(V z, Smooth<V> smooth) {
+    if constexpr (kind == Kind::relu) return select(below(z, V{}), V{}, z);
+    else if constexpr (kind == Kind::leaky_relu) return select(below(z, V{}), z * Lane<V>(LEAKY_SLOPE), z);
+    if constexpr (kind == Kind::smooth) smooth(z);
     return z;
 }
 
 // dz = dy·act'(z) where act goes by the sign; `positive` are the lanes with z > 0.
-template <class A, Kind kind, class V, class Mask> BN_INLINE V by_sign(V dy, Mask positive) {
-    if constexpr (kind == Kind::relu) return select<V>(positive, dy, V{});
-    return select<V>(positive, dy, dy * A(LEAKY_SLOPE));
+template <Kind kind, class V, class Mask> BN_INLINE V where_positive(V dy, Mask positive) {
+    if constexpr (kind == Kind::relu) return select(positive, dy, V{});
+    else return select(positive, dy, dy * Lane<V>(LEAKY_SLOPE));
 }
 
 }  // namespace batchnorm::BN_ISA

@@ -24,11 +24,11 @@ template <bool whole, class T, class V> BN_INLINE void put(T *p, V v, int lanes,
     }
 }
 
-// The numbers of the features from `f` on; `missing` where there are none.
+// The numbers of the features from `f` on; `missing` where there are none. Planar: of f, and of f + 1 behind `lanes`.
 template <class A, bool planar> BN_INLINE auto feature(const void *numbers, int64_t f, int lanes, A missing) {
     const A *p = static_cast<const A *>(numbers);
     if (!p) return broadcast<A>(missing);
-    if constexpr (planar) return broadcast<A>(p[f]);
+    if constexpr (planar) return lanes == Lanes<A>::count ? broadcast<A>(p[f]) : select(first<A>(lanes), broadcast<A>(p[f]), broadcast<A>(p[f + 1]));
     else return lanes == Lanes<A>::count ? load(p + f) : load(p + f, lanes);
 }
 
@@ -65,13 +65,13 @@ template <class T, bool weighted, bool planar_> struct Moments {
         V d = get<whole>(x + i, lanes) - shift;
         if constexpr (weighted) {
             const V share = weight<A, planar, whole>(weights, w, lanes);
-            d = select<V>(share > A(0), d, V{});  // 0 · inf is no 0
+            d = select(below(V{}, share), d, V{});  // 0 · inf is no 0
             const V part = share * d;
             to.first += part;
             to.second += part * d;
             if constexpr (planar) to.weight += share;
         } else {
-            if constexpr (planar && !whole) d = select<V>(numbered<A>() < lanes, d, V{});
+            if constexpr (planar && !whole) d = select(first<A>(lanes), d, V{});
             to.first += d;
             to.second += d * d;
         }
@@ -87,13 +87,13 @@ template <class T, Kind kind, bool planar_> struct Affine {
     const T *x, *residual;
     T *y;
     uint16_t *bits;
-    int64_t which;
+    Smooth<V> smooth;
     bool streaming;
     V mean, low, scale, shift;
 
     BN_INLINE Affine(const bn_call &c, bool streaming_)
         : x(static_cast<const T *>(c.x)), residual(static_cast<const T *>(c.residual)), y(static_cast<T *>(c.y)),
-          bits(c.bits), which(c.activation), streaming(streaming_) {}
+          bits(c.bits), smooth(kind == Kind::smooth ? smooth_activation<V>(c.activation) : nullptr), streaming(streaming_) {}
 
     BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
         mean = feature<A, planar>(c.mean, f, lanes, A(0));
@@ -106,7 +106,7 @@ template <class T, Kind kind, bool planar_> struct Affine {
         V z = ((get<whole>(x + i, lanes) - mean) - low) * scale + shift;
         if (residual) z += get<whole>(residual + i, lanes);
         if (bits) bits[v] = positive_bits(z);
-        put<whole>(y + i, activated<A, kind>(z, which), lanes, streaming);
+        put<whole>(y + i, activated<kind>(z, smooth), lanes, streaming);
     }
 };
 
@@ -116,12 +116,12 @@ template <class T, Kind kind, bool planar> struct Gradient {
     using V = typename Lanes<A>::Vector;
     const T *x, *dy, *residual;
     const uint16_t *bits;
-    int64_t which;
+    Smooth<V> derivative;
     V mean, low, scale, shift;
 
     BN_INLINE explicit Gradient(const bn_call &c)
         : x(static_cast<const T *>(c.x)), dy(static_cast<const T *>(c.dy)), residual(static_cast<const T *>(c.residual)),
-          bits(c.bits), which(c.activation) {}
+          bits(c.bits), derivative(kind == Kind::smooth ? smooth_derivative<V>(c.activation) : nullptr) {}
 
     BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
         mean = feature<A, planar>(c.mean, f, lanes, A(0));
@@ -137,30 +137,35 @@ template <class T, Kind kind, bool planar> struct Gradient {
     template <bool whole> BN_INLINE V at(V centred, int64_t i, int64_t v, int lanes) const {
         const V grad = get<whole>(dy + i, lanes);
         if constexpr (kind == Kind::identity) return grad;
-        if constexpr (kind == Kind::relu || kind == Kind::leaky_relu) {
-            if (bits) return by_sign<A, kind, V>(grad, lanes_of<A>(bits[v]));
+        if constexpr (kind != Kind::smooth) {
+            if (bits) return where_positive<kind>(grad, lanes_of<A>(bits[v]));
         }
         V z = centred * scale + shift;
         if (residual) z += get<whole>(residual + i, lanes);
-        if constexpr (kind == Kind::smooth) return grad * smooth_derivative<A>(z, which);
-        else return by_sign<A, kind, V>(grad, z > A(0));
+        if constexpr (kind != Kind::smooth) return where_positive<kind>(grad, below(V{}, z));
+        derivative(z);
+        return grad * z;
     }
 };
 
-// Σdz and Σdz·(x−μ).
+// Σdz and Σdz·(x−μ); dz itself where the backward keeps it rather than find it again.
 template <class T, Kind kind, bool planar_> struct Reduce {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
     Gradient<T, kind, planar> gradient;
+    T *kept;
 
-    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c) {}
+    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c), kept(static_cast<T *>(c.dz)) {}
     BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) { gradient.aim(c, f, lanes); }
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &to) const {
         const V centred = gradient.template centred<whole>(i, lanes);
         const V dz = gradient.template at<whole>(centred, i, v, lanes);
+        if constexpr (kind == Kind::smooth && sizeof(T) == sizeof(A)) {
+            if (kept) put<whole>(kept + i, dz, lanes, false);
+        }
         to.first += dz;
         to.second += dz * centred;
     }

@@ -87,7 +87,7 @@ template <class V> BN_INLINE void merge(const Added<V> &added, V shift, double n
         const Double8 rest = part(added.second, h) - sum * (sum * inverse);
         const Double8 delta = (part(shift, h) - own) + sum * inverse;
         store(mean, own + delta * share);
-        store(m2, load(m2) + (rest < 0.0 ? Double8{} : rest) + delta * delta * (count * share));
+        store(m2, load(m2) + select(below(rest, Double8{}), Double8{}, rest) + delta * delta * (count * share));
     }
 }
 

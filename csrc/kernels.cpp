@@ -80,7 +80,15 @@ template <class A> int backward(const bn_call &c, bool writes) {
     if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) {
         return map<A>(then, sweeps(c).elementwise);
     }
-    return sum_then_map<A>(c, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, writes && (c.dx || c.dz));
+    bn_call sums = c;
+    sums.dz = nullptr;
+    const bool maps = writes && (c.dx || c.dz), smooth = c.activation > BN_LEAKY_RELU;
+    if (maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c)) {  // dz takes longer to find than to keep in the cache
+        then.dy = sums.dz = c.dz ? c.dz : c.dx;
+        then.dz = nullptr;
+        then.activation = BN_IDENTITY;
+    }
+    return sum_then_map<A>(sums, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, maps);
 }
 
 template <class A> int remember(const bn_memory &m) {

@@ -122,12 +122,15 @@ template <class A> int map(const bn_call &c, MapSweep sweep) {
     return map_tiles(folded.rest, sweep);
 }
 
+// Whether the sums of a channel are finished while its data are in the cache.
+template <class A> bool by_tiles(const bn_call &c) { return Cut(c).parts == 1 && Folded<A>(c).times == 1; }
+
 // Sum, finish each feature by `finish(f, first, second, count)`, and map `then`, unless it has nothing to write: tile by
 // tile where one holds all of its channels' data.
 template <class A, class Finish>
 int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &finish, const bn_call &then, MapSweep last, bool writes) {
     const Cut cut(c);
-    if (cut.parts == 1 && Folded<A>(c).times == 1) {
+    if (by_tiles<A>(c)) {
         return everywhere(c, cut.bytes, cut.tiles(), [&](int64_t i) {
             const Tile t = cut.tile(c, i, 0);
             double first[WIDEST + VECTOR], second[WIDEST + VECTOR];

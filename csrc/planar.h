@@ -53,23 +53,35 @@ template <int lanes> struct Planar {
     }
 };
 
+// Where a channel ends amid a vector, the next one's begin in it, unless weights or bits go by the channel.
 template <class Body> void map_planar(const bn_call &c, const Tile &t, Body body) {
     constexpr int L = Lanes<typename Body::A>::count;
     const Planar<L> place(c, t);
+    const bool joined = place.whole && c.inner >= L && !c.weights && !c.bits;
     Added<typename Body::V> none;
+    int64_t i = 0;
     for (int64_t row = t.first_row; row < t.last_row; ++row) {
         const int64_t line = place.line(row);
         for (int64_t channel = t.first_channel; channel < t.last_channel; ++channel) {
             const auto [first, last, weights, masks, distance, wrap] = place.segment(line, channel);
-            body.aim(c, t.group * c.channels + channel, L);
-            int64_t i = first;
+            const int64_t feature = t.group * c.channels + channel;
+            body.aim(c, feature, L);
+            if (i < first) i = first;
             if (i % L) {
                 const int64_t lanes = L - i % L < last - i ? L - i % L : last - i;
                 body.template at<false>(i, i + weights, i / L + masks, int(lanes), none);
                 i += lanes;
             }
             for (; i + L <= last; i += L) body.template at<true>(i, i + weights, i / L + masks, L, none);
-            if (i < last) body.template at<false>(i, i + weights, i / L + masks, int(last - i), none);
+            if (i >= last) continue;
+            if (joined && channel + 1 < t.last_channel) {
+                body.aim(c, feature, int(last - i));
+                body.template at<true>(i, 0, 0, L, none);
+                i += L;
+            } else {
+                body.template at<false>(i, i + weights, i / L + masks, int(last - i), none);
+                i = last;
+            }
         }
     }
 }
@@ -212,7 +224,7 @@ template <class T, Kind kind> void reduce_planar(const bn_call &c, const Tile &t
     int64_t aimed = -1;
     const auto aim = [&](Body &body, const auto &, int64_t channel, const Segment &) {
         if (channel == aimed) return;
-        body.aim(c, t.group * c.channels + channel, 0);
+        body.aim(c, t.group * c.channels + channel, Lanes<A>::count);
         aimed = channel;
     };
     sum_planar<T>(c, t, sums, Body(c), aim, [](Channel<A> &state) { state.add_up(); });

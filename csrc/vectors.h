@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -42,16 +43,49 @@ template <class To, class From> BN_INLINE To bit_cast(const From &from) {
     return to;
 }
 
-template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) {
-    return value - typename Lanes<A>::Vector{};  // minus: 0 + −0 would be +0
+template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
+    if constexpr (sizeof(A) == 4) return Int16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    else return Long8{0, 1, 2, 3, 4, 5, 6, 7};
 }
 
-template <class V> BN_INLINE V select(decltype(V{} > V{}) mask, V yes, V no) { return mask ? yes : no; }
+// ---- GCC takes lane by lane, and by way of the stack, what is wider than the machine's own vectors ----
 
-template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
-    typename Lanes<A>::Integer lanes{};
-    for (int i = 0; i < Lanes<A>::count; ++i) lanes[i] = i;
-    return lanes;
+#if defined(__AVX512F__)
+inline constexpr int OWN_BYTES = 64;
+#elif defined(__AVX2__)
+inline constexpr int OWN_BYTES = 32;
+#else
+inline constexpr int OWN_BYTES = 16;
+#endif
+
+template <class V> using Lane = std::decay_t<decltype(V{}[0])>;
+template <class V> struct Half {
+    typedef Lane<V> type __attribute__((vector_size(sizeof(V) / 2)));
+};
+template <class V> struct Split {
+    typename Half<V>::type low, high;
+};
+
+template <class V> BN_INLINE V all(Lane<V> value) {
+    if constexpr (sizeof(V) <= OWN_BYTES) return value - V{};  // minus: 0 + −0 would be +0
+    else return bit_cast<V>(Split<V>{all<typename Half<V>::type>(value), all<typename Half<V>::type>(value)});
+}
+template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) { return all<typename Lanes<A>::Vector>(value); }
+
+// f of vectors of one size, by parts of the machine's own.
+template <class F, class... V> BN_INLINE auto by_parts(const F &f, V... v) {
+    using R = decltype(f(v...));
+    if constexpr (sizeof(R) <= OWN_BYTES) return f(v...);
+    else return bit_cast<R>(Split<R>{by_parts(f, bit_cast<Split<V>>(v).low...), by_parts(f, bit_cast<Split<V>>(v).high...)});
+}
+
+template <class V> BN_INLINE auto below(V a, V b) { return by_parts([](auto p, auto q) { return p < q; }, a, b); }
+template <class V> BN_INLINE auto same(V a, V b) { return by_parts([](auto p, auto q) { return p == q; }, a, b); }
+
+template <class A> BN_INLINE auto first(int lanes) { return below(numbered<A>(), all<typename Lanes<A>::Integer>(lanes)); }
+
+template <class V, class M> BN_INLINE V select(M mask, V yes, V no) {
+    return by_parts([](auto m, auto p, auto q) { return m ? p : q; }, mask, yes, no);
 }
 
 // ---- between 16, 32 and 64 bits; __builtin_convertvector is several times slower where GCC 12 cuts it into pieces ----
@@ -90,7 +124,7 @@ BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; Na
     Unsigned16 raw = bit_cast<Unsigned16>(v);
     Unsigned16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
     Unsigned16 nan = (raw >> 16) | 0x40u;
-    return shorter(bit_cast<Unsigned16>(v != v ? bit_cast<Int16>(nan) : bit_cast<Int16>(rounded)));
+    return shorter(select(same(v, v), rounded, nan));
 }
 
 #if defined(__AVX512F__)
@@ -114,20 +148,20 @@ BN_CALLED Float16 widen(Short16 raw, float16) {  // shift the exponent into plac
     const Unsigned16 sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
     const Float16 value = bit_cast<Float16>(rest) * 0x1p112f;
     const Unsigned16 special = rest | 0x7f800000u;  // inf or NaN
-    const Unsigned16 bits = bit_cast<Unsigned16>(rest >= 0x0f800000u ? bit_cast<Int16>(special) : bit_cast<Int16>(value));
+    const Unsigned16 bits = select(below(rest, Unsigned16{} + 0x0f800000u), bit_cast<Unsigned16>(value), special);
     const Unsigned16 quiet = bits | 0x400000u;
     const Float16 number = bit_cast<Float16>(bits);
-    return bit_cast<Float16>(sign | bit_cast<Unsigned16>(number != number ? bit_cast<Int16>(quiet) : bit_cast<Int16>(bits)));
+    return bit_cast<Float16>(sign | select(same(number, number), bits, quiet));
 }
 BN_CALLED Short16 narrow(Float16 v, float16) {
     const Unsigned16 raw = bit_cast<Unsigned16>(v), sign = (raw >> 16) & 0x8000u, size = raw & 0x7fffffffu;
     // Normal: round the 13 bits away. Subnormal: let an addition round to multiples of 2^-24.
     const Unsigned16 normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
     const Unsigned16 small = bit_cast<Unsigned16>(bit_cast<Float16>(size) + 0.5f) - 0x3f000000u;
-    Int16 half = size < 0x38800000u ? bit_cast<Int16>(small) : bit_cast<Int16>(normal);
-    half = size >= 0x477ff000u ? Int16{} + 0x7c00 : half;
-    half = size > 0x7f800000u ? (bit_cast<Int16>(size >> 13) & 0x3ff) | 0x7e00 : half;
-    return shorter(bit_cast<Unsigned16>(half) | sign);
+    Unsigned16 half = select(below(size, Unsigned16{} + 0x38800000u), small, normal);
+    half = select(below(size, Unsigned16{} + 0x477ff000u), half, Unsigned16{} + 0x7c00u);
+    half = select(below(Unsigned16{} + 0x7f800000u, size), ((size >> 13) & 0x3ffu) | 0x7e00u, half);
+    return shorter(half | sign);
 }
 #endif
 
@@ -137,9 +171,17 @@ BN_INLINE Float16 load(const float *p) { Float16 v; std::memcpy(&v, p, sizeof v)
 BN_INLINE Double8 load(const double *p) { Double8 v; std::memcpy(&v, p, sizeof v); return v; }
 template <class T> BN_INLINE Float16 load(const T *p) { Short16 raw; std::memcpy(&raw, p, sizeof raw); return widen(raw, T{}); }
 
-BN_INLINE void store(float *p, Float16 v) { std::memcpy(p, &v, sizeof v); }
-BN_INLINE void store(double *p, Double8 v) { std::memcpy(p, &v, sizeof v); }
-template <class T> BN_INLINE void store(T *p, Float16 v) { const Short16 raw = narrow(v, T{}); std::memcpy(p, &raw, sizeof raw); }
+template <class V> BN_INLINE void copy(void *p, V v) {  // by parts: GCC copies wider ones by way of the stack
+    if constexpr (sizeof v > OWN_BYTES) {
+        const Split<V> parts = bit_cast<Split<V>>(v);
+        copy(p, parts.low), copy(static_cast<char *>(p) + sizeof v / 2, parts.high);
+    } else {
+        std::memcpy(p, &v, sizeof v);
+    }
+}
+BN_INLINE void store(float *p, Float16 v) { copy(p, v); }
+BN_INLINE void store(double *p, Double8 v) { copy(p, v); }
+template <class T> BN_INLINE void store(T *p, Float16 v) { copy(p, narrow(v, T{})); }
 
 // The first `lanes` only; the others read as 0 and are not written.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -154,16 +196,35 @@ template <class T> BN_INLINE void store(T *p, Float16 v, int lanes) {
     _mm256_mask_storeu_epi16(p, (1u << lanes) - 1, bit_cast<__m256i>(narrow(v, T{})));
 }
 #else
+template <class T> BN_INLINE void copy_some(T *to, const T *from, int lanes) {  // sizes are constants: no call
+    for (int some = Lanes<typename Working<T>::type>::count / 2; some > 0; some /= 2) {
+        if (!(lanes & some)) continue;
+        std::memcpy(to, from, some * sizeof(T));
+        to += some, from += some;
+    }
+}
 template <class T> BN_INLINE auto load(const T *p, int lanes) {
     T some[Lanes<typename Working<T>::type>::count] = {};
-    std::memcpy(some, p, lanes * sizeof(T));
+    copy_some(some, p, lanes);
     return load(some);
 }
 template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
     T some[Lanes<typename Working<T>::type>::count];
     store(some, v);
-    std::memcpy(p, some, lanes * sizeof(T));
+    copy_some(p, some, lanes);
 }
+#if defined(__AVX2__)
+BN_INLINE Float16 load(const float *p, int lanes) {
+    const Split<Int16> mask = bit_cast<Split<Int16>>(first<float>(lanes));
+    return bit_cast<Float16>(FloatHalves{_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low)), _mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high))});
+}
+BN_INLINE void store(float *p, Float16 v, int lanes) {
+    const Split<Int16> mask = bit_cast<Split<Int16>>(first<float>(lanes));
+    const FloatHalves h = bit_cast<FloatHalves>(v);
+    _mm256_maskstore_ps(p, bit_cast<__m256i>(mask.low), h.low);
+    _mm256_maskstore_ps(p + 8, bit_cast<__m256i>(mask.high), h.high);
+}
+#endif
 #endif
 
 // Past the cache, where `p` is aligned to a whole vector: pays for outputs that no cache would hold.
@@ -201,6 +262,9 @@ BN_INLINE void finish_streams() {
 BN_INLINE uint16_t positive_bits(Float16 z) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask(bit_cast<__m512>(z), _mm512_setzero_ps(), _CMP_GT_OQ);
+#elif defined(__AVX2__)
+    const Split<Float16> positive = bit_cast<Split<Float16>>(below(Float16{}, z));
+    return uint16_t(_mm256_movemask_ps(bit_cast<__m256>(positive.low)) | _mm256_movemask_ps(bit_cast<__m256>(positive.high)) << 8);
 #else
     uint16_t bits = 0;
     for (int i = 0; i < 16; ++i) bits |= uint16_t(z[i] > 0) << i;
@@ -216,15 +280,19 @@ BN_CALLED uint16_t positive_bits(Double8 z) {
 
 template <class A> BN_INLINE typename Lanes<A>::Integer lanes_of(uint16_t bits) {
     using Integer = typename Lanes<A>::Integer;
-    return ((Integer{} + bits) & ((Integer{} + 1) << numbered<A>())) != 0;
+    const Integer own = (Integer{} + 1) << numbered<A>();
+    return same(all<Integer>(bits) & own, own);
 }
 
 // ---- sums ----
 
-BN_INLINE double total(Double8 v) {
-    v += __builtin_shuffle(v, Long8{4, 5, 6, 7, 0, 1, 2, 3});
-    v += __builtin_shuffle(v, Long8{2, 3, 0, 1, 6, 7, 4, 5});
-    return v[0] + v[1];
+template <class V> BN_INLINE double total(V v) {
+    if constexpr (sizeof v == 16) {
+        return v[0] + v[1];
+    } else {
+        const Split<V> parts = bit_cast<Split<V>>(v);
+        return total(parts.low + parts.high);
+    }
 }
 BN_INLINE double total(Float16 v) {
     const Halves h = bit_cast<Halves>(v);

@@ -91,6 +91,9 @@ long double exact_inv_std(const Moments &moments) {
     return 1 / std::sqrt(variance + epsilon);
 }
 
+long double exact_activation(bn_activation activation, long double z) { return activate_as(activation, z); }
+long double exact_derivative(bn_activation activation, long double z) { return derivative_as(activation, z); }
+
 // Double is exact enough for float, and three times as fast.
 long double activate(const Problem &problem, long double z) {
     const bn_activation activation = problem.setting.activation;

@@ -16,7 +16,11 @@ struct Moments {
 Moments exact_moments(const Problem &problem, int64_t feature);
 long double exact_inv_std(const Moments &moments);
 
-// act of any z; NaN for NaN.
+// act and act' of any z; NaN for NaN.
+long double exact_activation(bn_activation activation, long double z);
+long double exact_derivative(bn_activation activation, long double z);
+
+// act of any z, exact enough for the working type.
 long double activate(const Problem &problem, long double z);
 
 // z in the working type's own arithmetic, which the interface promises to the bit, with these factors and shifts (NULL:
