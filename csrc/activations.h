@@ -1,8 +1,8 @@
 // The activations of a vector, and their gradients; the formulas of src/batchnorm/activations.py.
 //
-// All go by a = |z| and e^(−a) or e^(−a²/2), which never overflow and keep their digits for z ≪ 0. Below 2^−126 of
-// float and 2^−1022 of double they are 0. Errors are stated in units in the last place (ulp) of the result, and of
-// each of its terms for a derivative that is a sum of two: tests/test_activations.cpp holds them to it.
+// By e^(−z), which keeps its digits for z ≪ 0, or e^(−z²/2). What would be smaller than the smallest normal number, times
+// a z of that size, may be anything below. Errors are within 4 units in the last place (ulp) of the result, for a
+// derivative that is a sum of two terms of the larger: tests/test_activations.cpp holds them to it.
 #pragma once
 
 #include "batchnorm.h"
@@ -14,13 +14,13 @@ enum class Kind { identity, relu, leaky_relu, smooth };
 
 inline constexpr double LEAKY_SLOPE = 0.01;
 
-// What differs between float and double. `least` and `least_normal` are the largest a of which e^(−a) and e^(−a²/2)
-// are taken: both are 0 there. `head` cuts a number to so many bits that its square is exact.
+// What differs between float and double. z is taken between ±limit, and between ±normal_limit for gelu, whose
+// e^(−z²/2) is 0 there. `head` cuts a number to so many bits that its square is exact.
 template <class A> struct Constants;
 
 template <> struct Constants<float> {
     static constexpr float magic = 0x1.8p23f + 127, log2_e = 0x1.715476p0f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-    static constexpr float least = 88, least_normal = 13.25f;
+    static constexpr float limit = 87, normal_limit = 13.25f;
     static constexpr int32_t sign = INT32_MIN, head = ~0xfff, fraction = 23;
     // (e^r − 1 − r)/r² at Chebyshev nodes of |r| ≤ ln 2 / 2: e^r is off by 1.1e-8.
     static constexpr float exponential[] = {0.5f, 0.16666576f, 0.041666552f, 0.008363293f, 0.0013926326f};
@@ -31,7 +31,7 @@ template <> struct Constants<float> {
 
 template <> struct Constants<double> {
     static constexpr double magic = 0x1.8p52 + 1023, log2_e = 0x1.71547652b82fep0, ln2_high = 0x1.62e42fee00000p-1;
-    static constexpr double ln2_low = 0x1.a39ef35793c76p-33, least = 709, least_normal = 37.655;
+    static constexpr double ln2_low = 0x1.a39ef35793c76p-33, limit = 708, normal_limit = 37.655;
     static constexpr int64_t sign = INT64_MIN, head = ~0x7ffffffLL, fraction = 52;
     // Off by 1.8e-17.
     static constexpr double exponential[] = {0.5, 0.16666666666666669, 0.04166666666662348, 0.008333333333330011, 0.0013888888917538296,
@@ -51,8 +51,6 @@ template <class V> using Of = Constants<Lane<V>>;
 template <class V> BN_INLINE auto bits(V v) { return bit_cast<decltype(v < v)>(v); }
 template <class V> BN_INLINE V absolute(V z) { return bit_cast<V>(bits(z) & ~Of<V>::sign); }
 template <class V> BN_INLINE V signed_as(V size, V z) { return bit_cast<V>(bits(size) | (bits(z) & Of<V>::sign)); }
-template <class V> BN_INLINE V at_most(V a, Lane<V> limit) { return a > limit ? all<V>(limit) : a; }  // NaN stays
-
 // Σ c_k·x^k from c_`first` on by Estrin's scheme, whose products do not wait for one another; `powers` are x, x², x⁴, ….
 template <int first, int count, class V, class A> BN_INLINE V estrin(const V *powers, const A *c) {
     if constexpr (count == 1) return all<V>(c[first]);
@@ -69,7 +67,7 @@ template <class V, class A, int count> BN_INLINE V polynomial(V x, const A (&c)[
     return estrin<0, count>(powers, c);
 }
 
-// e^(x + more) = 2^n · (1 + rest) for −least ≤ x ≤ 0 and |more| ≪ 1.
+// e^(x + more) = 2^n · (1 + rest) for |x| ≤ limit and |more| ≪ 1.
 template <class V> struct Exponential {
     V power, rest;
 
@@ -89,10 +87,21 @@ template <class V> struct Exponential {
 template <class V> struct Tail {
     V a, density, value;
 
-    BN_INLINE explicit Tail(V z) : a(at_most(absolute(z), Of<V>::least_normal)) {
+    BN_INLINE explicit Tail(V z) : a(absolute(clamped(z, Of<V>::normal_limit))) {
         const V head = bit_cast<V>(bits(a) & Of<V>::head);
         density = Exponential<V>(head * head * Lane<V>(-0.5), (head - a) * (head + a) * Lane<V>(0.5)).value();
         value = density * polynomial(a, Of<V>::tail_p) / polynomial(a, Of<V>::tail_q);
+    }
+};
+
+// z between the limits, σ(z) and σ(−z).
+template <class V> struct Logistic {
+    V z, sigma, other;
+
+    BN_INLINE explicit Logistic(V any) : z(clamped(any, Of<V>::limit)) {
+        const V e = Exponential<V>(-z).value();
+        sigma = 1 / (e + 1);
+        other = e * sigma;
     }
 };
 
@@ -102,12 +111,12 @@ template <int activation, class V> BN_INLINE V act(V z) {
         const Tail<V> tail(z);
         return (z < 0 ? V{} : z) - tail.a * tail.value;
     } else if constexpr (activation == BN_TANH) {
-        const V e = Exponential<V>(at_most(absolute(z), Of<V>::least / 2) * -2).minus_one();
+        const V e = Exponential<V>(absolute(clamped(z, Of<V>::limit / 2)) * -2).minus_one();
         return signed_as(absolute(e / (e + 2)), z);
     } else {
-        const V a = at_most(absolute(z), Of<V>::least), e = Exponential<V>(-a).value();
-        if constexpr (activation == BN_SILU) return (z < 0 ? -a * e : z) / (e + 1);
-        else return (z < 0 ? e : all<V>(1)) / (e + 1);
+        const V inside = clamped(z, Of<V>::limit), e = Exponential<V>(-inside).value();
+        if constexpr (activation == BN_SIGMOID) return 1 / (e + 1);
+        else return (z > inside ? z : inside) / (e + 1);
     }
 }
 
@@ -117,10 +126,10 @@ template <int activation, class V> BN_INLINE V act_derivative(V z) {
         const V slope = signed_as(tail.a * tail.density * Lane<V>(0.3989422804014327), z);
         return (z < 0 ? tail.value : 1 - tail.value) + slope;
     } else {
-        const V a = at_most(activation == BN_TANH ? absolute(z) * 2 : absolute(z), Of<V>::least);
-        const V e = Exponential<V>(-a).value(), larger = 1 / (e + 1), smaller = e * larger;  // σ(a) and σ(−a)
-        if constexpr (activation == BN_SILU) return (z < 0 ? smaller : larger) + signed_as(a * smaller * larger, z);
-        else return smaller * larger * (activation == BN_TANH ? 4 : 1);
+        const Logistic<V> at(activation == BN_TANH ? z * 2 : z);
+        const V product = at.sigma * at.other;
+        if constexpr (activation == BN_SILU) return at.sigma + at.z * product;
+        else return activation == BN_TANH ? product * 4 : product;
     }
 }
 

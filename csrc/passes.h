@@ -8,17 +8,21 @@
 #include <cstring>
 #include <utility>
 
+#include "cache.h"
 #include "folded.h"
 #include "instruction_set.h"
 
 namespace batchnorm {
 
-inline constexpr int64_t STREAM_BYTES = 8 << 20;  // larger outputs go past the cache, which would not hold them
-
-// Whether to: not where a channel ends amid a cache line, which is then written twice, unless that is seldom.
-inline bool streams(const bn_call &c, int64_t bytes) {
+// Whether outputs go past the cache. A map alone, as in inference: where they and what is read beside them do not fit, so
+// that who reads them next would not find them there. After a sum, as in training: where they take more than a quarter, and
+// would push out what its backward reads again. Not where they take the place of what has just been read, nor where a
+// channel ends amid a cache line, which is then written twice, unless that is seldom. `bytes` are those of one array.
+inline bool streams(const bn_call &c, int64_t bytes, bool alone) {
     const int64_t size = SIZES[c.dtype], run = (c.inner > 1 ? c.inner : c.channels) * size;
-    return bytes >= STREAM_BYTES && (run % 64 == 0 || (size >= 4 && run >= 512));
+    const int64_t arrays = alone ? 1 + !!c.residual + !!c.y + !!c.dy + !!c.dx + !!c.dz : 4;
+    const bool anew = (!c.y || c.y != c.x) && (!c.dx || c.dx != c.dy);
+    return anew && bytes * arrays > cache_bytes() && (run % 64 == 0 || (size >= 4 && run >= 512));
 }
 
 inline const Sweeps &sweeps(const bn_call &c) { return (*instruction_set()->table)[c.dtype]; }
@@ -91,11 +95,11 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
     return BN_OK;
 }
 
-inline int map_tiles(const bn_call &c, MapSweep sweep) {
+inline int map_tiles(const bn_call &c, MapSweep sweep, bool alone) {
     const Pieces pieces(c);
     const int64_t n = pieces.count(c), bytes = pieces.rows * c.groups * c.channels * c.inner * SIZES[c.dtype];
     return everywhere(c, bytes, n, [&](int64_t i) {  // backwards: what a sweep before has left in the cache is the end
-        sweep(c, pieces.tile(n - 1 - i), streams(c, bytes));
+        sweep(c, pieces.tile(n - 1 - i), streams(c, bytes, alone));
     });
 }
 
@@ -115,11 +119,11 @@ template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Su
     return BN_OK;
 }
 
-template <class A> int map(const bn_call &c, MapSweep sweep) {
+template <class A> int map(const bn_call &c, MapSweep sweep, bool alone = true) {
     const Folded<A> folded(c);
-    if (folded.times == 1) return map_tiles(c, sweep);
-    if (const int error = map_tiles(folded.main, sweep)) return error;
-    return map_tiles(folded.rest, sweep);
+    if (folded.times == 1) return map_tiles(c, sweep, alone);
+    if (const int error = map_tiles(folded.main, sweep, alone)) return error;
+    return map_tiles(folded.rest, sweep, alone);
 }
 
 // Whether the sums of a channel are finished while its data are in the cache.
@@ -140,7 +144,7 @@ int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &f
             for (int64_t k = t.first_channel; k < t.last_channel; ++k) {
                 finish(t.group * c.channels + k, first[k - t.first_channel], second[k - t.first_channel], sums.count);
             }
-            if (writes) last(then, t, streams(c, cut.bytes));
+            if (writes) last(then, t, streams(then, cut.bytes, false));
         });
     }
     Workspace memory;
@@ -152,7 +156,7 @@ int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &f
     }
     if (const int error = gather<A>(c, sweep, moments, sums)) return error;
     for (int64_t f = 0; f < cut.features; ++f) finish(f, all[f], all[cut.features + f], sums[f / c.channels].count);
-    return writes ? map<A>(then, last) : int(BN_OK);
+    return writes ? map<A>(then, last, false) : int(BN_OK);
 }
 
 }  // namespace batchnorm

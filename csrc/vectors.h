@@ -72,6 +72,22 @@ template <class V> BN_INLINE V all(Lane<V> value) {
 }
 template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) { return all<typename Lanes<A>::Vector>(value); }
 
+// z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions.
+template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
+    const V low = all<V>(-limit), high = all<V>(limit);
+#ifdef __SSE2__
+    constexpr bool single = sizeof(Lane<V>) == 4;
+    if constexpr (sizeof(V) == 16 && single) return bit_cast<V>(_mm_min_ps(bit_cast<__m128>(high), _mm_max_ps(bit_cast<__m128>(low), bit_cast<__m128>(z))));
+    if constexpr (sizeof(V) == 16 && !single) return bit_cast<V>(_mm_min_pd(bit_cast<__m128d>(high), _mm_max_pd(bit_cast<__m128d>(low), bit_cast<__m128d>(z))));
+#ifdef __AVX2__
+    if constexpr (sizeof(V) == 32 && single) return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(high), _mm256_max_ps(bit_cast<__m256>(low), bit_cast<__m256>(z))));
+    if constexpr (sizeof(V) == 32 && !single) return bit_cast<V>(_mm256_min_pd(bit_cast<__m256d>(high), _mm256_max_pd(bit_cast<__m256d>(low), bit_cast<__m256d>(z))));
+#endif
+#endif
+    const V some = z < low ? low : z;
+    return some > high ? high : some;
+}
+
 // f of vectors of one size, by parts of the machine's own.
 template <class F, class... V> BN_INLINE auto by_parts(const F &f, V... v) {
     using R = decltype(f(v...));

@@ -1,4 +1,5 @@
 // The same bits for every number of threads, every way of splitting, every instruction set and every call.
+#include "../cache.h"
 #include "check.h"
 #include "settings.h"
 
@@ -88,6 +89,18 @@ BN_TEST(same_bits_for_every_parallel_for) {
             check_same(run_everything(problem, on_threads), expected, "threaded " + what);
     });
     check(calls_of_own > 0, "parallel_for was never called");
+}
+
+BN_TEST(same_bits_past_the_cache_and_into_it) {
+    const int64_t before = batchnorm::cache_bytes();
+    check(before >= batchnorm::LEAST_CACHE && before <= batchnorm::MOST_CACHE, "a cache of " + std::to_string(before));
+    batchnorm::known_cache_bytes = INT64_MAX;
+    over_all("cache", [](Problem &problem, const Digests &expected, const std::string &what) {
+        batchnorm::known_cache_bytes = 1;
+        check_same(run_everything(problem), expected, "none of " + what);
+        batchnorm::known_cache_bytes = INT64_MAX;
+    });
+    batchnorm::known_cache_bytes = before;
 }
 
 BN_TEST(same_bits_for_every_instruction_set) {
