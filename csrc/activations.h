@@ -19,14 +19,16 @@ inline constexpr double LEAKY_SLOPE = 0.01;
 template <class A> struct Constants;
 
 template <> struct Constants<float> {
-    static constexpr float magic = 0x1.8p23f + 127, log2_e = 0x1.715476p0f, ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f;
-    static constexpr float limit = 87, normal_limit = 13.25f;
+    static constexpr float magic = 0x1.8p23f + 127, log2_e = 0x1.715476p0f;
+    static constexpr float ln2_high = 0x1.62e4p-1f, ln2_low = 0x1.7f7d1cp-20f, limit = 87, normal_limit = 13.25f;
     static constexpr int32_t sign = INT32_MIN, head = ~0xfff, fraction = 23;
     // (e^r − 1 − r)/r² at Chebyshev nodes of |r| ≤ ln 2 / 2: e^r is off by 1.1e-8.
     static constexpr float exponential[] = {0.5f, 0.16666576f, 0.041666552f, 0.008363293f, 0.0013926326f};
     // Φ(−a)·e^(a²/2) = P/Q, minimax of 0 ≤ a ≤ 13.5: off by 5.4e-9. All are positive: no digits are lost.
-    static constexpr float tail_p[] = {0.5f, 0.43626088837757915f, 0.18173094884794508f, 0.04012675788815604f, 0.0040412296478496736f};
-    static constexpr float tail_q[] = {1, 1.6704067036222638f, 1.1962493764515985f, 0.46549981231918613f, 0.1005900407650181f, 0.010129722471515668f};
+    static constexpr float tail_p[] = {0.5f, 0.43626088837757915f, 0.18173094884794508f, 0.04012675788815604f,
+                                       0.0040412296478496736f};
+    static constexpr float tail_q[] = {1, 1.6704067036222638f, 1.1962493764515985f, 0.46549981231918613f,
+                                       0.1005900407650181f, 0.010129722471515668f};
 };
 
 template <> struct Constants<double> {
@@ -34,8 +36,8 @@ template <> struct Constants<double> {
     static constexpr double ln2_low = 0x1.a39ef35793c76p-33, limit = 708, normal_limit = 37.655;
     static constexpr int64_t sign = INT64_MIN, head = ~0x7ffffffLL, fraction = 52;
     // Off by 1.8e-17.
-    static constexpr double exponential[] = {0.5, 0.16666666666666669, 0.04166666666662348, 0.008333333333330011, 0.0013888888917538296,
-                                             0.00019841269863303223, 2.4801520792572694e-05, 2.75572680728901e-06,
+    static constexpr double exponential[] = {0.5, 0.16666666666666669, 0.04166666666662348, 0.008333333333330011,
+                                             0.0013888888917538296, 0.00019841269863303223, 2.4801520792572694e-05, 2.75572680728901e-06,
                                              2.762032742826824e-07, 2.5100569275813683e-08};
     // 0 ≤ a ≤ 38.6: off by 9.2e-19.
     static constexpr double tail_p[] = {0.5, 0.8277399630953076, 0.6793216904544054, 0.3571239090017943, 0.1319381725741232,
@@ -51,6 +53,7 @@ template <class V> using Of = Constants<Lane<V>>;
 template <class V> BN_INLINE auto bits(V v) { return bit_cast<decltype(v < v)>(v); }
 template <class V> BN_INLINE V absolute(V z) { return bit_cast<V>(bits(z) & ~Of<V>::sign); }
 template <class V> BN_INLINE V signed_as(V size, V z) { return bit_cast<V>(bits(size) | (bits(z) & Of<V>::sign)); }
+
 // Σ c_k·x^k from c_`first` on by Estrin's scheme, whose products do not wait for one another; `powers` are x, x², x⁴, ….
 template <int first, int count, class V, class A> BN_INLINE V estrin(const V *powers, const A *c) {
     if constexpr (count == 1) return all<V>(c[first]);

@@ -28,7 +28,10 @@ template <bool whole, class T, class V> BN_INLINE void put(T *p, V v, int lanes,
 template <class A, bool planar> BN_INLINE auto feature(const void *numbers, int64_t f, int lanes, A missing) {
     const A *p = static_cast<const A *>(numbers);
     if (!p) return broadcast<A>(missing);
-    if constexpr (planar) return lanes == Lanes<A>::count ? broadcast<A>(p[f]) : select(first<A>(lanes), broadcast<A>(p[f]), broadcast<A>(p[f + 1]));
+    if constexpr (planar) {
+        if (lanes == Lanes<A>::count) return broadcast<A>(p[f]);
+        return select(first<A>(lanes), broadcast<A>(p[f]), broadcast<A>(p[f + 1]));
+    }
     else return lanes == Lanes<A>::count ? load(p + f) : load(p + f, lanes);
 }
 
@@ -148,24 +151,20 @@ template <class T, Kind kind, bool planar> struct Gradient {
     }
 };
 
-// Σdz and Σdz·(x−μ); dz itself where the backward keeps it rather than find it again.
+// Σdz and Σdz·(x−μ).
 template <class T, Kind kind, bool planar_> struct Reduce {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
     Gradient<T, kind, planar> gradient;
-    T *kept;
 
-    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c), kept(static_cast<T *>(c.dz)) {}
+    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c) {}
     BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) { gradient.aim(c, f, lanes); }
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &to) const {
         const V centred = gradient.template centred<whole>(i, lanes);
         const V dz = gradient.template at<whole>(centred, i, v, lanes);
-        if constexpr (kind == Kind::smooth && sizeof(T) == sizeof(A)) {
-            if (kept) put<whole>(kept + i, dz, lanes, false);
-        }
         to.first += dz;
         to.second += dz * centred;
     }

@@ -80,15 +80,16 @@ template <class A> int backward(const bn_call &c, bool writes) {
     if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) {
         return map<A>(then, sweeps(c).elementwise);
     }
-    bn_call sums = c;
-    sums.dz = nullptr;
     const bool maps = writes && (c.dx || c.dz), smooth = c.activation > BN_LEAKY_RELU;
-    if (maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c)) {  // dz takes longer to find than to keep in the cache
-        then.dy = sums.dz = c.dz ? c.dz : c.dx;
+    bn_call sums = c, gradient = c;
+    const bool keeps = maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c);
+    if (keeps) {  // dz takes longer to find than to keep in the cache: where it is wanted, or else where dx will be
+        gradient.dx = nullptr;
+        then.dy = sums.dy = gradient.dz = c.dz ? c.dz : c.dx;
         then.dz = nullptr;
-        then.activation = BN_IDENTITY;
+        then.activation = sums.activation = BN_IDENTITY;
     }
-    return sum_then_map<A>(sums, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, maps);
+    return sum_then_map<A>(sums, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, maps, keeps ? &gradient : nullptr);
 }
 
 template <class A> int remember(const bn_memory &m) {

@@ -72,27 +72,30 @@ template <class V> BN_INLINE V all(Lane<V> value) {
 }
 template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) { return all<typename Lanes<A>::Vector>(value); }
 
-// z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions.
+// z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions,
+// which GCC does not find by itself.
 template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
     const V low = all<V>(-limit), high = all<V>(limit);
-#ifdef __SSE2__
-    constexpr bool single = sizeof(Lane<V>) == 4;
-    if constexpr (sizeof(V) == 16 && single) return bit_cast<V>(_mm_min_ps(bit_cast<__m128>(high), _mm_max_ps(bit_cast<__m128>(low), bit_cast<__m128>(z))));
-    if constexpr (sizeof(V) == 16 && !single) return bit_cast<V>(_mm_min_pd(bit_cast<__m128d>(high), _mm_max_pd(bit_cast<__m128d>(low), bit_cast<__m128d>(z))));
-#ifdef __AVX2__
-    if constexpr (sizeof(V) == 32 && single) return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(high), _mm256_max_ps(bit_cast<__m256>(low), bit_cast<__m256>(z))));
-    if constexpr (sizeof(V) == 32 && !single) return bit_cast<V>(_mm256_min_pd(bit_cast<__m256d>(high), _mm256_max_pd(bit_cast<__m256d>(low), bit_cast<__m256d>(z))));
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(V) == 32 && sizeof(Lane<V>) == 4) {
+        const __m256 above = _mm256_max_ps(bit_cast<__m256>(low), bit_cast<__m256>(z));
+        return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(high), above));
+    } else if constexpr (sizeof(V) == 32) {
+        const __m256d above = _mm256_max_pd(bit_cast<__m256d>(low), bit_cast<__m256d>(z));
+        return bit_cast<V>(_mm256_min_pd(bit_cast<__m256d>(high), above));
+    }
 #endif
-#endif
-    const V some = z < low ? low : z;
-    return some > high ? high : some;
+    const V above = z < low ? low : z;
+    return above > high ? high : above;
 }
 
 // f of vectors of one size, by parts of the machine's own.
 template <class F, class... V> BN_INLINE auto by_parts(const F &f, V... v) {
     using R = decltype(f(v...));
     if constexpr (sizeof(R) <= OWN_BYTES) return f(v...);
-    else return bit_cast<R>(Split<R>{by_parts(f, bit_cast<Split<V>>(v).low...), by_parts(f, bit_cast<Split<V>>(v).high...)});
+    else
+        return bit_cast<R>(Split<R>{by_parts(f, bit_cast<Split<V>>(v).low...),
+                                    by_parts(f, bit_cast<Split<V>>(v).high...)});
 }
 
 template <class V> BN_INLINE auto below(V a, V b) { return by_parts([](auto p, auto q) { return p < q; }, a, b); }
@@ -212,33 +215,21 @@ template <class T> BN_INLINE void store(T *p, Float16 v, int lanes) {
     _mm256_mask_storeu_epi16(p, (1u << lanes) - 1, bit_cast<__m256i>(narrow(v, T{})));
 }
 #else
-template <class T> BN_INLINE void copy_some(T *to, const T *from, int lanes) {  // sizes are constants: no call
-    for (int some = Lanes<typename Working<T>::type>::count / 2; some > 0; some /= 2) {
-        if (!(lanes & some)) continue;
-        std::memcpy(to, from, some * sizeof(T));
-        to += some, from += some;
-    }
-}
 template <class T> BN_INLINE auto load(const T *p, int lanes) {
     T some[Lanes<typename Working<T>::type>::count] = {};
-    copy_some(some, p, lanes);
+    std::memcpy(some, p, lanes * sizeof(T));
     return load(some);
 }
 template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
     T some[Lanes<typename Working<T>::type>::count];
     store(some, v);
-    copy_some(p, some, lanes);
+    std::memcpy(p, some, lanes * sizeof(T));
 }
-#if defined(__AVX2__)
+#if defined(__AVX2__)  // a masked store takes twice as long as a copy
 BN_INLINE Float16 load(const float *p, int lanes) {
     const Split<Int16> mask = bit_cast<Split<Int16>>(first<float>(lanes));
-    return bit_cast<Float16>(FloatHalves{_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low)), _mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high))});
-}
-BN_INLINE void store(float *p, Float16 v, int lanes) {
-    const Split<Int16> mask = bit_cast<Split<Int16>>(first<float>(lanes));
-    const FloatHalves h = bit_cast<FloatHalves>(v);
-    _mm256_maskstore_ps(p, bit_cast<__m256i>(mask.low), h.low);
-    _mm256_maskstore_ps(p + 8, bit_cast<__m256i>(mask.high), h.high);
+    return bit_cast<Float16>(FloatHalves{_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low)),
+                                         _mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high))});
 }
 #endif
 #endif
@@ -280,7 +271,8 @@ BN_INLINE uint16_t positive_bits(Float16 z) {
     return _mm512_cmp_ps_mask(bit_cast<__m512>(z), _mm512_setzero_ps(), _CMP_GT_OQ);
 #elif defined(__AVX2__)
     const Split<Float16> positive = bit_cast<Split<Float16>>(below(Float16{}, z));
-    return uint16_t(_mm256_movemask_ps(bit_cast<__m256>(positive.low)) | _mm256_movemask_ps(bit_cast<__m256>(positive.high)) << 8);
+    return uint16_t(_mm256_movemask_ps(bit_cast<__m256>(positive.low)) |
+                    _mm256_movemask_ps(bit_cast<__m256>(positive.high)) << 8);
 #else
     uint16_t bits = 0;
     for (int i = 0; i < 16; ++i) bits |= uint16_t(z[i] > 0) << i;
