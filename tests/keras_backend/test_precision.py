@@ -6,10 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from differentiate import BACKEND, Array, numpy
+from differentiate import BACKEND, MODES, Array, called, moving, numpy
 
 from batchnorm.keras import BatchNormalization
-from tolerance import PROJECT_BOUND, assert_within_project_bound, largest_error
+from tolerance import PROJECT_BOUND, assert_close, assert_within_project_bound, largest_error
 
 EPSILON = 1e-3
 LAYOUTS: list[tuple[tuple[int, ...], Any]] = [
@@ -82,3 +82,21 @@ def test_keras_own_layer_loses_them(mean: float) -> None:
     x = offset((64, 8), mean)
     lost = numpy(keras.layers.BatchNormalization()(x, training=True)) - exact(x, -1)
     assert not np.abs(lost).max() <= 10 * PROJECT_BOUND  # NaN included
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [{}, {"renorm": True, "renorm_momentum": 0.0}])
+def test_a_momentum_of_zero_leaves_nothing_of_what_was_there(options: dict[str, Any], mode: str) -> None:
+    x = 1e-2 * offset((64, 3), 0.0)
+    layer = BatchNormalization(momentum=0.0, **options)
+    layer.build(x.shape)
+    for v in layer.non_trainable_variables:
+        v.assign(np.full(v.shape, -1e8 if "mean" in v.name else 5000.0))
+    called(layer, x, np.ones_like(x), mode=mode, training=True)
+    var = x.astype(np.float64).var(0)
+    expected = {"moving_mean": x.astype(np.float64).mean(0), "moving_variance": var}
+    if options:
+        sigma = np.sqrt(var + EPSILON)
+        expected |= {"moving_stddev": sigma, "renorm_mean": expected["moving_mean"], "renorm_stddev": sigma}
+    for name, value in moving(layer).items():
+        assert_close(value, expected[name], "float32", 1e-2)
