@@ -2,6 +2,7 @@
 
     KERAS_BACKEND=jax python benchmarks/compiled_accuracy.py          # or tensorflow: with XLA and without
     KERAS_BACKEND=torch python benchmarks/compiled_accuracy.py        # the torch layer, eager kernel, by Inductor
+    KERAS_BACKEND=jax python benchmarks/compiled_accuracy.py 8x256x14x14,64x3   # these shapes, written as in torch
 
 The input is float32 and the same for all; float64 normalises just that. Outputs have variance one, so errors are
 absolute: the largest of the output, and of the gradient of the input, at means of 1 and a million σ. A compiler
@@ -10,6 +11,7 @@ chooses for each shape what to fuse and in which order to add, so that no shape 
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from batchnorm import reference
-from batchnorm.bench.cases import RESNET50, Case, written
+from batchnorm.bench.cases import RESNET50, Case, parsed_shapes, written
 
-SHAPES = [*(Case(shape, "NHWC", "float32", "train").in_memory for shape in RESNET50), (4096, 1024), (64, 3)]
 BATCH = 8  # enough for an error to show, and small enough for float64
+SHAPES = [*((BATCH, *shape[1:]) for shape in RESNET50), (4096, 1024), (64, 3)]
 MEANS = (1.0, 1e6)  # in σ
 EPS = 1e-3
 
@@ -78,8 +80,8 @@ def main() -> None:
     heads = [f"{name}, μ/σ = {mean:g}: y, dx" for mean in MEANS for name in (own, "batchnorm")]
     table = Table("shape", "compiled", *heads, title=f"largest errors, float32, {BACKEND}, {platform.machine()}")
     rng = np.random.default_rng(0)
-    for shape in [(min(n, BATCH) if i == 0 and len(s) > 2 else n for i, n in enumerate(s)) for s in SHAPES]:
-        shape = tuple(shape)
+    asked = list(dict.fromkeys(shape for shape, _ in parsed_shapes(sys.argv[1]))) if len(sys.argv) > 1 else SHAPES
+    for shape in (Case(s, "NHWC" if len(s) == 4 else "NC", "float32", "train").in_memory for s in asked):
         x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
         for mode in modes:
             steps = (torch_steps if BACKEND == "torch" else keras_steps)(shape, mode)
