@@ -66,6 +66,7 @@ bench: $(READY)  ## Time the layer beside torch's, Keras' and Flax' own, its opt
 	$(BIN)/python benchmarks/accuracy.py
 	$(BIN)/python benchmarks/options.py
 	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/keras_layers.py; done
+	for backend in torch tensorflow jax; do KERAS_BACKEND=$$backend $(BIN)/python benchmarks/compiled_accuracy.py; done
 	$(BIN)/python benchmarks/batch_size_finders.py
 	$(BIN)/python benchmarks/study_coverage.py
 
