@@ -97,7 +97,9 @@ def _three(x: Array, plan: Plan, xp: Namespace) -> list[Array]:
         found = x[tuple(some)]
         return found if known else xp.sum(found, axis=plan.reduced, keepdims=True)  # of one value, or of none
 
-    return [at(lambda _: 0), at(lambda n: n // 2), at(lambda n: n - 1)]
+    # Half of a symbolic size of torch would make an export with a dynamic batch depend on whether that is even.
+    symbolic = known and not all(isinstance(shape[i], int) for i in plan.reduced)
+    return [at(lambda _: 0), at((lambda _: 0) if symbolic else (lambda n: n // 2)), at(lambda n: n - 1)]
 
 
 def _three_weighted(x: Array, plan: Plan, weights: Array, xp: Namespace) -> list[Array]:
