@@ -107,9 +107,10 @@ def test_moments_equal_those_of_the_eager_kernel(
     x = rng.standard_normal([shape[i] for i in order]).transpose(np.argsort(order))
     along = tuple(1 if i in kept else n for i, n in enumerate(shape))
     weights = rng.uniform(0.5, 2.0, along) if weighted else None
-    expected = kernel(np).moments(x, layout, weights)
-    for a, b in zip(KERNEL.moments(x, layout, weights), expected, strict=True):
-        assert_close(a, b, "float64", 64.0)
+    found, expected = (one.moments(x, layout, weights) for one in (KERNEL, kernel(np)))
+    assert_close(found.count, expected.count, "float64", 64.0)
+    assert_close(found.mean + found.mean_low, expected.mean + expected.mean_low, "float64", 64.0)
+    assert_close(found.m2, expected.m2, "float64", 64.0)
 
 
 @pytest.mark.parametrize(
