@@ -3,12 +3,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
+ZOO := .venv-zoo
+ZOO_READY := $(ZOO)/.ready
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 CMAKE := $(BIN)/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native check format test mutants sanitize study bench clean
+.PHONY: help setup native check format test mutants sanitize study bench zoo clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -70,5 +72,17 @@ bench: $(READY)  ## Time the layer beside torch's, Keras' and Flax' own, its opt
 	$(BIN)/python benchmarks/batch_size_finders.py
 	$(BIN)/python benchmarks/study_coverage.py
 
+# Other people's packages and our own layer, installed as they install it. Several ask for builds of PyTorch for CUDA, so
+# the list of packages is complete and nothing is resolved.
+$(ZOO_READY): benchmarks/zoo/requirements.txt pyproject.toml CMakeLists.txt $(wildcard csrc/*.*)
+	test -d $(ZOO) || $(PYTHON) -m venv $(ZOO)
+	$(ZOO)/bin/pip install --quiet torch==2.13.0
+	$(ZOO)/bin/pip install --quiet --no-deps --requirement benchmarks/zoo/requirements.txt
+	PATH="$(abspath $(ZOO))/bin:$$PATH" $(ZOO)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(ZOO_READY)
+
+zoo: $(ZOO_READY)  ## Run other people's programs with our layer in them, in .venv-zoo; exits with 1 where one is wrong
+	$(ZOO)/bin/python benchmarks/zoo --out benchmarks/results/zoo.txt
+
 clean:  ## Remove the environment and everything generated
-	rm -rf $(VENV) report build dist .pytest_cache .ruff_cache .hypothesis src/batchnorm/kernels/*.so
+	rm -rf $(VENV) $(ZOO) report build dist .pytest_cache .ruff_cache .hypothesis src/batchnorm/kernels/*.so
