@@ -48,14 +48,18 @@ SHOWN = (
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser("benchmarks/zoo", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="names of checks, or parts; *")
+    parser.add_argument("--skip", action="append", default=[], metavar="PATTERN", help="names of checks to leave out")
     parser.add_argument("--list", action="store_true", help="print the names of the checks")
     parser.add_argument("--out", type=Path, help="write the table as text")
     parser.add_argument("--json", type=Path, help="write the outcomes as JSON")
     return parser.parse_args()
 
 
-def chosen(patterns: list[str]) -> list[Check]:
-    return [c for c in CHECKS if not patterns or any(fnmatch.fnmatch(c.name, f"*{pattern}*") for pattern in patterns)]
+def chosen(only: list[str], skip: list[str]) -> list[Check]:
+    def named(check: Check, patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatch(check.name, f"*{pattern}*") for pattern in patterns)
+
+    return [c for c in CHECKS if (not only or named(c, only)) and not named(c, skip)]
 
 
 def heading() -> str:
@@ -80,23 +84,31 @@ def summary(outcomes: list[Outcome]) -> str:
     return f"{len(outcomes)} checks: " + ", ".join(f"{counts[status]} {status}" for status in STYLES if counts[status])
 
 
+def run(checks: list[Check]) -> list[Outcome]:
+    """Run the checks, and show each outcome when it is there; Ctrl-C ends with those that are."""
+    outcomes, progress = list[Outcome](), Console(stderr=True, highlight=False)
+    try:
+        for i, one in enumerate(checks, start=1):
+            outcomes.append(outcome := one.run())
+            line = f"{i}/{len(checks)} {outcome.name} ({outcome.seconds} s) "
+            progress.print(Text(line).append(outcome.status, STYLES[outcome.status]), Text(outcome.figure))
+    except KeyboardInterrupt:
+        progress.print(f"stopped after {len(outcomes)} of {len(checks)}")
+    return outcomes
+
+
 def main() -> int:
-    asked, outcomes = arguments(), list[Outcome]()
-    checks = chosen(asked.only)
+    asked = arguments()
+    checks = chosen(asked.only, asked.skip)
     if asked.list or not checks:
         print("\n".join(c.name for c in checks) or f"no check is called {' or '.join(asked.only)}; --list")
         return 0 if checks else 2
-    progress = Console(stderr=True, highlight=False)
-    for i, one in enumerate(checks, start=1):
-        outcome = one.run()
-        outcomes.append(outcome)
-        line = f"{i}/{len(checks)} {outcome.name} ({outcome.seconds} s) "
-        progress.print(Text(line).append(outcome.status, STYLES[outcome.status]), Text(outcome.figure))
-    with Console(width=150, file=asked.out.open("w") if asked.out else sys.stdout) as console:
-        console.print(Text(heading()), table(outcomes), Text(summary(outcomes)))
+    outcomes = run(checks)
+    console = Console(width=150, file=asked.out.open("w") if asked.out else sys.stdout)
+    console.print(Text(heading()), table(outcomes), Text(summary(outcomes)))
     if asked.json:
         asked.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2, ensure_ascii=False) + "\n")
-    return int(any(outcome.status == "WRONG" for outcome in outcomes))
+    return int(len(outcomes) < len(checks) or any(outcome.status == "WRONG" for outcome in outcomes))
 
 
 if __name__ == "__main__":
