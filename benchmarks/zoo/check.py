@@ -108,7 +108,7 @@ def torch_first() -> Iterator[None]:
 @contextmanager
 def may_refuse(model: nn.Module) -> Iterator[None]:
     """Run a block that may raise, if the message names a layer of the model and says what to do instead."""
-    names = [name or type(m).__name__ for name, m in model.named_modules() if isinstance(m, BatchNorm)]
+    names = [n for name, m in model.named_modules() if isinstance(m, BatchNorm) for n in (name, type(m).__name__) if n]
     try:
         yield
     except Exception as error:
@@ -121,7 +121,7 @@ def may_refuse(model: nn.Module) -> Iterator[None]:
 
 
 def _names(message: str, layer: str) -> bool:
-    return any(f"{layer}{end}" in message for end in (" (", ":")) or (len(layer) > 3 and layer in message)
+    return message.startswith((f"{layer} (", f"{layer}:"))
 
 
 def _way_out(message: str) -> bool:

@@ -13,6 +13,7 @@ from batchnorm.renorm import Renorm
 from batchnorm.surgery import convert
 from batchnorm.torch import BatchNorm
 
+Run = Callable[[nn.Module, Callable[[Any], Any]], Any]  # calls a model on inputs that the second gives their dtype
 Model = TypeVar("Model", bound=nn.Module)
 TIMES_TORCHS = 2.0  # how much farther from float64 than torch's own layers ours may be
 EPS = torch.finfo(torch.float32).eps
@@ -23,7 +24,7 @@ ROUNDINGS = 4.0  # of the truth's norm, which both may be off: a few layers' wor
 class Step(NamedTuple):
     """What a training step leaves: as one vector each."""
 
-    loss: Tensor
+    outputs: Tensor
     gradients: Tensor
     statistics: Tensor
 
@@ -122,8 +123,8 @@ def no_worse(mine: Tensor, torchs: Tensor, truth: Tensor, what: str) -> str:
     return told
 
 
-def same_inference(model: nn.Module, other: nn.Module, run: Callable[[nn.Module, Callable[[Any], Any]], Any]) -> str:
-    """Compare outputs in inference: `run(model, cast)` calls a model on inputs that `cast` gives their dtype."""
+def same_inference(model: nn.Module, other: nn.Module, run: Run) -> str:
+    """Compare outputs in inference."""
     with torch.no_grad():
         truth = flat(seeded(lambda: run(copy.deepcopy(model).eval().double(), double)))
         torchs = flat(seeded(lambda: run(model.eval(), lambda x: x)))
@@ -132,23 +133,21 @@ def same_inference(model: nn.Module, other: nn.Module, run: Callable[[nn.Module,
     return no_worse(mine, torchs, truth, "output")
 
 
-def step(model: nn.Module, loss_of: Callable[[nn.Module], Tensor]) -> Step:
+def step(model: nn.Module, run: Run, cast: Callable[[Any], Any]) -> Step:
     """Return what a training step leaves on a copy of the model."""
     model = copy.deepcopy(model).train()
-    loss = seeded(lambda: loss_of(model))
-    loss.backward()
+    outputs = [t for t in tensors(seeded(lambda: run(model, cast))) if t.requires_grad]
+    # of the middle of the range, so that no output is as good as another
+    sum(((t.sigmoid() - 0.3).square().mean() for t in outputs), torch.zeros(())).backward()
     statistics = [s for layer in layers(model) for s in (layer.running_mean, layer.running_var) if s is not None]
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    return Step(loss.detach().double().reshape(1), flat(gradients), flat(statistics))
+    return Step(flat(outputs), flat(gradients), flat(statistics))
 
 
-Loss = Callable[[nn.Module], Tensor]
-
-
-def _errors(model: nn.Module, other: nn.Module, losses: tuple[Loss, Loss]) -> dict[str, tuple[float, float]]:
+def _errors(model: nn.Module, other: nn.Module, run: Run) -> dict[str, tuple[float, float]]:
     """Return the error of ours and of torch's, of all that a step leaves."""
-    truth = step(copy.deepcopy(model).double(), losses[1])
-    torchs, mine = step(model, losses[0]), step(other, losses[0])
+    truth = step(copy.deepcopy(model).double(), run, double)
+    torchs, mine = (step(one, run, lambda x: x) for one in (model, other))
     require(float(truth.gradients.norm()) > 0, "the gradients tell nothing")
     return {
         what: (off(getattr(mine, what), value), off(getattr(torchs, what), value))
@@ -156,23 +155,16 @@ def _errors(model: nn.Module, other: nn.Module, losses: tuple[Loss, Loss]) -> di
     }
 
 
-def same_step(model: nn.Module, other: nn.Module, run: Callable[[nn.Module, Callable[[Any], Any]], Any]) -> str:
-    """Compare a training step, its loss, gradients and running statistics; `run` as in `same_inference`.
+def same_step(model: nn.Module, other: nn.Module, run: Run) -> str:
+    """Compare a training step: outputs, gradients and running statistics.
 
     Where rounding flips a ReLU a gradient may be off by more, on either side: what is then beyond the bound is measured
     with other parameters as well, and the median of the ratios counts.
     """
-
-    def loss(cast: Callable[[Any], Any]) -> Loss:  # of the middle of the range, so that no output is as good as another
-        return lambda one: sum(
-            ((t.sigmoid() - 0.3).square().mean() for t in tensors(run(one, cast)) if t.requires_grad), torch.zeros(())
-        )
-
-    losses = loss(lambda x: x), loss(double)
-    errors = [_errors(model, other, losses)]
+    errors = [_errors(model, other, run)]
     while not all(map(_bounded, errors[0].values())) and len(errors) < DRAWS:
         seed = len(errors)
-        errors.append(_errors(*(stirred(copy.deepcopy(one), seed) for one in (model, other)), losses))
+        errors.append(_errors(*(stirred(copy.deepcopy(one), seed) for one in (model, other)), run))
     told, wrong = list[str](), list[str]()
     for what in Step._fields:
         draws = sorted((one[what] for one in errors), key=lambda pair: pair[0] / max(pair[1], EPS))
@@ -180,7 +172,7 @@ def same_step(model: nn.Module, other: nn.Module, run: Callable[[nn.Module, Call
         told.append(f"{what} error {middle[0]:.1e} ÷ {middle[1]:.1e}")
         wrong += [] if _bounded(middle) else [what]
     require(not wrong, ", ".join(told))
-    return ", ".join(told[1:]) + (f" (median of {len(errors)})" if len(errors) > 1 else "")
+    return ", ".join(told) + (f" (median of {len(errors)})" if len(errors) > 1 else "")
 
 
 def _bounded(errors: tuple[float, float]) -> bool:

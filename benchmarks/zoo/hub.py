@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from check import CHECKS, Check, check, require
+from check import CHECKS, Check, check, require, torch_first
 from compare import alike, all_ours, layers, ours, pictures, same_inference, same_step, small, stirred
 from torch import nn
 
@@ -20,7 +20,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet": ("ResNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}),
     "MobileNetV2": ("MobileNetV2Model", {"depth_multiplier": 0.25, "image_size": 64}),
     "RegNet": ("RegNetModel", {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 8}),
-    "EfficientNet": ("EfficientNetModel", {"width_coefficient": 0.25, "depth_coefficient": 0.3, "image_size": 64}),
+    "EfficientNet": ("EfficientNetModel", {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}),
     "LeViT": (
         "LevitModel",
         {
@@ -81,6 +81,8 @@ def pretrained(name: str) -> str:
     def run(one: nn.Module, cast: Callable[[Any], Any]) -> Any:
         return one(cast(x)).last_hidden_state
 
+    with torch_first():
+        run(model, lambda x: x)
     told = f"{count} layers, {same_inference(model, other, run)}, {same_step(model, other, run)}"
     calm(other.train())
     return told

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from check import CHECKS, Check, check, require, torch_first
-from compare import all_ours, ours, pictures, same_inference, same_step, small, stirred
+from compare import Run, all_ours, ours, pictures, same_inference, same_step, small, stirred
 from torch import Tensor, nn
-
-Run = Callable[[nn.Module, Callable[[Any], Any]], Any]
 
 
 def _made(make: Callable[[], nn.Module]) -> nn.Module:

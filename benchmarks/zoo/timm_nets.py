@@ -86,7 +86,7 @@ def there_and_back(name: str) -> str:
 
 
 def training(name: str) -> str:
-    """Compare loss, gradients and running statistics of a training step with those in float64."""
+    """Compare outputs, gradients and running statistics of a training step with those in float64."""
     model = net(name)
     return same_step(model, ours(model), _calls(images(name)))
 

@@ -1,7 +1,6 @@
 """Programs that train: Lightning, Opacus, FSDP2."""
 
 import copy
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -160,9 +159,9 @@ def privacy() -> str:
 
 
 def _group() -> None:
+    """Make a group of this process alone."""
     if not torch.distributed.is_initialized():
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29541"}
-        torch.distributed.init_process_group("gloo", rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
 def _sharded(other: nn.Module) -> str:
