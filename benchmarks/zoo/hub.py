@@ -81,7 +81,7 @@ def pretrained(name: str) -> str:
     def run(one: nn.Module, cast: Callable[[Any], Any]) -> Any:
         return one(cast(x)).last_hidden_state
 
-    with torch_first():
+    with torch_first(), torch.no_grad():
         run(model, lambda x: x)
     told = f"{count} layers, {same_inference(model, other, run)}, {same_step(model, other, run)}"
     calm(other.train())

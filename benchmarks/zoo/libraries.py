@@ -18,7 +18,7 @@ def _made(make: Callable[[], nn.Module]) -> nn.Module:
 def _compared(make: Callable[[], nn.Module], run: Run) -> str:
     """Compare inference and a training step of a model with those in float64."""
     model = _made(make)
-    with torch_first():
+    with torch_first(), torch.no_grad():
         run(model, lambda x: x)
     other = ours(model)
     return f"{all_ours(other)} layers, {same_inference(model, other, run)}, {same_step(model, other, run)}"
