@@ -1,6 +1,7 @@
 """A check: a function that returns a figure where all is right, and raises where it is not."""
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def may_refuse(model: nn.Module) -> Iterator[None]:
 
 
 def _names(message: str, layer: str) -> bool:
-    return message.startswith((f"{layer} (", f"{layer}:"))
+    return bool(re.match(rf"(\S+\.)?{re.escape(layer)}( \(|:)", message))  # a wrapper may stand ahead of the name
 
 
 def _way_out(message: str) -> bool:

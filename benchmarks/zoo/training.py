@@ -110,16 +110,21 @@ for _make in (plain, renorm):
 
 @check("opacus/ModuleValidator", "opacus")
 def validator() -> str:
+    """The validator knows torch's classes alone: where it passes ours, the training that follows must be refused."""
+    from opacus import GradSampleModule
     from opacus.validators import ModuleValidator
 
     model = small().train()
+    for layer in layers(model):  # Opacus itself refuses what has buffers
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
     other = ours(model)
     with torch_first():
         require(len(ModuleValidator.validate(model, strict=False)) == 2, "it does not refuse torch's")
-    with may_refuse(other):
-        found = ModuleValidator.validate(other, strict=False)
-    require(len(found) >= 2, f"it passes a model with {len(layers(other))} layers of batch normalization: {found}")
-    return f"it finds {len(found)}: {found[0]}"
+    found = ModuleValidator.validate(other, strict=False)
+    if found:
+        return f"it finds {len(found)}: {found[0]}"
+    return _refused_by_opacus(other, lambda: GradSampleModule(other)(pictures()).square().mean().backward())
 
 
 def _refused_by_opacus(other: nn.Module, run: Callable[[], Any]) -> str:
