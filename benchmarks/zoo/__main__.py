@@ -105,7 +105,7 @@ def main() -> int:
         return 0 if checks else 2
     outcomes = run(checks)
     console = Console(width=150, file=asked.out.open("w") if asked.out else sys.stdout)
-    console.print(Text(heading()), table(outcomes), Text(summary(outcomes)))
+    console.print(Text(heading()), table(outcomes), Text(summary(outcomes)), sep="\n")
     if asked.json:
         asked.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2, ensure_ascii=False) + "\n")
     return int(len(outcomes) < len(checks) or any(outcome.status == "WRONG" for outcome in outcomes))
