@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.surgery import convert, fold, insert
-from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, Renorm, batch_norm
+from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, Renorm, batch_norm, hold_statistics, transaction
 from namespaces import to_numpy
 from tolerance import assert_close
 
@@ -120,6 +120,31 @@ class TestExported:
             torch.export.export(network(**options).eval(), (images(),)).module()(images()), network().eval()(images())
         )
 
+    @pytest.mark.parametrize("of_input", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("of_layer", [torch.float32, torch.float64, torch.bfloat16])
+    @pytest.mark.parametrize("of_residual", [None, torch.float32, torch.bfloat16])
+    def test_dtypes_mix_as_they_do_in_the_layer(self, of_input: Any, of_layer: Any, of_residual: Any) -> None:
+        layer, x = used(BatchNorm2d(3, activation="relu")).to(of_layer).eval(), images(dtype=of_input)
+        call = {} if of_residual is None else {"residual": images(5, of_residual)[:4]}
+        expected, found = layer(x, **call), torch.export.export(layer, (x,), call).module()(x, **call)
+        assert found.dtype == expected.dtype
+        assert_close(to_numpy(found), to_numpy(expected), "bfloat16" if of_input == torch.bfloat16 else "float32", 8.0)
+
+    def test_what_does_not_fit_is_refused_as_by_the_layer(self) -> None:
+        layer = BatchNorm2d(3).eval()
+        for x, call in ((torch.randn(4, 5, 6, 6), {}), (images(), {"residual": images()[:1]})):
+            with pytest.raises(ShapeError, match="BatchNorm2d: `"):
+                torch.export.export(layer, (x,), call)
+
+    def test_inference_by_the_batch_has_every_option(self) -> None:
+        layer = BatchNorm2d(3, virtual_batch_size=2, momentum=None, track_running_stats=False).eval()
+        close(torch.export.export(layer, (images(),)).module()(images()), layer(images()))
+
+    def test_held_statistics_are_refused_in_training(self) -> None:
+        model = network()
+        with hold_statistics(model), pytest.raises(ArgumentError, match="cannot hold held statistics"):
+            torch.export.export(model, (images(),))
+
     def test_onnx_has_one_node_a_layer_which_the_runtime_folds_into_the_convolution(self, tmp_path: Path) -> None:
         import onnx
         import onnxruntime
@@ -209,6 +234,14 @@ class TestLoaded:
         convert(model, "ghost", virtual_batch_size=2)
         assert copy.deepcopy(model)[0].skipped() == 1
 
+    def test_a_step_that_is_taken_back_takes_the_count_back(self) -> None:
+        layer = BatchNorm(3)
+        with transaction(layer) as step:
+            with pytest.warns(RuntimeWarning, match="1 batch"):
+                layer(torch.full((4, 3), torch.nan))
+            step.rollback()
+        assert layer.skipped() == 0
+
     @pytest.mark.parametrize("options", [{}, {"renorm": Renorm(rmax=2.0)}, {"small_batch": "running"}], ids=str)
     def test_who_switches_tracking_off_holds_the_statistics(self, options: dict[str, Any]) -> None:
         """As Lightning's finetuning callbacks do while the buffers are there."""
@@ -231,7 +264,7 @@ class TestLoaded:
         for name in ("weight", "bias"):
             setattr(layer, name, nn.Parameter(getattr(layer, name)[:2].detach().clone()))
         if options:
-            with pytest.raises(ArgumentError, match=r"`running_stddev` must have shape \(2,\).* got \(4,\)"):
+            with pytest.raises(ShapeError, match=r"`running_stddev` must have shape \(2,\).* got \(4,\)"):
                 layer(torch.randn(8, 2))
             for name in ("running_stddev", "renorm_mean", "renorm_stddev"):
                 setattr(layer, name, getattr(layer, name)[:2].clone())
@@ -338,16 +371,55 @@ def test_inference_gives_the_same_bits_with_gradients_and_without(
 @pytest.mark.parametrize(
     "options", [{"momentum": None}, {"momentum": 1.0}, {"momentum": 1.0, "renorm": Renorm()}], ids=str
 )
-def test_a_momentum_of_one_leaves_nothing_of_what_was_there(
-    kernel: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    layer, x = BatchNorm(3, **options), 1e-2 * images(64)[:, :, 0, 0]
+def test_a_momentum_of_one_leaves_nothing_of_what_was_there(kernel: str, options: dict[str, Any]) -> None:
+    layer, x = BatchNorm(3, **options), 1e-2 * images(64)[:, :, 0, 0].contiguous()
+    x = x if kernel == "native" else torch.stack((x, x), 2)[..., 0]  # no dense array
     for name, buffer in layer.named_buffers():
         if buffer.is_floating_point():
             buffer.fill_(-1e8 if "mean" in name else 5000.0)
-    call: dict[str, Any] = {} if kernel == "native" else {"weights": torch.ones(64)}  # which the direct way leaves
-    layer(x, **call)
-    var = x.double().var(0, correction=0 if "renorm" in options else 1)
+    layer(x)
+    assert ("kernel=eager" in repr(layer)) == (kernel == "eager")
+    renormed = "renorm" in options
+    var = x.double().var(0, correction=0 if renormed else 1)
     assert_close(to_numpy(layer.running_mean), to_numpy(x.double().mean(0)), "float32", 0.1)
-    if "renorm" not in options:  # else M and S move by a momentum of their own
-        assert_close(to_numpy(layer.running_var), to_numpy(var), "float32", 0.001)
+    assert_close(to_numpy(layer.running_var), to_numpy(var), "float32", 0.1 if renormed else 0.001)
+    if renormed:  # M and S move by a momentum of their own
+        assert_close(to_numpy(layer.running_stddev), to_numpy((var + layer.eps).sqrt()), "float32", 0.1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_hooks_may_bring_what_was_saved_back_in_another_dtype(training: bool) -> None:
+    layer, twin = (used(BatchNorm(3, activation="relu")).train(training) for _ in range(2))
+    x, residual = (
+        torch.randn(64, 3, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (1, 2)
+    )
+    double = torch.autograd.graph.saved_tensors_hooks(lambda t: t.double() if t.is_floating_point() else t, lambda t: t)
+    with double:
+        y = layer(x, residual=residual)
+    wanted = torch.autograd.grad(twin(x, residual=residual).square().sum(), [x, residual, *twin.parameters()])
+    for a, b in zip(torch.autograd.grad(y.square().sum(), [x, residual, *layer.parameters()]), wanted, strict=True):
+        assert_close(to_numpy(a), to_numpy(b), "float32", 64.0)
+
+
+@pytest.mark.parametrize("kernel", ["native", "eager"])
+@pytest.mark.parametrize(
+    ("value", "said"), [(torch.nan, "with inf or NaN"), (1e30, "of finite values whose variance over")]
+)
+def test_a_warning_says_what_was_wrong_with_a_batch(kernel: str, value: float, said: str) -> None:
+    x = value * torch.tensor([[1.0, 2.0], [-1.0, 3.0], [-1.0, -3.0], [-1.0, 1.0]])
+    x = x if kernel == "native" else torch.stack((x, x), 2)[..., 0]
+    with pytest.warns(RuntimeWarning, match=said):
+        BatchNorm(2)(x)
+
+
+def test_a_sample_of_next_to_no_weight_costs_no_digits() -> None:
+    x = 1e6 + torch.randn(1001, 1, generator=torch.Generator().manual_seed(0))
+    weights = torch.ones(1001)
+    for i in (0, 500, 1000):
+        x[i], weights[i] = 0.0, 1e-20
+    layer = BatchNorm(1, momentum=1.0)
+    layer(torch.stack((x, x), 2)[..., 0], weights=weights)  # no dense array: by the eager kernel
+    kept = weights.double() > 0.5
+    assert "kernel=eager" in repr(layer)
+    assert abs(layer.running_mean.double() - x.double()[kept].mean()) <= torch.finfo(torch.float32).eps * 1e6
+    close(layer.running_var, x.double()[kept].var(0), 8.0)

@@ -200,7 +200,6 @@ def test_torch_agrees_with_the_derivatives(check: Any, options: dict[str, Any]) 
         ({"virtual_batch_size": 0}, "`virtual_batch_size` must be None or an int ≥ 1, got 0"),
         ({"virtual_batch_size": 2.0}, "got 2.0"),
         ({"renorm": True}, "`renorm` must be None or a Renorm, got True"),
-        ({"renorm": Renorm(), "track_running_stats": False}, "got track_running_stats=False"),
         ({"adjustment": 3}, "got 3"),
         ({"adjustment": lambda _: (1, 0), "virtual_batch_size": 2}, "`adjustment` and `virtual_batch_size` exclude"),
         ({"nonfinite": "ignore"}, "'ignore'"),
@@ -218,6 +217,15 @@ def test_an_option_out_of_range_is_refused_by_name_and_value(options: dict[str, 
     with pytest.raises(ArgumentError) as caught:
         layer(torch.ones(4, 3))
     assert said in str(caught.value)
+
+
+def test_renormalization_without_what_it_follows_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="`renorm` follows the running statistics, got track_running_stats=False"):
+        BatchNorm(3, renorm=Renorm(), track_running_stats=False)
+    layer = BatchNorm(3)
+    layer.renorm = Renorm()
+    with pytest.raises(ArgumentError, match="`renorm` must be chosen when the layer is made"):
+        layer(torch.ones(4, 3))
 
 
 @pytest.mark.parametrize(

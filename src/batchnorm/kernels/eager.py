@@ -103,8 +103,9 @@ def _three(x: Array, plan: Plan, xp: Namespace) -> list[Array]:
 
 
 def _three_weighted(x: Array, plan: Plan, weights: Array, xp: Namespace) -> list[Array]:
-    """Return the first, a middle and the last value with a weight, and 0 in place of one that does not exist.
+    """Return the first, a middle and the last value of at least half the largest weight, and 0 where there is none.
 
+    Such a value p lies within √(2·Σw/max w) standard deviations of the mean; one of next to no weight may lie anywhere.
     Each is the sum of one value and zeros, so that no order of adding can change it.
     """
     spread = _spread(x, xp, plan)
@@ -113,7 +114,9 @@ def _three_weighted(x: Array, plan: Plan, weights: Array, xp: Namespace) -> list
         xp.arange(size, device=getattr(x, "device", None)),
         tuple(1 if i == plan.group_axis else n for i, n in enumerate(spread)),
     )
-    heard, none, zero = xp.broadcast_to(weights, spread) > 0, xp.full_like(rows, -1), xp.zeros_like(x)
+    weights = xp.broadcast_to(weights, spread)
+    heard = (weights > 0) & (2 * weights >= xp.max(weights, axis=plan.reduced, keepdims=True))
+    none, zero = xp.full_like(rows, -1), xp.zeros_like(x)
     first = size - 1 - xp.max(xp.where(heard, size - 1 - rows, none), axis=plan.reduced, keepdims=True)
     middle = xp.max(xp.where(heard & (rows <= size // 2), rows, none), axis=plan.reduced, keepdims=True)
     last = xp.max(xp.where(heard, rows, none), axis=plan.reduced, keepdims=True)

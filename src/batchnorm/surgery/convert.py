@@ -2,7 +2,6 @@
 
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -28,7 +27,7 @@ from batchnorm.surgery.kinds import (
     timms,
     torchs,
 )
-from batchnorm.surgery.places import Layers, Place, chosen, few, places, put
+from batchnorm.surgery.places import Layers, Place, chosen, few, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.layers import OPTIONS
@@ -67,7 +66,7 @@ def activation_of(module: nn.Module) -> nn.Module | None:
     if name is None:
         return None
     before = module.fused_from[0] if isinstance(module, BatchNorm) and module.fused_from else nn.Identity()
-    return before if _named(before) == {"activation": name} else ACTIVATIONS[name]().train(module.training)
+    return (before if _named(before) == {"activation": name} else ACTIVATIONS[name]()).train(module.training)
 
 
 def options_of(module: nn.Module) -> dict[str, Any] | str:
@@ -103,13 +102,13 @@ def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[s
     layer: Any = old[0] if isinstance(old, Followed) else old
     if isinstance(options, str):
         return options
-    fused = activation is not None and (is_ours(old) or (isinstance(old, Followed) and old.fused))
-    if not (fuse or fused):
+    fused = activation is not None and (is_ours(old) or bool(getattr(old, "fused", False)))
+    if activation is not None and not (fuse or fused):
         options.pop("activation", None)
     if registered(layer):
         return f"its {' and '.join(registered(layer))} would be lost"
     if to == "timm":
-        return ALREADY if is_timms(old) else timms(layer, options, activation, **asked)
+        return ALREADY if is_timms(old) else timms(layer, options, activation, fused=fused, **asked)
     if to == "torch":
         already = type(layer) in OURS and asked.get("sync") in {None, "sync" in options}
         new = ALREADY if already else torchs(layer, options, **asked)
@@ -186,7 +185,7 @@ def _without(old: nn.Module, to: Target) -> str:
     return gone and f"without {gone}"
 
 
-@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
+@trainable
 def convert(
     model: nn.Module,
     to: Target = "batchnorm",
@@ -216,7 +215,7 @@ def convert(
     somebody's, or with options or statistics that the other kind cannot hold, is left as it is, and the report says
     why. Where a layer of timm's includes an activation, that becomes a module of its own behind the layer, so that
     tools that rebuild or look for layers find both; this makes two modules of one, which changes the names of weights,
-    and the way back makes one of the two again.
+    and the way back makes one of the two again: load checkpoints before.
 
     Args:
         model: Changed in place. Of a model that is one such layer itself, take `report.model`.

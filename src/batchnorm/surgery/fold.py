@@ -12,7 +12,7 @@ from batchnorm.errors import BatchNormError
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
 from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, weighted
-from batchnorm.surgery.places import places, put
+from batchnorm.surgery.places import places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -210,7 +210,7 @@ def _difference(before: Any, now: Any) -> tuple[float, float]:
     return worst
 
 
-@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
+@trainable
 def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) -> Report:
     """Return a copy of `model` for inference whose batch normalizations are part of the layers beside them.
 

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery.flow import Call, Flow, is_one_call, record, tensors_in
 from batchnorm.surgery.folding import WEIGHTED
-from batchnorm.surgery.places import Layers, Place, chosen, few, places, put
+from batchnorm.surgery.places import Layers, Place, chosen, few, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 
@@ -216,7 +216,7 @@ class _Surgery:
             self.model = put(self.model, Place(pair, place.names), place.module)
 
 
-@torch.inference_mode(mode=False)  # what is made here shall be trainable, whoever asks for it
+@trainable
 def insert(
     model: nn.Module,
     example_inputs: Any = None,

@@ -167,8 +167,8 @@ def torchs(
     return made(TORCHS[kind], old, old.num_features)
 
 
-def timms(old: Any, options: dict[str, Any], activation: nn.Module | None, *, lose: bool = False) -> Made:
-    """Return timm's layer, which includes any activation; or why there is none."""
+def timms(old: Any, options: dict[str, Any], activation: nn.Module | None, *, fused: bool, lose: bool = False) -> Made:
+    """Return timm's layer, which includes any activation; or why there is none. `fused`: whether ours included it."""
     if options.get("axis", 1) != 1 or _class(old, 4) is not BatchNorm2d:
         return "timm's layer takes (N, C, H, W)"
     refused = _refused(old, options, "timm", lose)
@@ -180,7 +180,7 @@ def timms(old: Any, options: dict[str, Any], activation: nn.Module | None, *, lo
         raise ArgumentError('to="timm" makes timm\'s layers, and timm is not installed: pip install timm') from error
     new: Any = made(kind, old, old.num_features, apply_act=False)
     if activation is not None:
-        new.act = activation
+        new.act, new.fused = activation, fused
     return new
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import nn
@@ -14,6 +15,24 @@ from batchnorm.errors import ArgumentError, BatchNormError
 One = str | nn.Module | type[nn.Module]
 Layers = One | Iterable[One] | Callable[[str, nn.Module], bool]
 SHOWN = 3  # names in a message
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def trainable(tool: Callable[P, R]) -> Callable[P, R]:
+    """Let a tool whose first argument is a model make tensors that can be trained, under inference mode too.
+
+    Unless the model itself is of tensors made in that mode: these can only be changed in it.
+    """
+
+    @wraps(tool)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        given: Any = args[0] if args else kwargs.get("model")
+        tensors = [*given.parameters(), *given.buffers()] if isinstance(given, nn.Module) else []
+        with torch.inference_mode(torch.is_inference_mode_enabled() and any(t.is_inference() for t in tensors)):
+            return tool(*args, **kwargs)
+
+    return run
 
 
 class Place(NamedTuple):

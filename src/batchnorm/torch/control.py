@@ -139,6 +139,12 @@ def use_running(model: nn.Module) -> Generator[None]:
             layer.by_running -= 1
 
 
+def _state(layer: _BatchNorm) -> list[tuple[str, Tensor]]:
+    """Return what a training step moves: the buffers, and the count of skipped batches, which is none."""
+    count: Tensor | None = getattr(layer, "nonfinite_batches", None)
+    return [*layer.named_buffers(), *([] if count is None else [("nonfinite_batches", count)])]
+
+
 class transaction:  # noqa: N801  # used like a function
     """Take back what a step does to the running statistics, if it fails or is not wanted.
 
@@ -160,7 +166,7 @@ class transaction:  # noqa: N801  # used like a function
 
     def __enter__(self) -> "transaction":
         self._before = [
-            ({name: b.clone() for name, b in layer.named_buffers()}, [*(getattr(layer, "collected", None) or ())])
+            ({name: t.clone() for name, t in _state(layer)}, [*(getattr(layer, "collected", None) or ())])
             for layer in self._layers
         ]
         return self
@@ -171,7 +177,7 @@ class transaction:  # noqa: N801  # used like a function
         if not self._before:
             raise BatchNormError("`rollback` goes back to where a block began, and none has: `with transaction(model)`")
         for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
-            for name, now in layer.named_buffers():
+            for name, now in _state(layer):
                 now.copy_(buffers[name])
             if isinstance(layer, BatchNorm) and layer.collected is not None:
                 layer.collected[:] = collected  # also what `accumulate` has remembered meanwhile

@@ -20,7 +20,7 @@ from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Moments
 from batchnorm.steps import Inputs, Recipe
 from batchnorm.torch.native import ordinary, watched
-from batchnorm.torch.normalize import Normalize, Signs, as_before, differentiated
+from batchnorm.torch.normalize import Normalize, Signs, as_before
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
 from batchnorm.torch.training import NON_FINITE, SMALL_BATCH, Step
@@ -161,9 +161,11 @@ class Direct(torch.autograd.Function):
         x, weight, bias, residual, numbers, bits = ctx.saved_tensors
         lies = prepared.lies
         if x.stride() != lies[0] or dy.stride() != lies[0] or x.dtype is not lies[1] or dy.dtype is not lies[1]:
-            x, dy = as_before(x, lies), as_before(dy, lies)
+            x, dy = as_before(x, lies), as_before(dy, lies)  # hooks may have brought it back otherwise
         if residual is not None:
             residual = as_before(residual, lies)
+        if numbers.dtype is not prepared.working or not numbers.is_contiguous():  # likewise
+            numbers = numbers.to(prepared.working).contiguous()
         dx = torch.empty_like(x) if wants_dx else None
         dz = torch.empty_like(x) if wants_dz and prepared.recipe.activation is not None else None
         dgamma = _room(weight, prepared) if wants_dgamma else None
@@ -320,7 +322,11 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
 
 def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return the output of a layer by its running statistics; None where this way does not serve."""
-    mean, var, weight, bias = (*map(layer._buffers.get, ("running_mean", "running_var")), layer.weight, layer.bias)
+    try:
+        mean, var = layer._buffers["running_mean"], layer._buffers["running_var"]
+        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
+    except KeyError:  # somebody has put something else in their place
+        return None
     if mean is None or var is None or not _right(layer, x) or not serves(x, residual):
         return None
     if layer.frozen:  # whatever `requires_grad` has been set to since
@@ -333,7 +339,7 @@ def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     ):
         return None
     _forget(layer)
-    if differentiated(Inputs(x, weight, bias, residual)):
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
         mean, var = (mean.view(-1), var.view(-1)) if mean.ndim > 1 else (mean, var)
         numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
         return apply(x, weight, bias, residual, ready, numbers, True)

@@ -5,7 +5,7 @@ find nothing in the subtraction and multiplication that our kernels are.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from batchnorm.activations import LEAKY_SLOPE
 from batchnorm.errors import ArgumentError
-from batchnorm.layout import normalise_axis
-from batchnorm.steps import working_dtype
+from batchnorm.layout import Plan, normalise_axis, plan
+from batchnorm.steps import Inputs, working_dtype
+from batchnorm.torch.training import gather
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,
@@ -28,6 +29,20 @@ _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 _HELD = ("activation=", "axis=", "nonfinite='propagate'")  # options that training by torch's operators holds
 
 
+class Call(NamedTuple):
+    """What a layer is called with: x, its parameters and statistics by name, the residual, and weights of samples."""
+
+    x: Tensor
+    named: dict[str, Tensor | None]
+    residual: Tensor | None
+    weights: Tensor | None
+
+
+def _in(dtype: torch.dtype, t: Tensor) -> Tensor:
+    """Return a tensor in a dtype; as it is where it has it, for a cast to it would be written down all the same."""
+    return t if t.dtype == dtype else t.to(dtype)
+
+
 def _features_at_1(x: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return x with its features along axis 1, and what undoes that for the output."""
     if axis == 1:
@@ -38,48 +53,61 @@ def _features_at_1(x: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Ten
     return x.movedim(axis, 1), lambda y: y.movedim(1, axis)
 
 
-def _check_training(layer: Any, chosen: Sequence[str], weights: Tensor | None) -> None:
-    """Raise where training does something that no operator of torch does."""
-    lost = [option for option in chosen if not option.startswith(_HELD)] + ["weights="] * (weights is not None)
-    if layer.momentum is None:
-        lost.append("momentum=None")
-    if lost:
-        raise ArgumentError(
-            f"a program for training cannot hold {', '.join(lost)}, and could not be moved to inference (export the "
-            "model in inference: `model.eval()` first)"
-        )
+def _lost(layer: Any, chosen: Sequence[str], *, weighted: bool) -> list[str]:
+    """Return what the batch is normalised by, or leaves behind, that no operator of torch does."""
+    lost = [option for option in chosen if not option.startswith(_HELD)] + ["weights="] * weighted
+    if len(normalise_axis(layer.axis)) > 1:
+        lost.append(f"axis={layer.axis}")
+    if layer.training:
+        lost += ["momentum=None"] * (layer.momentum is None)
+        lost += ["held statistics"] * (layer.running_mean is not None and not layer.listens())
+    return lost
 
 
-def normalise(
-    layer: Any, x: Tensor, residual: Tensor | None, weights: Tensor | None, *, training: bool, chosen: Sequence[str]
-) -> Tensor | None:
+def _gathered(layer: Any, call: Call) -> tuple[Inputs, Plan]:
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and torch warns of each that is compared
+        layout = plan(call.x.ndim, layer.axis)
+        weight, bias, mean, var = (call.named[n] for n in ("weight", "bias", "running_mean", "running_var"))
+        return Inputs(call.x, weight, bias, call.residual, call.weights, mean, var), layout
+    inputs, recipe = gather(call.x, call.named, layer, residual=call.residual, weights=call.weights)
+    return inputs, recipe.plan
+
+
+def normalise(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:
     """Return the output of a layer by torch's operators, and move its statistics; None where these do not serve.
 
     In training a program holds what torch's own layer does: a batch with inf or NaN is not skipped.
 
     Args:
         layer: A `BatchNorm`.
-        x: Its input.
-        residual: Added before the activation.
-        weights: Of samples; they matter in training alone.
-        training: Whether the batch normalises.
+        call: What it is called with.
+        by_batch: Whether the batch normalises.
         chosen: The options of the layer that are not their defaults, as they are written.
 
     Raises:
         ArgumentError: in training, where an option, or `weights`, asks for what torch's operator does not do.
     """
-    axis, *others = normalise_axis(layer.axis)
-    if others or x.ndim < 2 or not -x.ndim <= axis < x.ndim or axis % x.ndim == 0:
+    inputs, layout = _gathered(layer, call)
+    x, (axis, *others) = inputs.x, layout.kept
+    lost = _lost(layer, chosen, weighted=inputs.weights is not None) if by_batch else []
+    if lost and layer.training:
+        raise ArgumentError(
+            f"a program for training cannot hold {', '.join(lost)}, and could not be moved to inference (export the "
+            "model in inference: `model.eval()` first)"
+        )
+    if lost or others or axis == 0:
         return None
-    if training:
-        _check_training(layer, chosen, weights)
-    moves = training and layer.listens()
-    statistics = (layer.running_mean, layer.running_var) if moves or not training else (None, None)
-    working = working_dtype(x.dtype, torch)
-    weight, bias = (p if p is None or p.dtype == working else p.to(working) for p in (layer.weight, layer.bias))
-    x, restored = _features_at_1(x, axis % x.ndim)
-    momentum = layer.momentum if moves else 0.0
-    z = restored(functional.batch_norm(x, *statistics, weight, bias, training, momentum, layer.eps))
-    if moves and layer.num_batches_tracked is not None:
+    precise = working_dtype(x.dtype, torch)
+    given = (inputs.weight, inputs.bias, *((None, None) if by_batch else (inputs.mean, inputs.var)))
+    weight, bias, mean, var = (p if p is None else _in(precise, p) for p in given)
+    moves = by_batch and layer.listens()
+    if moves:  # in place, so as they are
+        mean, var = inputs.mean, inputs.var
         layer.num_batches_tracked.add_(1)
-    return _ACTIVATIONS[layer.activation](z if residual is None else z + residual)
+    dtype = x.dtype
+    x, restored = _features_at_1(x if inputs.residual is None else _in(precise, x), axis)  # added before it is rounded
+    momentum = layer.momentum if moves else 0.0
+    z = restored(functional.batch_norm(x, mean, var, weight, bias, by_batch, momentum, layer.eps))
+    if inputs.residual is not None:
+        z = z + _in(precise, inputs.residual)
+    return _in(dtype, _ACTIVATIONS[layer.activation](z))

@@ -248,10 +248,7 @@ class BatchNorm(Remembering):
         by_batch = training or (self.running_mean is None and not fixed)
         if by_batch:
             self._refuse_per_sample_gradients()
-        if tracing() and isinstance(input, Tensor):
-            chosen = self._chosen()
-            y = exported.normalise(self, input, residual, weights, training=by_batch, chosen=chosen)
-        return self._generally(input, residual, weights, by_batch=by_batch) if y is None else y
+        return self._generally(input, residual, weights, by_batch=by_batch)
 
     def _generally(self, input: Tensor, residual: Tensor | None, weights: Tensor | None, *, by_batch: bool) -> Tensor:
         training = self.training and by_batch
@@ -271,14 +268,17 @@ class BatchNorm(Remembering):
             named = {name: p if p is None else p.detach() for name, p in named.items()}
         if clips:  # those of renormalization must fit too
             named |= {name: self._buffers[name] for name in RENORM_BUFFERS}
+        if tracing():
+            call = exported.Call(input, named, residual, weights)
+            y = exported.normalise(self, call, by_batch=by_batch, chosen=self._chosen())
+            if y is not None:
+                return y
         inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
         if input.numel():  # else there is nothing to run
             self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
         if not by_batch:
             return infer(inputs, recipe)
-        self._check_sync()
-        if running is not None and self.listens() and not torch.compiler.is_compiling():
-            check_movable(self._statistics(), self.num_batches_tracked)
+        self._check_training()
         if running is not None and clips:
             rmin, rmax, dmax = clips
             mean, stddev = (s if s is None else snapshot(s) for s in running[3:])
@@ -287,6 +287,11 @@ class BatchNorm(Remembering):
         if step is not None and running is not None and self.listens() and not in_backward():
             self._remember(step)
         return y
+
+    def _check_training(self) -> None:
+        self._check_sync()
+        if self.listens() and not torch.compiler.is_compiling():
+            check_movable(self._statistics(), self.num_batches_tracked)
 
     def _refuse_per_sample_gradients(self) -> None:
         weight = self._parameters.get("weight")

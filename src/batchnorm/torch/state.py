@@ -14,6 +14,7 @@ from batchnorm.renorm import Renorm
 from batchnorm.statistics import Moments, Running
 from batchnorm.torch.naming import layer_name
 from batchnorm.torch.recompute import Ledger, first_forward
+from batchnorm.torch.snapshot import tracing
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
 from batchnorm.torch.transforms import batched, beneath_derivatives, readable, surely, transforming
 
@@ -41,7 +42,8 @@ class Remembering(_BatchNorm):
     def _add_buffers(self) -> None:
         self.__dict__.update(CLOSED)
         mean = self.running_mean
-        self.nonfinite_batches = None if mean is None else torch.zeros((), dtype=torch.long, device="cpu")
+        with torch.inference_mode(mode=False):  # it counts in training, wherever the layer is made
+            self.nonfinite_batches = None if mean is None else torch.zeros((), dtype=torch.long, device="cpu")
         self._place_count()
         for name in RENORM_BUFFERS:
             self.register_buffer(name, None if mean is None or self.renorm is None else torch.empty_like(mean))
@@ -198,7 +200,7 @@ class Remembering(_BatchNorm):
     def _count(self, good: Tensor | None, step: Step) -> None:
         """Count a batch that was skipped, and warn of the first."""
         count = self.nonfinite_batches
-        if good is None or count is None or good.is_meta:
+        if good is None or count is None or good.is_meta or tracing():
             return
         with beneath_derivatives(count, (good,)) if transforming() else nullcontext((good,)) as (good,):
             if batched(good):  # the count is one of all replicas, and cannot be any of theirs
@@ -207,7 +209,8 @@ class Remembering(_BatchNorm):
                 self.nonfinite_batches = count = count.to(good.device)
             count.add_(good.logical_not())
         if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
-            finite_mean = readable(step.moments.mean) and surely(step.moments.mean.isfinite().all())
+            mean = step.moments.mean + step.moments.mean_low
+            finite_mean = readable(mean) and surely(mean.isfinite().all())
             self._warn_of_nonfinite(OVERFLOW if finite_mean else NOT_FINITE)
 
     def _move(self, step: Step, good: Tensor | None) -> None:
