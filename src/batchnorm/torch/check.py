@@ -35,14 +35,17 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
         if value is not None and tuple(value.shape) != expected:
             raise ShapeError(
                 f"`{name}` must have shape {expected} for an input of shape {tuple(x.shape)} with axis={axes}, "
-                f"got {tuple(value.shape)} (`axis` names the axes of features{_better_axis(x, value)})"
+                f"got {tuple(value.shape)} ({_way_out(name, x, value)})"
             )
     return layout
 
 
-def _better_axis(x: Tensor, value: Tensor) -> str:
+def _way_out(name: str, x: Tensor, value: Tensor) -> str:
+    if name.startswith(("renorm_", "running_stddev")):
+        return "a tool that narrows `running_mean` must narrow the buffers of `renorm` too"
     fitting = [i for i in range(1, x.ndim) if value.ndim == 1 and x.shape[i] == len(value)]
-    return f"; axis={fitting[-1] - x.ndim} has {len(value)}" if fitting else ""
+    better = f"; axis={fitting[-1] - x.ndim} has {len(value)}" if fitting else ""
+    return f"`axis` names the axes of features{better}"
 
 
 def check_movable(statistics: Mapping[str, Tensor | None], batches: Tensor | None = None) -> None:
