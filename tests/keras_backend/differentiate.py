@@ -97,7 +97,8 @@ def stepping(layer: Any, mode: str = UNCOMPILED, **call: Any) -> Callable[..., C
     def run(x: Array, dy: Array, *, dtype: str = "float32") -> Call:
         if not layer.built:
             layer.build(x.shape)
-        y, gradients = step(ops.convert_to_tensor(x, dtype), ops.convert_to_tensor(dy, "float32"))
+        precise = "float64" if dtype == "float64" else "float32"
+        y, gradients = step(ops.convert_to_tensor(x, dtype), ops.convert_to_tensor(dy, precise))
         dx, *others = (numpy(g) for g in gradients)
         return Call(numpy(y), dx, others)
 
