@@ -193,12 +193,11 @@ def _generally(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradients by the general way: they will be differentiated again, or are more than their memory."""
     prepared: Prepared = ctx.prepared
     x, weight, bias, residual, numbers, bits = ctx.saved_tensors
-    mean, mean_low, m2, inv_std, _ = (row.reshape(prepared.features) for row in numbers.view(5, -1))
+    shape = prepared.features if ctx.fixed else prepared.kept
+    mean, mean_low, m2, inv_std, _ = (row.reshape(shape) for row in numbers.view(5, -1))
     inputs, seen = Inputs(x, weight, bias, residual), [mean, m2, mean_low, inv_std]
     if ctx.fixed:
         inputs, seen = inputs._replace(mean=mean, var=m2), []
-    else:
-        seen = [row.reshape(prepared.kept) for row in seen]
     known = SimpleNamespace(
         recipe=replace(prepared.recipe, inference=ctx.fixed),
         saved_tensors=(*inputs, None, *seen, *([] if bits is None else [bits])),
