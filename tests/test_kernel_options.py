@@ -42,13 +42,18 @@ def test_weighted_moments(namespace: Namespace, along: tuple[int, ...], mean: fl
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("values", ["normal", "far", "outlier first", "outlier last", "sparse"])
+@pytest.mark.parametrize(
+    "values", ["normal", "far", "outlier first", "outlier last", "outliers at both ends", "sparse"]
+)
 @pytest.mark.parametrize("shape", [(65536, 2), (70001, 2), (300, 299, 2)])
 def test_moments_of_many_values_that_are_added_one_after_another(
     shape: tuple[int, ...], values: str, weighted: bool
 ) -> None:
     x, xp = drawn(3, shape), array_api_compat.numpy  # it adds rows as they come
-    if values.startswith("outlier"):
+    if values == "outliers at both ends":  # so that the shift is one of them
+        x += 20.0
+        x[(0,) * (len(shape) - 1)] = x[(-1,) * (len(shape) - 1)] = 0.0
+    elif values.startswith("outlier"):
         x[(0 if values.endswith("first") else -1,) * (len(shape) - 1)] = 1e4
     x = {"far": x + 1e6, "sparse": x * (drawn(5, shape) > 3.0)}.get(values, x).astype(np.float32)
     w = (drawn(4, (*shape[:-1], 1)) > -0.5).astype(np.float32) if weighted else None
