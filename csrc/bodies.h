@@ -25,8 +25,7 @@ template <bool whole, class T, class V> BN_INLINE void put(T *p, V v, int lanes,
 }
 
 // The numbers of the features from `f` on; `missing` where there are none. Planar: of f, and of f + 1 behind `lanes`.
-template <class A, bool planar> BN_INLINE auto feature(const void *numbers, int64_t f, int lanes, A missing) {
-    const A *p = static_cast<const A *>(numbers);
+template <bool planar, class A> BN_INLINE auto feature(const A *p, int64_t f, int lanes, A missing) {
     if (!p) return broadcast<A>(missing);
     if constexpr (planar) {
         if (lanes == Lanes<A>::count) return broadcast<A>(p[f]);
@@ -81,6 +80,27 @@ template <class T, bool weighted, bool planar_> struct Moments {
     }
 };
 
+// (x − mean) − mean_low, and that times scale plus shift; the pointers are kept, since what is written to memory might
+// be the call for all that a compiler knows.
+template <class A, bool planar> struct Normalized {
+    using V = typename Lanes<A>::Vector;
+    const A *means, *lows, *scales, *shifts;
+    V mean, low, scale, shift;
+
+    BN_INLINE explicit Normalized(const bn_call &c)
+        : means(static_cast<const A *>(c.mean)), lows(static_cast<const A *>(c.mean_low)),
+          scales(static_cast<const A *>(c.scale)), shifts(static_cast<const A *>(c.shift)) {}
+
+    BN_INLINE void aim(int64_t f, int lanes) {
+        mean = feature<planar>(means, f, lanes, A(0));
+        low = feature<planar>(lows, f, lanes, A(0));
+        scale = feature<planar>(scales, f, lanes, A(1));
+        shift = feature<planar>(shifts, f, lanes, A(0));
+    }
+    BN_INLINE V centred(V x) const { return (x - mean) - low; }
+    BN_INLINE V scaled(V centred) const { return centred * scale + shift; }
+};
+
 // y = act(((x − mean) − mean_low)·scale + shift + residual), and whether it is before the activation > 0.
 template <class T, Kind kind, bool planar_> struct Affine {
     using Storage = T;
@@ -92,21 +112,17 @@ template <class T, Kind kind, bool planar_> struct Affine {
     uint16_t *bits;
     Smooth<V> smooth;
     bool streaming;
-    V mean, low, scale, shift;
+    Normalized<A, planar> normalized;
 
     BN_INLINE Affine(const bn_call &c, bool streaming_)
         : x(static_cast<const T *>(c.x)), residual(static_cast<const T *>(c.residual)), y(static_cast<T *>(c.y)),
-          bits(c.bits), smooth(kind == Kind::smooth ? smooth_activation<V>(c.activation) : nullptr), streaming(streaming_) {}
+          bits(c.bits), smooth(kind == Kind::smooth ? smooth_activation<V>(c.activation) : nullptr), streaming(streaming_),
+          normalized(c) {}
 
-    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
-        mean = feature<A, planar>(c.mean, f, lanes, A(0));
-        low = feature<A, planar>(c.mean_low, f, lanes, A(0));
-        scale = feature<A, planar>(c.scale, f, lanes, A(1));
-        shift = feature<A, planar>(c.shift, f, lanes, A(0));
-    }
+    BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &) const {
-        V z = ((get<whole>(x + i, lanes) - mean) - low) * scale + shift;
+        V z = normalized.scaled(normalized.centred(get<whole>(x + i, lanes)));
         if (residual) z += get<whole>(residual + i, lanes);
         if (bits) bits[v] = positive_bits(z);
         put<whole>(y + i, activated<kind>(z, smooth), lanes, streaming);
@@ -120,21 +136,17 @@ template <class T, Kind kind, bool planar> struct Gradient {
     const T *x, *dy, *residual;
     const uint16_t *bits;
     Smooth<V> derivative;
-    V mean, low, scale, shift;
+    Normalized<A, planar> normalized;
 
     BN_INLINE explicit Gradient(const bn_call &c)
         : x(static_cast<const T *>(c.x)), dy(static_cast<const T *>(c.dy)), residual(static_cast<const T *>(c.residual)),
-          bits(c.bits), derivative(kind == Kind::smooth ? smooth_derivative<V>(c.activation) : nullptr) {}
+          bits(c.bits), derivative(kind == Kind::smooth ? smooth_derivative<V>(c.activation) : nullptr),
+          normalized(c) {}
 
-    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
-        mean = feature<A, planar>(c.mean, f, lanes, A(0));
-        low = feature<A, planar>(c.mean_low, f, lanes, A(0));
-        scale = feature<A, planar>(c.scale, f, lanes, A(1));
-        shift = feature<A, planar>(c.shift, f, lanes, A(0));
-    }
+    BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
 
     template <bool whole> BN_INLINE V centred(int64_t i, int lanes) const {
-        return (get<whole>(x + i, lanes) - mean) - low;
+        return normalized.centred(get<whole>(x + i, lanes));
     }
 
     template <bool whole> BN_INLINE V at(V centred, int64_t i, int64_t v, int lanes) const {
@@ -143,7 +155,7 @@ template <class T, Kind kind, bool planar> struct Gradient {
         if constexpr (kind != Kind::smooth) {
             if (bits) return where_positive<kind>(grad, lanes_of<A>(bits[v]));
         }
-        V z = centred * scale + shift;
+        V z = normalized.scaled(centred);
         if (residual) z += get<whole>(residual + i, lanes);
         if constexpr (kind != Kind::smooth) return where_positive<kind>(grad, below(V{}, z));
         derivative(z);
@@ -151,22 +163,26 @@ template <class T, Kind kind, bool planar> struct Gradient {
     }
 };
 
-// Σdz and Σdz·(x−μ).
-template <class T, Kind kind, bool planar_> struct Reduce {
+// Σdz and Σdz·(x−μ). One that `writes` does so on the way with dz, and with dx = dz·scale, as it is where the statistics
+// are constants; each where it is wanted.
+template <class T, Kind kind, bool planar_, bool writes> struct Reduce {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
     Gradient<T, kind, planar> gradient;
+    T *dx, *dz;
 
-    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c) {}
-    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) { gradient.aim(c, f, lanes); }
+    BN_INLINE explicit Reduce(const bn_call &c) : gradient(c), dx(static_cast<T *>(c.dx)), dz(static_cast<T *>(c.dz)) {}
+    BN_INLINE void aim(int64_t f, int lanes) { gradient.aim(f, lanes); }
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &to) const {
         const V centred = gradient.template centred<whole>(i, lanes);
-        const V dz = gradient.template at<whole>(centred, i, v, lanes);
-        to.first += dz;
-        to.second += dz * centred;
+        const V grad = gradient.template at<whole>(centred, i, v, lanes);
+        to.first += grad;
+        to.second += grad * centred;
+        if (writes && dz) put<whole>(dz + i, grad, lanes, false);
+        if (writes && dx) put<whole>(dx + i, grad * gradient.normalized.scale, lanes, false);
     }
 };
 
@@ -178,18 +194,18 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
     static constexpr bool planar = planar_;
     Gradient<T, kind, planar> gradient;
     T *dx, *dz;
-    const A *weights;
-    bool fixed, streaming;
+    const A *weights, *factors, *constants;
+    bool streaming;
     V of_centred, constant;
 
     BN_INLINE Elementwise(const bn_call &c, bool streaming_)
         : gradient(c), dx(static_cast<T *>(c.dx)), dz(static_cast<T *>(c.dz)), weights(static_cast<const A *>(c.weights)),
-          fixed(!c.of_centred), streaming(streaming_) {}
+          factors(static_cast<const A *>(c.of_centred)), constants(static_cast<const A *>(c.constant)), streaming(streaming_) {}
 
-    BN_INLINE void aim(const bn_call &c, int64_t f, int lanes) {
-        gradient.aim(c, f, lanes);
-        of_centred = feature<A, planar>(c.of_centred, f, lanes, A(0));
-        constant = feature<A, planar>(c.constant, f, lanes, A(0));
+    BN_INLINE void aim(int64_t f, int lanes) {
+        gradient.aim(f, lanes);
+        of_centred = feature<planar>(factors, f, lanes, A(0));
+        constant = feature<planar>(constants, f, lanes, A(0));
     }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes, Added<V> &) const {
@@ -197,8 +213,8 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
         const V grad = gradient.template at<whole>(centred, i, v, lanes);
         if (dz) put<whole>(dz + i, grad, lanes, streaming);
         if (!dx) return;
-        V result = grad * gradient.scale;
-        if (!fixed) {
+        V result = grad * gradient.normalized.scale;
+        if (factors) {
             V moments = centred * of_centred + constant;
             if (weights) moments *= weight<A, planar, whole>(weights, w, lanes);
             result += moments;

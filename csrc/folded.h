@@ -1,4 +1,4 @@
-// Few channels side by side, as in (N, H, W, 3): several rows are taken as one, so that vectors are full.
+// Channels side by side that do not fill whole vectors, as in (N, H, W, 3): several rows are taken as one that does.
 #pragma once
 
 #include "cut.h"
@@ -7,15 +7,17 @@ namespace batchnorm {
 
 // The call on rows of `times` channels as long, and on the rows that are left over; features are repeated.
 template <class A> struct Folded {
-    static constexpr int64_t LANES = 64 / sizeof(A);
+    static constexpr int64_t LANES = 64 / sizeof(A), LONGEST = (LANES - 1) * LANES;
     bn_call main, rest;
     int64_t times = 1, left = 0;
 
     explicit Folded(const bn_call &c) : main(c), rest(c) {
         const int64_t rows = c.outer * c.rows, channels = c.channels;
-        if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LANES) return;
+        if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LONGEST) return;
         int64_t period = channels;
         while (period % LANES) period += channels;
+        while (period < 4 * LANES) period *= 2;  // as many as are swept side by side
+        if (period == channels || period > LONGEST) return;
         if (rows < 2 * (period / channels) || rows * channels < 2 * PIECE) return;  // not worth the trouble
         times = period / channels;
         left = rows % times;
@@ -36,7 +38,7 @@ template <class A> struct Folded {
     Folded(const Folded &) = delete;
 
 private:
-    A copies_[6][(LANES - 1) * LANES];
+    A copies_[6][LONGEST];
 
     template <class P> static P *past(P *p, const bn_call &c, int64_t elements) {
         if (!p) return nullptr;

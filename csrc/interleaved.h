@@ -6,7 +6,7 @@
 namespace batchnorm::BN_ISA {
 
 inline constexpr int64_t STRIP = 64;   // rows of four vectors that are worked on at a time
-inline constexpr int64_t WIDE = 512;   // bytes of a row that is worked on alone, in a map
+inline constexpr int64_t WIDE = 512;   // bytes of a row that is worked on alone, in a map of what no core has in its cache
 
 struct Interleaved {
     int64_t groups, rows, channels, group;
@@ -59,23 +59,42 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
 }
 
 template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
-    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(c, t.group * c.channels + channel, lanes); };
-    const int64_t width = (t.last_channel - t.first_channel) * int64_t(sizeof(typename Body::Storage));
-    const int64_t rows = width < WIDE || !model.streaming ? STRIP : 1;  // past the cache, memory is fastest in one sweep over it
-    for (int64_t row = t.first_row; row < t.last_row; row += rows) {
-        const int64_t end = t.last_row - row < rows ? t.last_row : row + rows;
-        sweep(c, t, model, row, end, aim, [](const auto &...) {});
+    constexpr int L = Lanes<typename Body::A>::count;
+    constexpr int64_t size = sizeof(typename Body::Storage);
+    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(t.group * c.channels + channel, lanes); };
+    const bool far = c.outer * c.groups * c.rows * c.channels * size >= FAR_BYTES;
+    if (!far || (t.last_channel - t.first_channel) * size < WIDE) {
+        for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
+            const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
+            sweep(c, t, model, row, end, aim, [](const auto &...) {});
+        }
+        return;
+    }
+    const Interleaved place(c, t);
+    const int64_t vectors = (c.channels + L - 1) / L;
+    Added<typename Body::V> none;
+    for (int64_t row = t.first_row; row < t.last_row; ++row) {  // memory is fastest in one sweep over it
+        const int64_t line = place.line(row), i = line * c.channels, v = line * vectors;
+        int64_t channel = t.first_channel;
+        for (; channel + L <= t.last_channel; channel += L) {
+            aim(model, channel, L);
+            model.template at<true>(i + channel, line, v + channel / L, L, none);
+        }
+        if (channel == t.last_channel) continue;
+        const int lanes = int(t.last_channel - channel);
+        aim(model, channel, lanes);
+        model.template at<false>(i + channel, line, v + channel / L, lanes, none);
     }
 }
 
 BN_INLINE Double8 part(Double8 v, int) { return v; }
 BN_INLINE Double8 part(Float16 v, int which) {
-    const Halves h = bit_cast<Halves>(v);
-    return longer(which ? h.high : h.low);
+    const auto parts = halves(v);
+    return longer(which ? parts.high : parts.low);
 }
 
 BN_INLINE Float16 rounded(const double *p, Float16) {
-    return bit_cast<Float16>(Halves{shorter(load(p)), shorter(load(p + 8))});
+    return joined<Float16>(shorter(load(p)), shorter(load(p + 8)));
 }
 BN_INLINE Double8 rounded(const double *p, Double8) { return load(p); }
 
@@ -130,11 +149,11 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
     }
 }
 
-template <class T, Kind kind> void reduce_interleaved(const bn_call &c, const Tile &t, Sums &sums) {
-    using Body = Reduce<T, kind, false>;
+template <class T, Kind kind, bool writes> void reduce_interleaved(const bn_call &c, const Tile &t, Sums &sums) {
+    using Body = Reduce<T, kind, false, writes>;
     const Body model(c);
     const auto aim = [&](Body &body, int64_t channel, int lanes) {
-        body.aim(c, t.group * c.channels + channel, lanes);
+        body.aim(t.group * c.channels + channel, lanes);
     };
     const auto done = [&](const Body &, const auto &added, int64_t channel) {
         double *first = sums.first + (channel - t.first_channel), *second = sums.second + (channel - t.first_channel);

@@ -70,26 +70,23 @@ template <class A> int backward(const bn_call &c, bool writes) {
     const bool through = writes && !c.fixed;
     A *coefficients = through ? reinterpret_cast<A *>(memory.reserve(2 * features)) : nullptr;
     if (through && !coefficients) return BN_NO_MEMORY;
-    bn_call then = c;
+    const double count = double(c.outer * c.rows * c.inner);
+    bn_call sums = c, then = c;
     then.of_centred = coefficients;
     then.constant = coefficients + (through ? features : 0);
-    const double count = double(c.outer * c.rows * c.inner);
     const auto finish = [&](int64_t f, double sum, double centred, double) {
         remember_sums<A>(c, f, sum, centred, count, coefficients, numbers<A>(then.constant));
     };
-    if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) {
-        return map<A>(then, sweeps(c).elementwise);
-    }
-    const bool maps = writes && (c.dx || c.dz), smooth = c.activation > BN_LEAKY_RELU;
-    bn_call sums = c, gradient = c;
-    const bool keeps = maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c);
-    if (keeps) {  // dz takes longer to find than to keep in the cache: where it is wanted, or else where dx will be
-        gradient.dx = nullptr;
-        then.dy = sums.dy = gradient.dz = c.dz ? c.dz : c.dx;
+    if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) return map<A>(then, sweeps(c).elementwise);
+    const bool maps = through && (c.dx || c.dz), smooth = c.activation > BN_LEAKY_RELU;
+    if (!writes || maps) sums.dx = sums.dz = nullptr;
+    if (maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c)) {
+        // dz takes longer to find than to keep in the cache: where it is wanted, or else where dx will be.
+        then.dy = sums.dz = c.dz ? c.dz : c.dx;
         then.dz = nullptr;
-        then.activation = sums.activation = BN_IDENTITY;
+        then.activation = BN_IDENTITY;
     }
-    return sum_then_map<A>(sums, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, maps, keeps ? &gradient : nullptr);
+    return sum_then_map<A>(sums, sweeps(c).reduce, false, finish, then, sweeps(c).elementwise, maps);
 }
 
 template <class A> int remember(const bn_memory &m) {

@@ -130,10 +130,9 @@ template <class A> int map(const bn_call &c, MapSweep sweep, bool alone = true) 
 template <class A> bool by_tiles(const bn_call &c) { return Cut(c).parts == 1 && Folded<A>(c).times == 1; }
 
 // Sum, finish each feature by `finish(f, first, second, count)`, and map `then`, unless it has nothing to write: tile by
-// tile where one holds all of its channels' data, and there map `before` all of that, unless NULL.
+// tile where one holds all of its channels' data.
 template <class A, class Finish>
-int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &finish, const bn_call &then, MapSweep last, bool writes,
-                 const bn_call *before = nullptr) {
+int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &finish, const bn_call &then, MapSweep last, bool writes) {
     const Cut cut(c);
     if (by_tiles<A>(c)) {
         return everywhere(c, cut.bytes, cut.tiles(), [&](int64_t i) {
@@ -141,7 +140,6 @@ int sum_then_map(const bn_call &c, SumSweep sweep, bool moments, const Finish &f
             double first[WIDEST + VECTOR], second[WIDEST + VECTOR];
             Sums sums{first, second, 0};
             clear(sums, cut.room());
-            if (before) last(*before, t, false);
             sweep(c, t, sums);
             for (int64_t k = t.first_channel; k < t.last_channel; ++k) {
                 finish(t.group * c.channels + k, first[k - t.first_channel], second[k - t.first_channel], sums.count);

@@ -65,7 +65,7 @@ template <class Body> void map_planar(const bn_call &c, const Tile &t, Body body
         for (int64_t channel = t.first_channel; channel < t.last_channel; ++channel) {
             const auto [first, last, weights, masks, distance, wrap] = place.segment(line, channel);
             const int64_t feature = t.group * c.channels + channel;
-            body.aim(c, feature, L);
+            body.aim(feature, L);
             if (i < first) i = first;
             if (i % L) {
                 const int64_t lanes = L - i % L < last - i ? L - i % L : last - i;
@@ -75,7 +75,7 @@ template <class Body> void map_planar(const bn_call &c, const Tile &t, Body body
             for (; i + L <= last; i += L) body.template at<true>(i, i + weights, i / L + masks, L, none);
             if (i >= last) continue;
             if (joined && channel + 1 < t.last_channel) {
-                body.aim(c, feature, int(last - i));
+                body.aim(feature, int(last - i));
                 body.template at<true>(i, 0, 0, L, none);
                 i += L;
             } else {
@@ -218,13 +218,13 @@ template <class T, bool weighted> void moments_planar(const bn_call &c, const Ti
     sum_planar<T>(c, t, sums, Body(c), aim, [](Channel<A> &state) { state.merge(weighted); });
 }
 
-template <class T, Kind kind> void reduce_planar(const bn_call &c, const Tile &t, Sums &sums) {
-    using Body = Reduce<T, kind, true>;
+template <class T, Kind kind, bool writes> void reduce_planar(const bn_call &c, const Tile &t, Sums &sums) {
+    using Body = Reduce<T, kind, true, writes>;
     using A = typename Body::A;
     int64_t aimed = -1;
     const auto aim = [&](Body &body, const auto &, int64_t channel, const Segment &) {
         if (channel == aimed) return;
-        body.aim(c, t.group * c.channels + channel, Lanes<A>::count);
+        body.aim(t.group * c.channels + channel, Lanes<A>::count);
         aimed = channel;
     };
     sum_planar<T>(c, t, sums, Body(c), aim, [](Channel<A> &state) { state.add_up(); });

@@ -16,8 +16,14 @@ template <class T> void moments(const bn_call &c, const Tile &t, Sums &sums) {
 }
 
 template <class T, Kind kind> void reduce_as(const bn_call &c, const Tile &t, Sums &sums) {
-    if (c.inner > 1) reduce_planar<T, kind>(c, t, sums);
-    else reduce_interleaved<T, kind>(c, t, sums);
+    const bool writes = c.dx || c.dz;
+    if (c.inner > 1) {
+        if (writes) reduce_planar<T, kind, true>(c, t, sums);
+        else reduce_planar<T, kind, false>(c, t, sums);
+    } else {
+        if (writes) reduce_interleaved<T, kind, true>(c, t, sums);
+        else reduce_interleaved<T, kind, false>(c, t, sums);
+    }
 }
 
 template <class T> void reduce(const bn_call &c, const Tile &t, Sums &sums) {

@@ -1,10 +1,11 @@
-// Vectors of 64 bytes, the same lanes on every instruction set: what a machine has no instruction for, the compiler
-// makes of several. Everything lies in a namespace of the instruction set, so that no linker can mix them up.
+// Vectors of 64 bytes, the same lanes on every instruction set: where the machine's own are narrower, they are pairs of
+// halves. Everything lies in a namespace of the instruction set, so that no linker can mix them up.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -21,12 +22,60 @@ namespace batchnorm::BN_ISA {
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
 
-typedef float Float16 __attribute__((vector_size(64)));
-typedef int32_t Int16 __attribute__((vector_size(64)));
-typedef uint32_t Unsigned16 __attribute__((vector_size(64)));
-typedef uint16_t Short16 __attribute__((vector_size(32)));
-typedef double Double8 __attribute__((vector_size(64)));
-typedef int64_t Long8 __attribute__((vector_size(64)));
+// ---- GCC keeps a vector that is wider than the machine's own in memory, wherever branches or rounds of a loop meet ----
+
+#if defined(__AVX512F__)
+inline constexpr int OWN_BYTES = 64;
+#elif defined(__AVX2__)
+inline constexpr int OWN_BYTES = 32;
+#else
+inline constexpr int OWN_BYTES = 16;
+#endif
+
+template <class V> using Lane = std::decay_t<decltype(std::declval<V>()[0])>;
+
+template <class H> struct Pair {
+    H low, high;
+    BN_INLINE Lane<H> operator[](int i) const {
+        constexpr int half = sizeof(H) / sizeof(Lane<H>);
+        return i < half ? low[i] : high[i - half];
+    }
+};
+template <class V> inline constexpr bool is_pair = false;
+template <class H> inline constexpr bool is_pair<Pair<H>> = true;
+
+template <class E, int bytes, bool own = (bytes <= OWN_BYTES)> struct VectorOf {
+    typedef E type __attribute__((vector_size(bytes)));
+};
+template <class E, int bytes> struct VectorOf<E, bytes, false> {
+    using type = Pair<typename VectorOf<E, bytes / 2>::type>;
+};
+
+#define BN_OPERATOR(op)                                                            \
+    template <class H> BN_INLINE Pair<H> operator op(Pair<H> a, Pair<H> b) {       \
+        return {a.low op b.low, a.high op b.high};                                 \
+    }                                                                              \
+    template <class H> BN_INLINE Pair<H> operator op(Pair<H> a, Lane<H> b) {       \
+        return {a.low op b, a.high op b};                                          \
+    }                                                                              \
+    template <class H, class B> BN_INLINE Pair<H> &operator op##=(Pair<H> &a, B b) { return a = a op b; }
+BN_OPERATOR(+)
+BN_OPERATOR(-)
+BN_OPERATOR(*)
+BN_OPERATOR(/)
+BN_OPERATOR(&)
+BN_OPERATOR(|)
+BN_OPERATOR(<<)
+BN_OPERATOR(>>)
+#undef BN_OPERATOR
+
+using Float16 = VectorOf<float, 64>::type;
+using Int16 = VectorOf<int32_t, 64>::type;
+using Unsigned16 = VectorOf<uint32_t, 64>::type;
+using Short16 = VectorOf<uint16_t, 32>::type;
+using Float8 = VectorOf<float, 32>::type;
+using Double8 = VectorOf<double, 64>::type;
+using Long8 = VectorOf<int64_t, 64>::type;
 
 template <class A> struct Lanes;
 template <> struct Lanes<float> { using Vector = Float16; using Integer = Int16; static constexpr int count = 16; };
@@ -38,64 +87,55 @@ template <> struct Working<double> { using type = double; };
 
 template <class To, class From> BN_INLINE To bit_cast(const From &from) {
     static_assert(sizeof(To) == sizeof(From));
-    To to;
-    std::memcpy(&to, &from, sizeof to);
-    return to;
+    if constexpr (is_pair<To> && is_pair<From>) {
+        return {bit_cast<decltype(To::low)>(from.low), bit_cast<decltype(To::high)>(from.high)};
+    } else {
+        To to;
+        std::memcpy(&to, &from, sizeof to);
+        return to;
+    }
 }
 
-template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
-    if constexpr (sizeof(A) == 4) return Int16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    else return Long8{0, 1, 2, 3, 4, 5, 6, 7};
+// The halves of any vector, and the vector of halves.
+template <class V> BN_INLINE auto halves(V v) {
+    if constexpr (is_pair<V>) return v;
+    else return bit_cast<Pair<typename VectorOf<Lane<V>, sizeof(V) / 2>::type>>(v);
+}
+template <class V, class H> BN_INLINE V joined(H low, H high) { return bit_cast<V>(Pair<H>{low, high}); }
+
+template <class V> BN_INLINE V read(const void *p) {
+    if constexpr (is_pair<V>) {
+        return {read<decltype(V::low)>(p), read<decltype(V::high)>(static_cast<const char *>(p) + sizeof(V) / 2)};
+    } else {
+        V v;
+        std::memcpy(&v, p, sizeof v);
+        return v;
+    }
+}
+template <class V> BN_INLINE void write(void *p, V v) {
+    if constexpr (is_pair<V>) write(p, v.low), write(static_cast<char *>(p) + sizeof v / 2, v.high);
+    else std::memcpy(p, &v, sizeof v);
 }
 
-// ---- GCC takes lane by lane, and by way of the stack, what is wider than the machine's own vectors ----
-
-#if defined(__AVX512F__)
-inline constexpr int OWN_BYTES = 64;
-#elif defined(__AVX2__)
-inline constexpr int OWN_BYTES = 32;
-#else
-inline constexpr int OWN_BYTES = 16;
-#endif
-
-template <class V> using Lane = std::decay_t<decltype(V{}[0])>;
-template <class V> struct Half {
-    typedef Lane<V> type __attribute__((vector_size(sizeof(V) / 2)));
-};
-template <class V> struct Split {
-    typename Half<V>::type low, high;
-};
+// f of vectors of one number of lanes, by vectors of the machine's own.
+template <class F, class V, class... More> BN_INLINE auto by_parts(const F &f, V v, More... more) {
+    if constexpr (is_pair<V>) {
+        const auto low = by_parts(f, v.low, more.low...), high = by_parts(f, v.high, more.high...);
+        return Pair<std::decay_t<decltype(low)>>{low, high};
+    } else {
+        return f(v, more...);
+    }
+}
 
 template <class V> BN_INLINE V all(Lane<V> value) {
-    if constexpr (sizeof(V) <= OWN_BYTES) return value - V{};  // minus: 0 + −0 would be +0
-    else return bit_cast<V>(Split<V>{all<typename Half<V>::type>(value), all<typename Half<V>::type>(value)});
+    if constexpr (is_pair<V>) return {all<decltype(V::low)>(value), all<decltype(V::high)>(value)};
+    else return value - V{};  // minus: 0 + −0 would be +0
 }
 template <class A> BN_INLINE typename Lanes<A>::Vector broadcast(A value) { return all<typename Lanes<A>::Vector>(value); }
 
-// z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions,
-// which GCC does not find by itself.
-template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
-    const V low = all<V>(-limit), high = all<V>(limit);
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    if constexpr (sizeof(V) == 32 && sizeof(Lane<V>) == 4) {
-        const __m256 above = _mm256_max_ps(bit_cast<__m256>(low), bit_cast<__m256>(z));
-        return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(high), above));
-    } else if constexpr (sizeof(V) == 32) {
-        const __m256d above = _mm256_max_pd(bit_cast<__m256d>(low), bit_cast<__m256d>(z));
-        return bit_cast<V>(_mm256_min_pd(bit_cast<__m256d>(high), above));
-    }
-#endif
-    const V above = z < low ? low : z;
-    return above > high ? high : above;
-}
-
-// f of vectors of one size, by parts of the machine's own.
-template <class F, class... V> BN_INLINE auto by_parts(const F &f, V... v) {
-    using R = decltype(f(v...));
-    if constexpr (sizeof(R) <= OWN_BYTES) return f(v...);
-    else
-        return bit_cast<R>(Split<R>{by_parts(f, bit_cast<Split<V>>(v).low...),
-                                    by_parts(f, bit_cast<Split<V>>(v).high...)});
+template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
+    static constexpr Lane<typename Lanes<A>::Integer> numbers[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return read<typename Lanes<A>::Integer>(numbers);
 }
 
 template <class V> BN_INLINE auto below(V a, V b) { return by_parts([](auto p, auto q) { return p < q; }, a, b); }
@@ -107,10 +147,24 @@ template <class V, class M> BN_INLINE V select(M mask, V yes, V no) {
     return by_parts([](auto m, auto p, auto q) { return m ? p : q; }, mask, yes, no);
 }
 
-// ---- between 16, 32 and 64 bits; __builtin_convertvector is several times slower where GCC 12 cuts it into pieces ----
+// z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions,
+// which GCC does not find by itself.
+template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
+    const V low = all<V>(-limit), high = all<V>(limit);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    if constexpr (sizeof(Lane<V>) == 4) {
+        const __m256 above = _mm256_max_ps(bit_cast<__m256>(low), bit_cast<__m256>(z));
+        return bit_cast<V>(_mm256_min_ps(bit_cast<__m256>(high), above));
+    } else {
+        const __m256d above = _mm256_max_pd(bit_cast<__m256d>(low), bit_cast<__m256d>(z));
+        return bit_cast<V>(_mm256_min_pd(bit_cast<__m256d>(high), above));
+    }
+#endif
+    const V above = z < low ? low : z;
+    return above > high ? high : above;
+}
 
-typedef float Float8 __attribute__((vector_size(32)));
-struct Halves { Float8 low, high; };
+// ---- between 16, 32 and 64 bits; __builtin_convertvector is several times slower where GCC 12 cuts it into pieces ----
 
 #if defined(__AVX512F__)
 BN_INLINE Unsigned16 longer(Short16 v) { return bit_cast<Unsigned16>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v))); }
@@ -118,23 +172,36 @@ BN_INLINE Short16 shorter(Unsigned16 v) { return bit_cast<Short16>(_mm512_cvtepi
 BN_INLINE Double8 longer(Float8 v) { return bit_cast<Double8>(_mm512_cvtps_pd(bit_cast<__m256>(v))); }
 BN_INLINE Float8 shorter(Double8 v) { return bit_cast<Float8>(_mm512_cvtpd_ps(bit_cast<__m512d>(v))); }
 #elif defined(__AVX2__)
-struct ShortHalves { __m128i low, high; };
-struct IntHalves { __m256i low, high; };
 BN_INLINE Unsigned16 longer(Short16 v) {
-    const ShortHalves h = bit_cast<ShortHalves>(v);
-    return bit_cast<Unsigned16>(IntHalves{_mm256_cvtepu16_epi32(h.low), _mm256_cvtepu16_epi32(h.high)});
+    const __m256i raw = bit_cast<__m256i>(v);
+    using H = decltype(Unsigned16::low);
+    return {bit_cast<H>(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(raw))),
+            bit_cast<H>(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(raw, 1)))};
 }
 BN_INLINE Short16 shorter(Unsigned16 v) {  // each lane holds 16 bits
-    const IntHalves h = bit_cast<IntHalves>(v);
-    return bit_cast<Short16>(_mm256_permute4x64_epi64(_mm256_packus_epi32(h.low, h.high), 0xd8));
+    const __m256i low = bit_cast<__m256i>(v.low), high = bit_cast<__m256i>(v.high);
+    return bit_cast<Short16>(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
 }
-BN_INLINE Double8 longer(Float8 v) { return __builtin_convertvector(v, Double8); }
-BN_INLINE Float8 shorter(Double8 v) { return __builtin_convertvector(v, Float8); }
+BN_INLINE Double8 longer(Float8 v) {
+    const __m256 raw = bit_cast<__m256>(v);
+    using H = decltype(Double8::low);
+    return {bit_cast<H>(_mm256_cvtps_pd(_mm256_castps256_ps128(raw))), bit_cast<H>(_mm256_cvtps_pd(_mm256_extractf128_ps(raw, 1)))};
+}
+BN_INLINE Float8 shorter(Double8 v) {
+    const __m128 low = _mm256_cvtpd_ps(bit_cast<__m256d>(v.low)), high = _mm256_cvtpd_ps(bit_cast<__m256d>(v.high));
+    return bit_cast<Float8>(_mm256_set_m128(high, low));
+}
 #else
-BN_INLINE Unsigned16 longer(Short16 v) { return __builtin_convertvector(v, Unsigned16); }
-BN_INLINE Short16 shorter(Unsigned16 v) { return __builtin_convertvector(v, Short16); }
-BN_INLINE Double8 longer(Float8 v) { return __builtin_convertvector(v, Double8); }
-BN_INLINE Float8 shorter(Double8 v) { return __builtin_convertvector(v, Float8); }
+// The compiler's own conversion, of vectors of any width.
+template <class To, class From> BN_INLINE To converted(From v) {
+    typedef Lane<From> Narrow __attribute__((vector_size(sizeof v)));
+    typedef Lane<To> Wide __attribute__((vector_size(sizeof(To))));
+    return bit_cast<To>(__builtin_convertvector(bit_cast<Narrow>(v), Wide));
+}
+BN_INLINE Unsigned16 longer(Short16 v) { return converted<Unsigned16>(v); }
+BN_INLINE Short16 shorter(Unsigned16 v) { return converted<Short16>(v); }
+BN_INLINE Double8 longer(Float8 v) { return converted<Double8>(v); }
+BN_INLINE Float8 shorter(Double8 v) { return converted<Float8>(v); }
 #endif
 
 BN_INLINE Float16 widen(Short16 raw, bfloat16) { return bit_cast<Float16>(longer(raw) << 16); }
@@ -152,14 +219,14 @@ BN_INLINE Short16 narrow(Float16 v, float16) {
     return bit_cast<Short16>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif defined(__F16C__)
-struct FloatHalves { __m256 low, high; };
 BN_INLINE Float16 widen(Short16 raw, float16) {
-    const ShortHalves h = bit_cast<ShortHalves>(raw);
-    return bit_cast<Float16>(FloatHalves{_mm256_cvtph_ps(h.low), _mm256_cvtph_ps(h.high)});
+    const __m256i bits = bit_cast<__m256i>(raw);
+    return {bit_cast<Float8>(_mm256_cvtph_ps(_mm256_castsi256_si128(bits))),
+            bit_cast<Float8>(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)))};
 }
 BN_INLINE Short16 narrow(Float16 v, float16) {
-    const FloatHalves h = bit_cast<FloatHalves>(v);
-    return bit_cast<Short16>(ShortHalves{_mm256_cvtps_ph(h.low, 0), _mm256_cvtps_ph(h.high, 0)});
+    const __m128i low = _mm256_cvtps_ph(bit_cast<__m256>(v.low), 0), high = _mm256_cvtps_ph(bit_cast<__m256>(v.high), 0);
+    return bit_cast<Short16>(_mm256_set_m128i(high, low));
 }
 #else
 BN_CALLED Float16 widen(Short16 raw, float16) {  // shift the exponent into place; 2^112 rebuilds it, subnormals too
@@ -186,21 +253,13 @@ BN_CALLED Short16 narrow(Float16 v, float16) {
 
 // ---- memory ----
 
-BN_INLINE Float16 load(const float *p) { Float16 v; std::memcpy(&v, p, sizeof v); return v; }
-BN_INLINE Double8 load(const double *p) { Double8 v; std::memcpy(&v, p, sizeof v); return v; }
-template <class T> BN_INLINE Float16 load(const T *p) { Short16 raw; std::memcpy(&raw, p, sizeof raw); return widen(raw, T{}); }
+BN_INLINE Float16 load(const float *p) { return read<Float16>(p); }
+BN_INLINE Double8 load(const double *p) { return read<Double8>(p); }
+template <class T> BN_INLINE Float16 load(const T *p) { return widen(read<Short16>(p), T{}); }
 
-template <class V> BN_INLINE void copy(void *p, V v) {  // by parts: GCC copies wider ones by way of the stack
-    if constexpr (sizeof v > OWN_BYTES) {
-        const Split<V> parts = bit_cast<Split<V>>(v);
-        copy(p, parts.low), copy(static_cast<char *>(p) + sizeof v / 2, parts.high);
-    } else {
-        std::memcpy(p, &v, sizeof v);
-    }
-}
-BN_INLINE void store(float *p, Float16 v) { copy(p, v); }
-BN_INLINE void store(double *p, Double8 v) { copy(p, v); }
-template <class T> BN_INLINE void store(T *p, Float16 v) { copy(p, narrow(v, T{})); }
+BN_INLINE void store(float *p, Float16 v) { write(p, v); }
+BN_INLINE void store(double *p, Double8 v) { write(p, v); }
+template <class T> BN_INLINE void store(T *p, Float16 v) { write(p, narrow(v, T{})); }
 
 // The first `lanes` only; the others read as 0 and are not written.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -227,9 +286,9 @@ template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
 }
 #if defined(__AVX2__)  // a masked store takes twice as long as a copy
 BN_INLINE Float16 load(const float *p, int lanes) {
-    const Split<Int16> mask = bit_cast<Split<Int16>>(first<float>(lanes));
-    return bit_cast<Float16>(FloatHalves{_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low)),
-                                         _mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high))});
+    const Int16 mask = first<float>(lanes);
+    return {bit_cast<Float8>(_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low))),
+            bit_cast<Float8>(_mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high)))};
 }
 #endif
 #endif
@@ -245,15 +304,20 @@ template <class T> BN_INLINE void stream(T *p, Float16 v) {
     _mm256_stream_si256(reinterpret_cast<__m256i *>(p), bit_cast<__m256i>(narrow(v, T{})));
 }
 #elif defined(__SSE2__)
-struct Pieces { __m128i piece[4]; };
-struct HalfPieces { __m128i piece[2]; };
-template <class P, class T, class R> BN_INLINE void stream_pieces(T *p, R raw) {
-    const P pieces = bit_cast<P>(raw);
-    for (unsigned i = 0; i < sizeof(P) / 16; ++i) _mm_stream_si128(reinterpret_cast<__m128i *>(p) + i, pieces.piece[i]);
+template <class V> BN_INLINE void write_past(void *p, V v) {
+    if constexpr (is_pair<V>) {
+        write_past(p, v.low), write_past(static_cast<char *>(p) + sizeof v / 2, v.high);
+    } else {
+#ifdef __AVX2__
+        _mm256_stream_si256(static_cast<__m256i *>(p), bit_cast<__m256i>(v));
+#else
+        _mm_stream_si128(static_cast<__m128i *>(p), bit_cast<__m128i>(v));
+#endif
+    }
 }
-BN_INLINE void stream(float *p, Float16 v) { stream_pieces<Pieces>(p, v); }
-BN_INLINE void stream(double *p, Double8 v) { stream_pieces<Pieces>(p, v); }
-template <class T> BN_INLINE void stream(T *p, Float16 v) { stream_pieces<HalfPieces>(p, narrow(v, T{})); }
+BN_INLINE void stream(float *p, Float16 v) { write_past(p, v); }
+BN_INLINE void stream(double *p, Double8 v) { write_past(p, v); }
+template <class T> BN_INLINE void stream(T *p, Float16 v) { write_past(p, narrow(v, T{})); }
 #else
 template <class T, class V> BN_INLINE void stream(T *p, V v) { store(p, v); }
 #endif
@@ -270,7 +334,7 @@ BN_INLINE uint16_t positive_bits(Float16 z) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask(bit_cast<__m512>(z), _mm512_setzero_ps(), _CMP_GT_OQ);
 #elif defined(__AVX2__)
-    const Split<Float16> positive = bit_cast<Split<Float16>>(below(Float16{}, z));
+    const auto positive = below(Float16{}, z);
     return uint16_t(_mm256_movemask_ps(bit_cast<__m256>(positive.low)) |
                     _mm256_movemask_ps(bit_cast<__m256>(positive.high)) << 8);
 #else
@@ -298,13 +362,13 @@ template <class V> BN_INLINE double total(V v) {
     if constexpr (sizeof v == 16) {
         return v[0] + v[1];
     } else {
-        const Split<V> parts = bit_cast<Split<V>>(v);
+        const auto parts = halves(v);
         return total(parts.low + parts.high);
     }
 }
 BN_INLINE double total(Float16 v) {
-    const Halves h = bit_cast<Halves>(v);
-    return total(longer(h.low) + longer(h.high));
+    const auto parts = halves(v);
+    return total(longer(parts.low) + longer(parts.high));
 }
 
 }  // namespace batchnorm::BN_ISA
