@@ -42,7 +42,7 @@ template <class A, bool planar, bool whole> BN_INLINE auto weight(const A *weigh
 // Ask for n elements that are soon to be read. Out of the cache, machines fetch ahead in long runs alone.
 template <class T> BN_INLINE void fetch(const T *p, int64_t n) {
     const char *at = reinterpret_cast<const char *>(p), *end = at + n * int64_t(sizeof(T));
-    for (; at < end; at += 64) __builtin_prefetch(at);
+    for (; at < end; at += 64) __builtin_prefetch(at, 0, 2);
 }
 
 template <class V> struct Added {
@@ -53,7 +53,9 @@ template <class V> struct Added {
 template <class T, bool weighted, bool planar_> struct Moments {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
+    using Storage = T;
     static constexpr bool planar = planar_;
+    static constexpr int arrays = 1;  // of the size of x
     const T *x;
     const A *weights;
     V shift{};
@@ -107,6 +109,7 @@ template <class T, Kind kind, bool planar_> struct Affine {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
+    static constexpr int arrays = 2;
     const T *x, *residual;
     T *y;
     uint16_t *bits;
@@ -120,6 +123,7 @@ template <class T, Kind kind, bool planar_> struct Affine {
           normalized(c) {}
 
     BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
+    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(x + i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &) const {
         V z = normalized.scaled(normalized.centred(get<whole>(x + i, lanes)));
@@ -168,7 +172,9 @@ template <class T, Kind kind, bool planar> struct Gradient {
 template <class T, Kind kind, bool planar_, bool writes> struct Reduce {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
+    using Storage = T;
     static constexpr bool planar = planar_;
+    static constexpr int arrays = 2;
     Gradient<T, kind, planar> gradient;
     T *dx, *dz;
 
@@ -192,6 +198,7 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
+    static constexpr int arrays = 3;
     Gradient<T, kind, planar> gradient;
     T *dx, *dz;
     const A *weights, *factors, *constants;
@@ -207,6 +214,8 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
         of_centred = feature<planar>(factors, f, lanes, A(0));
         constant = feature<planar>(constants, f, lanes, A(0));
     }
+
+    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes, Added<V> &) const {
         const V centred = gradient.template centred<whole>(i, lanes);

@@ -36,7 +36,7 @@ struct Cut {
             block = most(1, least(least(BLOCK_BYTES / most(slab, 1), over(c.channels, TILES)), WIDEST));
         } else {
             const int64_t narrow = 256 / size;  // four cache lines of a row
-            const bool fits = slab * narrow <= 8 * BLOCK_BYTES && over(c.channels, narrow) * c.groups >= TILES / 2;
+            const bool fits = slab * narrow <= BLOCK_BYTES && over(c.channels, narrow) * c.groups >= TILES / 2;
             block = most(1, fits ? narrow : c.channels);
         }
         by_inner = rows * c.groups < TILES && c.inner >= 2 * PIECE;

@@ -5,8 +5,8 @@
 
 namespace batchnorm::BN_ISA {
 
-inline constexpr int64_t STRIP = 64;   // rows of four vectors that are worked on at a time
-inline constexpr int64_t WIDE = 512;   // bytes of a row that is worked on alone, in a map of what no core has in its cache
+inline constexpr int64_t STRIP = 64;  // rows of four vectors that are worked on at a time
+inline constexpr int64_t LEAST_STRIP = 8, STRIP_BYTES = 64 << 10;  // fewer, where they would not stay in a core's cache
 
 struct Interleaved {
     int64_t groups, rows, channels, group;
@@ -18,17 +18,31 @@ struct Interleaved {
     }
 };
 
-// How many rows ahead a sum fetches: a strip. Wider numbers come as fast without.
-template <class T> inline constexpr int64_t ROWS_AHEAD = sizeof(T) == 2 ? STRIP : 0;
+// The places of a strip in the order of memory, while another strip is worked on: machines fetch ahead by themselves in
+// long runs alone, and four vectors of a row are none.
+struct Ahead {
+    const Interleaved &place;
+    const Tile &tile;
+    int64_t row, channel;
+
+    template <int64_t some, class Body> BN_INLINE void fetch(const Body &body) {
+        body.fetch_ahead(place.line(row) * place.channels + channel, some);
+        channel += some;
+        if (channel < tile.last_channel) return;
+        channel = tile.first_channel;
+        ++row;
+    }
+};
 
 // Sweep a strip of rows, four vectors side by side at a time: `aim(body, channel, lanes)` before, `done(body, added,
-// channel)` after the rows.
-template <int64_t ahead = 0, class Body, class Aim, class Done>
-BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t first, int64_t end, Aim aim, Done done) {
+// channel)` after the rows. `far`: fetch the next strip meanwhile.
+template <class Body, class Aim, class Done>
+BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t first, int64_t end, bool far, Aim aim, Done done) {
     constexpr int L = Lanes<typename Body::A>::count;
     using Sum = Added<typename Body::V>;
     const Interleaved place(c, t);
     const int64_t vectors = (c.channels + L - 1) / L;
+    Ahead ahead{place, t, end, t.first_channel};
     int64_t channel = t.first_channel;
     for (; channel + 4 * L <= t.last_channel; channel += 4 * L) {
         Body a(model), b(model), d(model), e(model);
@@ -36,7 +50,7 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
         Sum to_a{}, to_b{}, to_d{}, to_e{};
         for (int64_t row = first; row < end; ++row) {
             const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
-            if constexpr (ahead > 0) a.fetch_ahead(i + ahead * place.channels, 4 * L);
+            if (far) ahead.fetch<4 * L>(a);
             a.template at<true>(i, line, v, L, to_a);
             b.template at<true>(i + L, line, v + 1, L, to_b);
             d.template at<true>(i + 2 * L, line, v + 2, L, to_d);
@@ -58,33 +72,22 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
     }
 }
 
-template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
-    constexpr int L = Lanes<typename Body::A>::count;
+// Call `each(first row, last row, far)` for the strips of a tile.
+template <class Body, class Each> BN_INLINE void strips(const bn_call &c, const Tile &t, const Each &each) {
     constexpr int64_t size = sizeof(typename Body::Storage);
-    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(t.group * c.channels + channel, lanes); };
     const bool far = c.outer * c.groups * c.rows * c.channels * size >= FAR_BYTES;
-    if (!far || (t.last_channel - t.first_channel) * size < WIDE) {
-        for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
-            const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
-            sweep(c, t, model, row, end, aim, [](const auto &...) {});
-        }
-        return;
+    const int64_t fitting = STRIP_BYTES / (Body::arrays * size * (t.last_channel - t.first_channel));
+    const int64_t rows = fitting > STRIP ? STRIP : fitting < LEAST_STRIP ? LEAST_STRIP : fitting;
+    for (int64_t row = t.first_row; row < t.last_row; row += rows) {
+        each(row, t.last_row - row < rows ? t.last_row : row + rows, far);
     }
-    const Interleaved place(c, t);
-    const int64_t vectors = (c.channels + L - 1) / L;
-    Added<typename Body::V> none;
-    for (int64_t row = t.first_row; row < t.last_row; ++row) {  // memory is fastest in one sweep over it
-        const int64_t line = place.line(row), i = line * c.channels, v = line * vectors;
-        int64_t channel = t.first_channel;
-        for (; channel + L <= t.last_channel; channel += L) {
-            aim(model, channel, L);
-            model.template at<true>(i + channel, line, v + channel / L, L, none);
-        }
-        if (channel == t.last_channel) continue;
-        const int lanes = int(t.last_channel - channel);
-        aim(model, channel, lanes);
-        model.template at<false>(i + channel, line, v + channel / L, lanes, none);
-    }
+}
+
+template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
+    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(t.group * c.channels + channel, lanes); };
+    strips<Body>(c, t, [&](int64_t row, int64_t end, bool far) {
+        sweep(c, t, model, row, end, far, aim, [](const auto &...) {});
+    });
 }
 
 BN_INLINE Double8 part(Double8 v, int) { return v; }
@@ -116,13 +119,12 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
     using V = typename Body::V;
     const Body model(c);
     const Interleaved place(c, t);
-    for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
-        const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
+    strips<Body>(c, t, [&](int64_t row, int64_t end, bool far) {
         double n = double(end - row);
         if (weighted) {
             n = 0;
             for (int64_t r = row; r < end; ++r) n += double(model.weights[place.line(r)]);
-            if (!(n > 0)) continue;
+            if (!(n > 0)) return;
         }
         const int64_t some = weighted || end - row < 8 ? end : row + 8;
         const auto aim = [&](Body &body, int64_t channel, int lanes) {
@@ -144,9 +146,9 @@ template <class T, bool weighted> void moments_interleaved(const bn_call &c, con
             const int64_t k = channel - t.first_channel;
             merge(added, body.shift, n, sums.count, sums.first + k, sums.second + k);
         };
-        sweep<ROWS_AHEAD<T>>(c, t, model, row, end, aim, done);
+        sweep(c, t, model, row, end, far, aim, done);
         sums.count += n;
-    }
+    });
 }
 
 template <class T, Kind kind, bool writes> void reduce_interleaved(const bn_call &c, const Tile &t, Sums &sums) {
@@ -162,10 +164,7 @@ template <class T, Kind kind, bool writes> void reduce_interleaved(const bn_call
             store(second, load(second) + part(added.second, h));
         }
     };
-    for (int64_t row = t.first_row; row < t.last_row; row += STRIP) {
-        const int64_t end = t.last_row - row < STRIP ? t.last_row : row + STRIP;
-        sweep<ROWS_AHEAD<T>>(c, t, model, row, end, aim, done);
-    }
+    strips<Body>(c, t, [&](int64_t row, int64_t end, bool far) { sweep(c, t, model, row, end, far, aim, done); });
 }
 
 }  // namespace batchnorm::BN_ISA
