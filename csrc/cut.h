@@ -73,7 +73,8 @@ struct Pieces {
     int64_t by_row, by_channel, by_position;                // how many pieces
 
     explicit Pieces(const bn_call &c) : rows(c.outer * c.rows), channels(c.channels), inner(c.inner) {
-        const int64_t size = SIZES[c.dtype], positions = most(1, BLOCK_BYTES / size);
+        const int64_t elements = c.groups * rows * channels * inner;
+        const int64_t positions = most(BLOCK_BYTES / SIZES[c.dtype], elements / TILES);
         position = inner > positions ? over(positions, PIECE) * PIECE : inner;
         channel = least(channels, most(1, positions / most(1, inner)));
         if (channel < channels && inner <= 1) channel = over(channel, 4 * VECTOR) * 4 * VECTOR;

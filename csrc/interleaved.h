@@ -7,6 +7,7 @@ namespace batchnorm::BN_ISA {
 
 inline constexpr int64_t STRIP = 64;  // rows of four vectors that are worked on at a time
 inline constexpr int64_t LEAST_STRIP = 8, STRIP_BYTES = 64 << 10;  // fewer, where they would not stay in a core's cache
+inline constexpr int64_t WIDE = 512;  // bytes of a row that a map takes alone, where it comes from memory
 
 struct Interleaved {
     int64_t groups, rows, channels, group;
@@ -26,6 +27,7 @@ struct Ahead {
     int64_t row, channel;
 
     template <int64_t some, class Body> BN_INLINE void fetch(const Body &body) {
+        if (row >= tile.last_row) return;
         body.fetch_ahead(place.line(row) * place.channels + channel, some);
         channel += some;
         if (channel < tile.last_channel) return;
@@ -83,10 +85,31 @@ template <class Body, class Each> BN_INLINE void strips(const bn_call &c, const 
     }
 }
 
-template <class Body> void map_interleaved(const bn_call &c, const Tile &t, Body model) {
-    const auto aim = [&](Body &body, int64_t channel, int lanes) { body.aim(t.group * c.channels + channel, lanes); };
+// Map the rows of a tile one after another, in the order of memory.
+template <class Body> void map_rows(const bn_call &c, const Tile &t, Body body, int64_t first, int64_t end) {
+    constexpr int L = Lanes<typename Body::A>::count;
+    const Interleaved place(c, t);
+    const int64_t vectors = (c.channels + L - 1) / L, feature = t.group * c.channels;
+    const int64_t lanes = (t.last_channel - t.first_channel) % L, whole = t.last_channel - lanes;
+    Added<typename Body::V> none;
+    for (int64_t row = first; row < end; ++row) {
+        const int64_t line = place.line(row), i = line * c.channels, v = line * vectors;
+        for (int64_t channel = t.first_channel; channel < whole; channel += L) {
+            body.aim(feature + channel, L);
+            body.template at<true>(i + channel, line, v + channel / L, L, none);
+        }
+        if (!lanes) continue;
+        body.aim(feature + whole, int(lanes));
+        body.template at<false>(i + whole, line, v + whole / L, int(lanes), none);
+    }
+}
+
+template <class Body> void map_interleaved(const bn_call &c, const Tile &t, const Body &body) {
+    const bool wide = (t.last_channel - t.first_channel) * int64_t(sizeof(typename Body::Storage)) >= WIDE;
+    const auto aim = [&](Body &one, int64_t channel, int lanes) { one.aim(t.group * c.channels + channel, lanes); };
     strips<Body>(c, t, [&](int64_t row, int64_t end, bool far) {
-        sweep(c, t, model, row, end, far, aim, [](const auto &...) {});
+        if (far && wide) map_rows(c, t, body, row, end);
+        else sweep(c, t, body, row, end, far, aim, [](const auto &...) {});
     });
 }
 

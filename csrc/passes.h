@@ -98,8 +98,8 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
 inline int map_tiles(const bn_call &c, MapSweep sweep, bool alone) {
     const Pieces pieces(c);
     const int64_t n = pieces.count(c), bytes = pieces.rows * c.groups * c.channels * c.inner * SIZES[c.dtype];
-    return everywhere(c, bytes, n, [&](int64_t i) {  // backwards: what a sweep before has left in the cache is the end
-        sweep(c, pieces.tile(n - 1 - i), streams(c, bytes, alone));
+    return everywhere(c, bytes, n, [&](int64_t i) {  // after a sweep backwards: what that has left in the cache is the end
+        sweep(c, pieces.tile(alone ? i : n - 1 - i), streams(c, bytes, alone));
     });
 }
 
