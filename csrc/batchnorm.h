@@ -66,7 +66,7 @@ typedef struct {
 
 /* Each returns 0, or a bn_error: then it has done nothing, but for the last two, where outputs are undefined.
  * z = ((x - mean) - mean_low) * scale + shift + residual throughout, in this order and without fused operations: the
- * backward finds the same bits as the forward. */
+ * backward finds the same bits as the forward. y may be x, and dx or dz may be dy; no other arrays may overlap. */
 typedef enum {
     BN_OK, BN_BAD_SHAPE, BN_BAD_DTYPE, BN_BAD_ACTIVATION, BN_NULL_POINTER, BN_NO_MEMORY, BN_BAD_PARALLEL_FOR
 } bn_error;

@@ -42,7 +42,8 @@ struct Cut {
         by_inner = rows * c.groups < TILES && c.inner >= 2 * PIECE;
         const int64_t length = most(1, by_inner ? c.inner : rows);
         const int64_t tiles = over(c.channels, block) * c.groups;
-        const int64_t wanted = tiles >= TILES / 2 ? 1 : least(over(4 * TILES, most(1, tiles)), slab * block / BLOCK_BYTES);
+        int64_t wanted = tiles >= TILES / 2 ? 1 : least(over(4 * TILES, most(1, tiles)), slab * block / BLOCK_BYTES);
+        if (c.inner <= 1) wanted = least(wanted, rows / 64);  // parts of few rows are little more than their sums
         part = over(length, least(length, most(1, wanted)));
         if (by_inner) part = over(part, PIECE) * PIECE;
         parts = over(length, part);

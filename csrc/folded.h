@@ -1,4 +1,5 @@
-// Channels side by side that do not fill whole vectors, as in (N, H, W, 3): several rows are taken as one that does.
+// Channels side by side that do not fill whole vectors, or not the four that are swept together, as in (N, H, W, 3):
+// several rows are taken as one that does.
 #pragma once
 
 #include "cut.h"
@@ -9,17 +10,22 @@ namespace batchnorm {
 template <class A> struct Folded {
     static constexpr int64_t LANES = 64 / sizeof(A), LONGEST = (LANES - 1) * LANES;
     bn_call main, rest;
-    int64_t times = 1, left = 0;
+    int64_t times, left = 0;
 
-    explicit Folded(const bn_call &c) : main(c), rest(c) {
+    // How many rows are taken as one; 1: none is.
+    static int64_t times_of(const bn_call &c) {
         const int64_t rows = c.outer * c.rows, channels = c.channels;
-        if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LONGEST) return;
+        if (c.inner != 1 || c.groups != 1 || c.weights || channels < 2 || channels >= LONGEST) return 1;
         int64_t period = channels;
         while (period % LANES) period += channels;
-        while (period < 4 * LANES) period *= 2;  // as many as are swept side by side
-        if (period == channels || period > LONGEST) return;
-        if (rows < 2 * (period / channels) || rows * channels < 2 * PIECE) return;  // not worth the trouble
-        times = period / channels;
+        while (period < 4 * LANES) period *= 2;
+        const bool worthwhile = rows >= 2 * (period / channels) && rows * channels >= 2 * PIECE;
+        return period <= LONGEST && worthwhile ? period / channels : 1;
+    }
+
+    explicit Folded(const bn_call &c) : main(c), rest(c), times(times_of(c)) {
+        if (times == 1) return;
+        const int64_t rows = c.outer * c.rows, channels = c.channels, period = times * channels;
         left = rows % times;
         main.outer = rest.outer = rest.rows = 1;
         main.rows = rows / times;
@@ -48,8 +54,9 @@ private:
 
     A *repeated(int which, const void *features, int64_t period, int64_t channels) {
         if (!features) return nullptr;
-        for (int64_t i = 0; i < period; ++i) copies_[which][i] = static_cast<const A *>(features)[i % channels];
-        return copies_[which];
+        A *copy = copies_[which];
+        for (int64_t i = 0; i < period; ++i) copy[i] = i < channels ? static_cast<const A *>(features)[i] : copy[i - channels];
+        return copy;
     }
 };
 

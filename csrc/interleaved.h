@@ -28,9 +28,10 @@ struct Ahead {
 
     template <int64_t some, class Body> BN_INLINE void fetch(const Body &body) {
         if (row >= tile.last_row) return;
-        body.fetch_ahead(place.line(row) * place.channels + channel, some);
+        const int64_t left = tile.last_channel - channel;
+        body.fetch_ahead(place.line(row) * place.channels + channel, left < some ? left : some);
         channel += some;
-        if (channel < tile.last_channel) return;
+        if (left > some) return;
         channel = tile.first_channel;
         ++row;
     }
@@ -67,6 +68,7 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
         Sum to{};
         for (int64_t row = first; row < end; ++row) {
             const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
+            if (far) ahead.fetch<L>(a);
             if (lanes == L) a.template at<true>(i, line, v, L, to);
             else a.template at<false>(i, line, v, lanes, to);
         }

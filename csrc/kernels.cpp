@@ -78,7 +78,7 @@ template <class A> int backward(const bn_call &c, bool writes) {
         remember_sums<A>(c, f, sum, centred, count, coefficients, numbers<A>(then.constant));
     };
     if (c.fixed && !c.sum_dz && !c.sum_dz_centred && !c.gamma_gradient) return map<A>(then, sweeps(c).elementwise);
-    const bool maps = through && (c.dx || c.dz), smooth = c.activation > BN_LEAKY_RELU;
+    const bool maps = through && c.dx, smooth = c.activation > BN_LEAKY_RELU;  // dz alone is written by the sums
     if (!writes || maps) sums.dx = sums.dz = nullptr;
     if (maps && smooth && SIZES[c.dtype] == sizeof(A) && by_tiles<A>(c)) {
         // dz takes longer to find than to keep in the cache: where it is wanted, or else where dx will be.

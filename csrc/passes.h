@@ -106,7 +106,7 @@ inline int map_tiles(const bn_call &c, MapSweep sweep, bool alone) {
 template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Sums *into) {
     const Folded<A> folded(c);
     if (folded.times == 1) return gather_tiles(c, sweep, moments, into);
-    double first[2][Folded<A>::LANES * Folded<A>::LANES + VECTOR], second[2][Folded<A>::LANES * Folded<A>::LANES + VECTOR];
+    double first[2][Folded<A>::LONGEST + VECTOR], second[2][Folded<A>::LONGEST + VECTOR];
     Sums main{first[0], second[0], 0}, rest{first[1], second[1], 0};
     if (const int error = gather_tiles(folded.main, sweep, moments, &main)) return error;
     if (const int error = gather_tiles(folded.rest, sweep, moments, &rest)) return error;
@@ -127,7 +127,7 @@ template <class A> int map(const bn_call &c, MapSweep sweep, bool alone = true) 
 }
 
 // Whether the sums of a channel are finished while its data are in the cache.
-template <class A> bool by_tiles(const bn_call &c) { return Cut(c).parts == 1 && Folded<A>(c).times == 1; }
+template <class A> bool by_tiles(const bn_call &c) { return Cut(c).parts == 1 && Folded<A>::times_of(c) == 1; }
 
 // Sum, finish each feature by `finish(f, first, second, count)`, and map `then`, unless it has nothing to write: tile by
 // tile where one holds all of its channels' data.

@@ -31,7 +31,8 @@ struct Sums {
 inline int64_t masks_of(int64_t inner, int64_t lanes) { return inner / lanes + (inner % lanes ? 2 : 0); }
 
 // One storage type on one instruction set. `sums` begin at the tile's first channel, and have room for a whole vector
-// more; the arrays of features in `call` begin at the first channel of the first group.
+// more; the arrays of features in `call` begin at the first channel of the first group. `reduce` writes dz, and dx as it is
+// where the statistics are constants, unless they are NULL.
 struct Sweeps {
     void (*moments)(const bn_call &call, const Tile &tile, Sums &sums);
     void (*reduce)(const bn_call &call, const Tile &tile, Sums &sums);

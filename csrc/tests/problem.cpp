@@ -209,6 +209,10 @@ Digests run_everything(Problem &problem, bn_parallel_for parallel_for) {
     run("backward_reduce", bn_backward_reduce, problem.backward_call(true));
     run("backward_elementwise", bn_backward_elementwise, problem.backward_call(true));
     run("backward", bn_backward, problem.backward_call(false));
+    bn_call fixed = problem.backward_call(true);
+    fixed.fixed = 1;
+    problem.dx.fill(0xFF), problem.dz.fill(0xFF);
+    run("backward, fixed", bn_backward, fixed);
     return digests;
 }
 

@@ -71,6 +71,14 @@ void add_pairwise(const Factors &factors, int64_t most_elements, std::vector<Set
     }
 }
 
+Setting made(Shape shape, bn_dtype dtype, bn_activation activation, bool residual, Weights weights) {
+    Setting setting;
+    setting.shape = shape, setting.dtype = dtype, setting.activation = activation;
+    setting.residual = residual, setting.weights = weights;
+    setting.regime = Regime::mean_1e2;
+    return setting;
+}
+
 } // namespace
 
 const std::vector<Setting> &pairwise_settings() {
@@ -102,23 +110,40 @@ std::vector<Setting> empty_settings() {
     return settings;
 }
 
-std::vector<Setting> large_settings() {
-    const auto large = [](Shape shape, bn_dtype dtype, bn_activation activation, bool residual, Weights weights) {
-        Setting setting;
-        setting.shape = shape, setting.dtype = dtype, setting.activation = activation;
-        setting.residual = residual, setting.weights = weights;
-        setting.regime = Regime::mean_1e2;
-        return setting;
-    };
+std::vector<Setting> layout_settings() {
     std::vector<Setting> settings = {
-        large({16, 1, 1, 96, 3136}, BN_FLOAT32, BN_RELU, true, Weights::none),          // planar, 18 MiB
-        large({1, 1, 75264, 64, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),          // interleaved, 18 MiB
-        large({1, 2, 16500, 130, 1}, BN_FLOAT32, BN_LEAKY_RELU, false, Weights::mask),  // no multiple of a vector
-        large({15, 1, 1, 3, 40401}, BN_FLOAT32, BN_IDENTITY, false, Weights::none),     // 3 channels, odd planes
-        large({2, 1, 1, 1, 1100003}, BN_FLOAT64, BN_RELU, false, Weights::fractional),  // one channel
-        large({1, 1, 2900000, 3, 1}, BN_BFLOAT16, BN_RELU, false, Weights::none),       // few channels, 16 MiB
-        large({100003, 1, 1, 2, 7}, BN_FLOAT32, BN_SILU, false, Weights::none),         // short planes, many of them
-        large({4, 1, 32, 8, 1023}, BN_FLOAT16, BN_GELU, true, Weights::none),           // rows and planes at once
+        // Folded, with rows left over.
+        made({1, 1, 1001, 24, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),
+        made({1, 1, 1003, 32, 1}, BN_FLOAT32, BN_SILU, false, Weights::none),
+        made({3, 1, 303, 40, 1}, BN_BFLOAT16, BN_LEAKY_RELU, true, Weights::none),
+        made({1, 1, 1001, 72, 1}, BN_FLOAT16, BN_IDENTITY, false, Weights::none),
+        made({1, 1, 1001, 120, 1}, BN_FLOAT32, BN_GELU, false, Weights::none),
+        made({1, 1, 1001, 28, 1}, BN_FLOAT64, BN_RELU, true, Weights::none),
+        // Long rows of 2 MiB and more, with lanes left over.
+        made({1, 1, 4100, 261, 1}, BN_BFLOAT16, BN_RELU, true, Weights::none),
+        made({1, 1, 3000, 131, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),
+        made({1, 1, 4001, 67, 1}, BN_FLOAT64, BN_TANH, false, Weights::fractional),
+        made({1, 8, 1100, 200, 1}, BN_FLOAT32, BN_IDENTITY, true, Weights::none),
+        // Tile by tile, where the gradient of a smooth activation is kept.
+        made({7, 1, 1, 65, 49}, BN_FLOAT32, BN_SILU, false, Weights::none),
+        made({7, 1, 1, 65, 49}, BN_FLOAT64, BN_SIGMOID, true, Weights::mask),
+        made({1, 1, 130, 520, 1}, BN_FLOAT32, BN_GELU, true, Weights::fractional),
+        made({1, 1, 130, 520, 1}, BN_FLOAT64, BN_TANH, false, Weights::none),
+    };
+    for (size_t i = 0; i < settings.size(); ++i) settings[i].seed = 1000 + i;
+    return settings;
+}
+
+std::vector<Setting> large_settings() {
+    std::vector<Setting> settings = {
+        made({16, 1, 1, 96, 3136}, BN_FLOAT32, BN_RELU, true, Weights::none),          // planar, 18 MiB
+        made({1, 1, 75264, 64, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),          // interleaved, 18 MiB
+        made({1, 2, 16500, 130, 1}, BN_FLOAT32, BN_LEAKY_RELU, false, Weights::mask),  // no multiple of a vector
+        made({15, 1, 1, 3, 40401}, BN_FLOAT32, BN_IDENTITY, false, Weights::none),     // 3 channels, odd planes
+        made({2, 1, 1, 1, 1100003}, BN_FLOAT64, BN_RELU, false, Weights::fractional),  // one channel
+        made({1, 1, 2900000, 3, 1}, BN_BFLOAT16, BN_RELU, false, Weights::none),       // few channels, 16 MiB
+        made({100003, 1, 1, 2, 7}, BN_FLOAT32, BN_SILU, false, Weights::none),         // short planes, many of them
+        made({4, 1, 32, 8, 1023}, BN_FLOAT16, BN_GELU, true, Weights::none),           // rows and planes at once
     };
     settings[2].offsets = 63; // nothing aligned: streaming stores must not be taken for granted
     return settings;

@@ -15,6 +15,10 @@ const std::vector<Setting> &pairwise_settings();
 // Sizes of 0 along each axis.
 std::vector<Setting> empty_settings();
 
+// Ways through the data that the factors do not meet: rows that are folded, long rows that come from memory, dz that stays
+// in the cache.
+std::vector<Setting> layout_settings();
+
 // Outputs of 16 MiB and more, and arrays of few channels that only a split within the channels spreads over threads.
 std::vector<Setting> large_settings();
 

@@ -14,6 +14,7 @@ std::vector<Setting> some_settings() {
     const std::vector<Setting> large = large_settings();
     settings.push_back(large[0]);
     settings.push_back(large[2]);
+    for (const Setting &setting : layout_settings()) settings.push_back(setting);
     return settings;
 }
 
@@ -51,16 +52,29 @@ BN_TEST(same_bits_in_place) {
         check(problem.y.digest() == y, "y in place of x differs: " + setting.text());
         check(problem.bits.digest() == bits, "bits differ with y in place of x: " + setting.text());
 
-        for (int (*function)(const bn_call *) : {bn_backward, bn_backward_elementwise}) {
-            call = problem.backward_call(true);
-            function(&call);
-            const uint64_t dx = problem.dx.digest(), dz = problem.dz.digest();
-            copy(problem.dy, problem.dx);
-            call.dy = call.dx;
-            check(function(&call) == BN_OK, "backward in place refuses " + setting.text());
-            check(problem.dx.digest() == dx, "dx in place of dy differs: " + setting.text());
-            check(problem.dz.digest() == dz, "dz differs with dx in place of dy: " + setting.text());
-        }
+        for (const bool fixed : {false, true})
+            for (int (*function)(const bn_call *) : {bn_backward, bn_backward_elementwise}) {
+                const auto run = [&](void *dx, void *dz) {
+                    call.dx = dx, call.dz = dz;
+                    check(function(&call) == BN_OK, "backward in place refuses " + setting.text());
+                };
+                call = problem.backward_call(true);
+                call.fixed = fixed;
+                function(&call);
+                const uint64_t dx = problem.dx.digest(), dz = problem.dz.digest();
+                for (const bool with_dz : {true, false}) {
+                    copy(problem.dy, problem.dx);
+                    call.dy = problem.dx.data();
+                    run(problem.dx.data(), with_dz ? problem.dz.data() : nullptr);
+                    check(problem.dx.digest() == dx, "dx in place of dy differs: " + setting.text());
+                    check(problem.dz.digest() == dz, "dz differs with dx in place of dy: " + setting.text());
+                }
+                copy(problem.dy, problem.dz);
+                call.dy = problem.dz.data();
+                run(problem.dx.data(), problem.dz.data());
+                check(problem.dz.digest() == dz, "dz in place of dy differs: " + setting.text());
+                check(problem.dx.digest() == dx, "dx differs with dz in place of dy: " + setting.text());
+            }
         check_guards(problem, "in place");
     }
 }

@@ -57,6 +57,7 @@ std::vector<Setting> settings_to_compare() {
     std::vector<Setting> settings = pairwise_settings();
     const std::vector<Setting> large = large_settings();
     for (const size_t i : {2, 3, 5, 6}) settings.push_back(large[i]);
+    for (const Setting &setting : layout_settings()) settings.push_back(setting);
     return settings;
 }
 

@@ -29,6 +29,16 @@ BN_TEST(backward) {
     over_all([](Problem &problem) { check_backward(problem, bits_serve(problem)); });
 }
 
+BN_TEST(layouts) {
+    for (const Setting &setting : layout_settings()) {
+        Problem problem(setting);
+        check_forward(problem);
+        check_affine(problem);
+        check_backward(problem, true);
+        check_backward(problem, false);
+    }
+}
+
 BN_TEST(large_arrays) {
     for (const Setting &setting : large_settings()) {
         Problem problem(setting);
@@ -40,23 +50,30 @@ BN_TEST(large_arrays) {
 
 // Arrays that are not wanted are not written, and wanting fewer changes nothing of the rest.
 BN_TEST(outputs_not_wanted) {
-    for (const Setting &setting : pairwise_settings()) {
-        if (setting.seed % 8) continue;
+    std::vector<Setting> settings = layout_settings();
+    for (const Setting &setting : pairwise_settings())
+        if (setting.seed % 8 == 0) settings.push_back(setting);
+    for (const Setting &setting : settings) {
         Problem problem(setting);
-        bn_call call = problem.backward_call(false);
-        bn_backward(&call);
-        const uint64_t dx = problem.dx.digest(), dz = problem.dz.digest(), sums = problem.sum_dz_centred.digest();
-        const auto run_with = [&](void *wanted_dx, void *wanted_dz) {
-            problem.clear_outputs();
-            call.dx = wanted_dx, call.dz = wanted_dz;
-            check(bn_backward(&call) == BN_OK, "backward refuses " + setting.text());
-            check(problem.sum_dz_centred.digest() == sums, "sums differ without dx or dz: " + setting.text());
-        };
-        run_with(problem.dx.data(), nullptr);
-        check(problem.dx.digest() == dx, "dx differs without dz: " + setting.text());
-        run_with(nullptr, problem.dz.data());
-        check(problem.dz.digest() == dz, "dz differs without dx: " + setting.text());
-        run_with(nullptr, nullptr);
+        problem.clear_outputs();
+        const uint64_t unwritten_dx = problem.dx.digest(), unwritten_dz = problem.dz.digest();
+        for (const int64_t fixed : {0, 1}) {
+            bn_call call = problem.backward_call(false);
+            call.fixed = fixed;
+            bn_backward(&call);
+            const uint64_t dx = problem.dx.digest(), dz = problem.dz.digest(), sums = problem.sum_dz_centred.digest();
+            const auto run_with = [&](void *wanted_dx, void *wanted_dz) {
+                problem.clear_outputs();
+                call.dx = wanted_dx, call.dz = wanted_dz;
+                check(bn_backward(&call) == BN_OK, "backward refuses " + setting.text());
+                check(problem.sum_dz_centred.digest() == sums, "sums differ without dx or dz: " + setting.text());
+                check(problem.dx.digest() == (wanted_dx ? dx : unwritten_dx), "dx without dz: " + setting.text());
+                check(problem.dz.digest() == (wanted_dz ? dz : unwritten_dz), "dz without dx: " + setting.text());
+            };
+            run_with(problem.dx.data(), nullptr);
+            run_with(nullptr, problem.dz.data());
+            run_with(nullptr, nullptr);
+        }
     }
 }
 

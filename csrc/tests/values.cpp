@@ -214,8 +214,10 @@ void check_backward_reduce(Problem &problem, bool with_bits) {
     problem.clear_outputs();
     make_bits(problem);
     const ExactGradients exact(problem);
+    const uint64_t dx = problem.dx.digest(), dz = problem.dz.digest();
     run(problem, "backward_reduce", bn_backward_reduce, problem.backward_call(with_bits));
     compare_sums(problem, exact);
+    check(problem.dx.digest() == dx && problem.dz.digest() == dz, "sums alone write gradients: " + problem.setting.text());
 }
 
 void check_backward_elementwise(Problem &problem, bool with_bits) {
@@ -242,10 +244,12 @@ void check_backward(Problem &problem, bool with_bits) {
     compare_sums(problem, exact);
     compare_all_gradients(problem, exact, [&](int64_t feature) { return of_formula(problem, exact, feature); });
     call.fixed = 1;
+    problem.dx.fill(0xFF), problem.dz.fill(0xFF);
     run(problem, "backward, fixed", bn_backward, call);
     compare_sums(problem, exact);
+    compare_all_gradients(problem, exact, [](int64_t) { return Coefficients{}; });
     call.sum_dz = call.sum_dz_centred = nullptr;
-    problem.dx.fill(0xFF);
+    problem.dx.fill(0xFF), problem.dz.fill(0xFF);
     run(problem, "backward, fixed without sums", bn_backward, call);
     compare_all_gradients(problem, exact, [](int64_t) { return Coefficients{}; });
 }
