@@ -28,17 +28,16 @@ struct Ahead {
 
     template <int64_t some, class Body> BN_INLINE void fetch(const Body &body) {
         if (row >= tile.last_row) return;
-        const int64_t left = tile.last_channel - channel;
-        body.fetch_ahead(place.line(row) * place.channels + channel, left < some ? left : some);
+        body.fetch_ahead(place.line(row) * place.channels + channel, some);
         channel += some;
-        if (left > some) return;
+        if (channel < tile.last_channel) return;
         channel = tile.first_channel;
         ++row;
     }
 };
 
 // Sweep a strip of rows, four vectors side by side at a time: `aim(body, channel, lanes)` before, `done(body, added,
-// channel)` after the rows. `far`: fetch the next strip meanwhile.
+// channel)` after the rows. `far`: fetch from the next strip meanwhile, as much as is worked on by four.
 template <class Body, class Aim, class Done>
 BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t first, int64_t end, bool far, Aim aim, Done done) {
     constexpr int L = Lanes<typename Body::A>::count;
@@ -68,7 +67,6 @@ BN_INLINE void sweep(const bn_call &c, const Tile &t, const Body &model, int64_t
         Sum to{};
         for (int64_t row = first; row < end; ++row) {
             const int64_t line = place.line(row), i = line * place.channels + channel, v = line * vectors + channel / L;
-            if (far) ahead.fetch<L>(a);
             if (lanes == L) a.template at<true>(i, line, v, L, to);
             else a.template at<false>(i, line, v, lanes, to);
         }
