@@ -148,6 +148,7 @@ template <class T, Kind kind, bool planar> struct Gradient {
           normalized(c) {}
 
     BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
+    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(x + i, n), fetch(dy + i, n); }
 
     template <bool whole> BN_INLINE V centred(int64_t i, int lanes) const {
         return normalized.centred(get<whole>(x + i, lanes));
@@ -180,7 +181,7 @@ template <class T, Kind kind, bool planar_, bool writes> struct Reduce {
 
     BN_INLINE explicit Reduce(const bn_call &c) : gradient(c), dx(static_cast<T *>(c.dx)), dz(static_cast<T *>(c.dz)) {}
     BN_INLINE void aim(int64_t f, int lanes) { gradient.aim(f, lanes); }
-    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
+    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { gradient.fetch_ahead(i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &to) const {
         const V centred = gradient.template centred<whole>(i, lanes);
@@ -215,7 +216,7 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
         constant = feature<planar>(constants, f, lanes, A(0));
     }
 
-    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(gradient.x + i, n), fetch(gradient.dy + i, n); }
+    BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { gradient.fetch_ahead(i, n); }
 
     template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes, Added<V> &) const {
         const V centred = gradient.template centred<whole>(i, lanes);
