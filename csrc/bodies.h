@@ -103,8 +103,16 @@ template <class A, bool planar> struct Normalized {
     BN_INLINE V scaled(V centred) const { return centred * scale + shift; }
 };
 
+// What a map serves. A question for each vector, though its answer never changes, took up to half of the time of the sweep:
+// the calls of most layers are built without.
+enum class Serves {
+    everything,
+    training,   // no residual, bits, weights or dz, nothing past the cache
+    inference,  // the same, and the mean has no low part
+};
+
 // y = act(((x − mean) − mean_low)·scale + shift + residual), and whether it is before the activation > 0.
-template <class T, Kind kind, bool planar_> struct Affine {
+template <class T, Kind kind, bool planar_, Serves serves> struct Affine {
     using Storage = T;
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
@@ -125,16 +133,23 @@ template <class T, Kind kind, bool planar_> struct Affine {
     BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(x + i, n); }
 
+    static Serves serving(const bn_call &c, bool streaming) {
+        if (c.residual || c.bits || streaming) return Serves::everything;
+        return c.mean_low ? Serves::training : Serves::inference;
+    }
+
     template <bool whole> BN_INLINE void at(int64_t i, int64_t, int64_t v, int lanes, Added<V> &) const {
-        V z = normalized.scaled(normalized.centred(get<whole>(x + i, lanes)));
-        if (residual) z += get<whole>(residual + i, lanes);
-        if (bits) bits[v] = positive_bits(z);
-        put<whole>(y + i, activated<kind>(z, smooth), lanes, streaming);
+        constexpr bool all = serves == Serves::everything;
+        const V value = get<whole>(x + i, lanes);
+        V z = normalized.scaled(serves == Serves::inference ? value - normalized.mean : normalized.centred(value));
+        if (all && residual) z += get<whole>(residual + i, lanes);
+        if (all && bits) bits[v] = positive_bits(z);
+        put<whole>(y + i, activated<kind>(z, smooth), lanes, all && streaming);
     }
 };
 
 // dz = dy·act'(z), with z found as the forward has found it, or its sign in the bits.
-template <class T, Kind kind, bool planar> struct Gradient {
+template <class T, Kind kind, bool planar, Serves serves = Serves::everything> struct Gradient {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     const T *x, *dy, *residual;
@@ -155,13 +170,14 @@ template <class T, Kind kind, bool planar> struct Gradient {
     }
 
     template <bool whole> BN_INLINE V at(V centred, int64_t i, int64_t v, int lanes) const {
+        constexpr bool all = serves == Serves::everything;
         const V grad = get<whole>(dy + i, lanes);
         if constexpr (kind == Kind::identity) return grad;
         if constexpr (kind != Kind::smooth) {
-            if (bits) return where_positive<kind>(grad, lanes_of<A>(bits[v]));
+            if (all && bits) return where_positive<kind>(grad, lanes_of<A>(bits[v]));
         }
         V z = normalized.scaled(centred);
-        if (residual) z += get<whole>(residual + i, lanes);
+        if (all && residual) z += get<whole>(residual + i, lanes);
         if constexpr (kind != Kind::smooth) return where_positive<kind>(grad, below(V{}, z));
         derivative(z);
         return grad * z;
@@ -194,13 +210,13 @@ template <class T, Kind kind, bool planar_, bool writes> struct Reduce {
 };
 
 // dx = dz·scale + w·((x−μ)·of_centred + constant), and dz; each where it is wanted.
-template <class T, Kind kind, bool planar_> struct Elementwise {
+template <class T, Kind kind, bool planar_, Serves serves> struct Elementwise {
     using Storage = T;
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     static constexpr bool planar = planar_;
     static constexpr int arrays = 3;
-    Gradient<T, kind, planar> gradient;
+    Gradient<T, kind, planar, serves> gradient;
     T *dx, *dz;
     const A *weights, *factors, *constants;
     bool streaming;
@@ -218,18 +234,24 @@ template <class T, Kind kind, bool planar_> struct Elementwise {
 
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { gradient.fetch_ahead(i, n); }
 
+    static Serves serving(const bn_call &c, bool streaming) {
+        const bool more = c.residual || c.bits || c.weights || c.dz || !c.dx || !c.of_centred || streaming;
+        return more ? Serves::everything : Serves::training;
+    }
+
     template <bool whole> BN_INLINE void at(int64_t i, int64_t w, int64_t v, int lanes, Added<V> &) const {
         const V centred = gradient.template centred<whole>(i, lanes);
         const V grad = gradient.template at<whole>(centred, i, v, lanes);
-        if (dz) put<whole>(dz + i, grad, lanes, streaming);
-        if (!dx) return;
+        constexpr bool all = serves == Serves::everything;
+        if (all && dz) put<whole>(dz + i, grad, lanes, streaming);
+        if (all && !dx) return;
         V result = grad * gradient.normalized.scale;
-        if (factors) {
+        if (!all || factors) {
             V moments = centred * of_centred + constant;
-            if (weights) moments *= weight<A, planar, whole>(weights, w, lanes);
+            if (all && weights) moments *= weight<A, planar, whole>(weights, w, lanes);
             result += moments;
         }
-        put<whole>(dx + i, result, lanes, streaming);
+        put<whole>(dx + i, result, lanes, all && streaming);
     }
 };
 

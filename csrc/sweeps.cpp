@@ -35,14 +35,25 @@ template <class T> void reduce(const bn_call &c, const Tile &t, Sums &sums) {
     }
 }
 
-template <template <class, Kind, bool> class Body, class T, Kind kind>
-void map_as(const bn_call &c, const Tile &t, bool streaming) {
-    if (c.inner > 1) map_planar(c, t, Body<T, kind, true>(c, streaming));
-    else map_interleaved(c, t, Body<T, kind, false>(c, streaming));
+template <template <class, Kind, bool, Serves> class Body, class T, Kind kind, Serves serves>
+void map_by(const bn_call &c, const Tile &t, bool streaming) {
+    if (c.inner > 1) map_planar(c, t, Body<T, kind, true, serves>(c, streaming));
+    else map_interleaved(c, t, Body<T, kind, false, serves>(c, streaming));
     if (streaming) finish_streams();
 }
 
-template <template <class, Kind, bool> class Body, class T> void map(const bn_call &c, const Tile &t, bool streaming) {
+template <template <class, Kind, bool, Serves> class Body, class T, Kind kind>
+void map_as(const bn_call &c, const Tile &t, bool streaming) {
+    if constexpr (kind == Kind::identity || kind == Kind::relu) {  // the most common
+        const Serves serves = Body<T, kind, true, Serves::everything>::serving(c, streaming);
+        if (serves == Serves::training) return map_by<Body, T, kind, Serves::training>(c, t, streaming);
+        if (serves == Serves::inference) return map_by<Body, T, kind, Serves::inference>(c, t, streaming);
+    }
+    map_by<Body, T, kind, Serves::everything>(c, t, streaming);
+}
+
+template <template <class, Kind, bool, Serves> class Body, class T>
+void map(const bn_call &c, const Tile &t, bool streaming) {
     switch (c.activation) {
         case BN_IDENTITY: return map_as<Body, T, Kind::identity>(c, t, streaming);
         case BN_RELU: return map_as<Body, T, Kind::relu>(c, t, streaming);

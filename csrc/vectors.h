@@ -139,6 +139,7 @@ template <class A> BN_INLINE typename Lanes<A>::Integer numbered() {
 }
 
 template <class V> BN_INLINE auto below(V a, V b) { return by_parts([](auto p, auto q) { return p < q; }, a, b); }
+template <class V> BN_INLINE auto unequal(V a, V b) { return by_parts([](auto p, auto q) { return p != q; }, a, b); }
 template <class V> BN_INLINE auto same(V a, V b) { return by_parts([](auto p, auto q) { return p == q; }, a, b); }
 
 template <class A> BN_INLINE auto first(int lanes) { return below(numbered<A>(), all<typename Lanes<A>::Integer>(lanes)); }
@@ -208,9 +209,8 @@ BN_INLINE Float16 widen(Short16 raw, bfloat16) { return bit_cast<Float16>(longer
 
 BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; NaN stays one
     Unsigned16 raw = bit_cast<Unsigned16>(v);
-    Unsigned16 rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
-    Unsigned16 nan = (raw >> 16) | 0x40u;
-    return shorter(select(same(v, v), rounded, nan));
+    Unsigned16 rounded = raw + (((raw >> 16) & 1u) + 0x7fffu);
+    return shorter((rounded | bit_cast<Unsigned16>(unequal(v, v))) >> 16);
 }
 
 #if defined(__AVX512F__)
@@ -253,6 +253,18 @@ BN_CALLED Short16 narrow(Float16 v, float16) {
 
 // ---- memory ----
 
+#if defined(__AVX2__) && !defined(__AVX512F__)  // each word into the upper half of a lane, in one instruction
+BN_INLINE Float16 load(const bfloat16 *p) {
+    constexpr char o = -1;  // a byte of 0
+    const __m256i places = _mm256_setr_epi8(o, o, 0, 1, o, o, 2, 3, o, o, 4, 5, o, o, 6, 7,
+                                            o, o, 8, 9, o, o, 10, 11, o, o, 12, 13, o, o, 14, 15);
+    const auto eight = [&](const bfloat16 *from) {
+        const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
+        return bit_cast<decltype(Float16::low)>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words), places));
+    };
+    return {eight(p), eight(p + 8)};
+}
+#endif
 BN_INLINE Float16 load(const float *p) { return read<Float16>(p); }
 BN_INLINE Double8 load(const double *p) { return read<Double8>(p); }
 template <class T> BN_INLINE Float16 load(const T *p) { return widen(read<Short16>(p), T{}); }
