@@ -57,10 +57,10 @@ template <class V> BN_INLINE V signed_as(V size, V z) { return bit_cast<V>(bits(
 // Σ c_k·x^k from c_`first` on by Estrin's scheme, whose products do not wait for one another; `powers` are x, x², x⁴, ….
 template <int first, int count, class V, class A> BN_INLINE V estrin(const V *powers, const A *c) {
     if constexpr (count == 1) return all<V>(c[first]);
-    else if constexpr (count == 2) return powers[0] * c[first + 1] + c[first];
+    else if constexpr (count == 2) return fused(powers[0], c[first + 1], c[first]);
     else {
         constexpr int level = count > 8 ? 3 : count > 4 ? 2 : 1, half = 1 << level;
-        return estrin<first, half>(powers, c) + powers[level] * estrin<first + half, count - half>(powers, c);
+        return fused(powers[level], estrin<first + half, count - half>(powers, c), estrin<first, half>(powers, c));
     }
 }
 
@@ -75,15 +75,15 @@ template <class V> struct Exponential {
     V power, rest;
 
     template <class... More> BN_INLINE explicit Exponential(V x, More... more) {
-        const V shifted = x * Of<V>::log2_e + Of<V>::magic;  // whose last bits are n + bias
+        const V shifted = fused(x, Of<V>::log2_e, Of<V>::magic);  // whose last bits are n + bias
         const V n = shifted - Of<V>::magic;
-        const V r = (((x - n * Of<V>::ln2_high) - n * Of<V>::ln2_low) + ... + more);
-        rest = r + r * r * polynomial(r, Of<V>::exponential);
+        const V r = (fused(n, -Of<V>::ln2_low, fused(n, -Of<V>::ln2_high, x)) + ... + more);
+        rest = fused(r * r, polynomial(r, Of<V>::exponential), r);
         power = bit_cast<V>(bits(shifted) << Of<V>::fraction);
     }
 
-    BN_INLINE V value() const { return power + power * rest; }
-    BN_INLINE V minus_one() const { return power * rest + (power - 1); }
+    BN_INLINE V value() const { return fused(power, rest, power); }
+    BN_INLINE V minus_one() const { return fused(power, rest, power - 1); }
 };
 
 // Φ(−a), the tail of the normal distribution, and e^(−a²/2). a² in two parts: its rounding, by a²/2 = 88, were 88 ulp.
@@ -112,7 +112,7 @@ template <class V> struct Logistic {
 template <int activation, class V> BN_INLINE V act(V z) {
     if constexpr (activation == BN_GELU) {
         const Tail<V> tail(z);
-        return (z < 0 ? V{} : z) - tail.a * tail.value;
+        return fused(-tail.a, tail.value, z < 0 ? V{} : z);
     } else if constexpr (activation == BN_TANH) {
         const V e = Exponential<V>(absolute(clamped(z, Of<V>::limit / 2)) * -2).minus_one();
         return signed_as(absolute(e / (e + 2)), z);
@@ -131,7 +131,7 @@ template <int activation, class V> BN_INLINE V act_derivative(V z) {
     } else {
         const Logistic<V> at(activation == BN_TANH ? z * 2 : z);
         const V product = at.sigma * at.other;
-        if constexpr (activation == BN_SILU) return at.sigma + at.z * product;
+        if constexpr (activation == BN_SILU) return fused(at.z, product, at.sigma);
         else return activation == BN_TANH ? product * 4 : product;
     }
 }

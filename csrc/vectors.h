@@ -148,6 +148,25 @@ template <class V, class M> BN_INLINE V select(M mask, V yes, V no) {
     return by_parts([](auto m, auto p, auto q) { return m ? p : q; }, mask, yes, no);
 }
 
+// a·b + c, rounded once: by name, since the compiler fuses nothing by itself. Of a vector of the machine's own.
+template <class V> BN_INLINE V fused(V a, V b, V c) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(Lane<V>) == 4) return bit_cast<V>(_mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
+    else return bit_cast<V>(_mm512_fmadd_pd(bit_cast<__m512d>(a), bit_cast<__m512d>(b), bit_cast<__m512d>(c)));
+#elif defined(__AVX2__)
+    if constexpr (sizeof(Lane<V>) == 4) return bit_cast<V>(_mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
+    else return bit_cast<V>(_mm256_fmadd_pd(bit_cast<__m256d>(a), bit_cast<__m256d>(b), bit_cast<__m256d>(c)));
+#else
+    for (unsigned i = 0; i < sizeof(V) / sizeof(Lane<V>); ++i) {
+        if constexpr (sizeof(Lane<V>) == 4) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
+        else c[i] = __builtin_fma(a[i], b[i], c[i]);
+    }
+    return c;
+#endif
+}
+template <class V> BN_INLINE V fused(V a, Lane<V> b, V c) { return fused(a, all<V>(b), c); }
+template <class V> BN_INLINE V fused(V a, Lane<V> b, Lane<V> c) { return fused(a, all<V>(b), all<V>(c)); }
+
 // z between −limit and limit, of a vector of the machine's own; NaN stays, as the second argument of these instructions,
 // which GCC does not find by itself.
 template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
