@@ -54,7 +54,7 @@ template <class T, bool weighted, bool planar_> struct Moments {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     using Storage = T;
-    static constexpr bool planar = planar_;
+    static constexpr bool planar = planar_, aligned = true;
     static constexpr int arrays = 1;  // of the size of x
     const T *x;
     const A *weights;
@@ -190,7 +190,7 @@ template <class T, Kind kind, bool planar_, bool writes> struct Reduce {
     using A = typename Working<T>::type;
     using V = typename Lanes<A>::Vector;
     using Storage = T;
-    static constexpr bool planar = planar_;
+    static constexpr bool planar = planar_, aligned = kind != Kind::smooth;  // else an activation more for each channel
     static constexpr int arrays = 2;
     Gradient<T, kind, planar> gradient;
     T *dx, *dz;

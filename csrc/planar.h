@@ -97,7 +97,7 @@ template <class Body, class V> BN_INLINE void sum(const Body &body, const Segmen
     const auto [i0, last, weights, masks, distance, wrap] = s;
     int64_t i = i0;
     Added<V> a{V{}, V{}, V{}};
-    if (i % L) {
+    if (Body::aligned && i % L) {
         const int64_t lanes = L - i % L < last - i ? L - i % L : last - i;
         body.template at<false>(i, i + weights, i / L + masks, int(lanes), a);
         i += lanes;
