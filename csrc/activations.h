@@ -1,7 +1,7 @@
 // The activations of a vector, and their gradients; the formulas of src/batchnorm/activations.py.
 //
 // By e^(−z), which keeps its digits for z ≪ 0, or e^(−z²/2). What would be smaller than the smallest normal number, times
-// a z of that size, may be anything below. Errors are within 4 units in the last place (ulp) of the result, for a
+// a z of that size, may be anything below. Errors are within 6 units in the last place (ulp) of the result, for a
 // derivative that is a sum of two terms of the larger: tests/test_activations.cpp holds them to it.
 #pragma once
 

@@ -9,7 +9,8 @@
  *     virtual batches                    as many groups; sample i belongs to group i mod groups
  *
  * The working type is double where the arrays are double, else float. Arrays of features and weights have it.
- * Results are the same bits for every number of threads, every instruction set and every call.
+ * Results are the same bits for every number of threads, every instruction set and every call; only smooth activations
+ * differ, by units in the last place, on machines that cannot multiply and add with one rounding.
  */
 #ifndef BATCHNORM_H
 #define BATCHNORM_H

@@ -103,12 +103,12 @@ template <class A, bool planar> struct Normalized {
     BN_INLINE V scaled(V centred) const { return centred * scale + shift; }
 };
 
-// What a map serves. A question for each vector, though its answer never changes, took up to half of the time of the sweep:
-// the calls of most layers are built without.
+// Which optional arguments a map is compiled for. To test for each vector whether there is a residual, bits and so on took
+// up to half of the time of a sweep; the calls of most layers have none, and maps of their own.
 enum class Serves {
     everything,
-    training,   // no residual, bits, weights or dz, nothing past the cache
-    inference,  // the same, and the mean has no low part
+    training,   // no residual, bits, weights or dz; nothing is written past the cache; a backward is asked for dx by moments
+    inference,  // of a forward: as in training, and the mean has no low part
 };
 
 // y = act(((x − mean) − mean_low)·scale + shift + residual), and whether it is before the activation > 0.
@@ -133,6 +133,7 @@ template <class T, Kind kind, bool planar_, Serves serves> struct Affine {
     BN_INLINE void aim(int64_t f, int lanes) { normalized.aim(f, lanes); }
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { fetch(x + i, n); }
 
+    static constexpr bool infers = true;
     static Serves serving(const bn_call &c, bool streaming) {
         if (c.residual || c.bits || streaming) return Serves::everything;
         return c.mean_low ? Serves::training : Serves::inference;
@@ -234,6 +235,7 @@ template <class T, Kind kind, bool planar_, Serves serves> struct Elementwise {
 
     BN_INLINE void fetch_ahead(int64_t i, int64_t n) const { gradient.fetch_ahead(i, n); }
 
+    static constexpr bool infers = false;
     static Serves serving(const bn_call &c, bool streaming) {
         const bool more = c.residual || c.bits || c.weights || c.dz || !c.dx || !c.of_centred || streaming;
         return more ? Serves::everything : Serves::training;

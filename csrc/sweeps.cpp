@@ -45,9 +45,12 @@ void map_by(const bn_call &c, const Tile &t, bool streaming) {
 template <template <class, Kind, bool, Serves> class Body, class T, Kind kind>
 void map_as(const bn_call &c, const Tile &t, bool streaming) {
     if constexpr (kind == Kind::identity || kind == Kind::relu) {  // the most common
-        const Serves serves = Body<T, kind, true, Serves::everything>::serving(c, streaming);
+        using Any = Body<T, kind, true, Serves::everything>;
+        const Serves serves = Any::serving(c, streaming);
         if (serves == Serves::training) return map_by<Body, T, kind, Serves::training>(c, t, streaming);
-        if (serves == Serves::inference) return map_by<Body, T, kind, Serves::inference>(c, t, streaming);
+        if constexpr (Any::infers) {
+            if (serves == Serves::inference) return map_by<Body, T, kind, Serves::inference>(c, t, streaming);
+        }
     }
     map_by<Body, T, kind, Serves::everything>(c, t, streaming);
 }

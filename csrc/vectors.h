@@ -148,7 +148,9 @@ template <class V, class M> BN_INLINE V select(M mask, V yes, V no) {
     return by_parts([](auto m, auto p, auto q) { return m ? p : q; }, mask, yes, no);
 }
 
-// a·b + c, rounded once: by name, since the compiler fuses nothing by itself. Of a vector of the machine's own.
+// a·b + c of a vector of the machine's own, with one rounding where the machine has an instruction for it: a call of the C
+// library for each lane takes ten times as long, and a hundred times without hardware. Explicit, since -ffp-contract=off
+// keeps the compiler from fusing.
 template <class V> BN_INLINE V fused(V a, V b, V c) {
 #if defined(__AVX512F__)
     if constexpr (sizeof(Lane<V>) == 4) return bit_cast<V>(_mm512_fmadd_ps(bit_cast<__m512>(a), bit_cast<__m512>(b), bit_cast<__m512>(c)));
@@ -156,12 +158,14 @@ template <class V> BN_INLINE V fused(V a, V b, V c) {
 #elif defined(__AVX2__)
     if constexpr (sizeof(Lane<V>) == 4) return bit_cast<V>(_mm256_fmadd_ps(bit_cast<__m256>(a), bit_cast<__m256>(b), bit_cast<__m256>(c)));
     else return bit_cast<V>(_mm256_fmadd_pd(bit_cast<__m256d>(a), bit_cast<__m256d>(b), bit_cast<__m256d>(c)));
-#else
+#elif defined(__FP_FAST_FMAF) && defined(__FP_FAST_FMA)
     for (unsigned i = 0; i < sizeof(V) / sizeof(Lane<V>); ++i) {
         if constexpr (sizeof(Lane<V>) == 4) c[i] = __builtin_fmaf(a[i], b[i], c[i]);
         else c[i] = __builtin_fma(a[i], b[i], c[i]);
     }
     return c;
+#else
+    return a * b + c;
 #endif
 }
 template <class V> BN_INLINE V fused(V a, Lane<V> b, V c) { return fused(a, all<V>(b), c); }
@@ -226,7 +230,7 @@ BN_INLINE Float8 shorter(Double8 v) { return converted<Float8>(v); }
 
 BN_INLINE Float16 widen(Short16 raw, bfloat16) { return bit_cast<Float16>(longer(raw) << 16); }
 
-BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; NaN stays one
+BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; every NaN becomes 0xffff
     Unsigned16 raw = bit_cast<Unsigned16>(v);
     Unsigned16 rounded = raw + (((raw >> 16) & 1u) + 0x7fffu);
     return shorter((rounded | bit_cast<Unsigned16>(unequal(v, v))) >> 16);
@@ -288,11 +292,14 @@ BN_INLINE Float16 load(const float *p) { return read<Float16>(p); }
 BN_INLINE Double8 load(const double *p) { return read<Double8>(p); }
 template <class T> BN_INLINE Float16 load(const T *p) { return widen(read<Short16>(p), T{}); }
 
-BN_INLINE void store(float *p, Float16 v) { write(p, v); }
-BN_INLINE void store(double *p, Double8 v) { write(p, v); }
-template <class T> BN_INLINE void store(T *p, Float16 v) { write(p, narrow(v, T{})); }
+// A vector as it lies in memory.
+BN_INLINE Float16 stored(const float *, Float16 v) { return v; }
+BN_INLINE Double8 stored(const double *, Double8 v) { return v; }
+template <class T> BN_INLINE Short16 stored(const T *, Float16 v) { return narrow(v, T{}); }
 
-// The first `lanes` only; the others read as 0 and are not written.
+template <class T, class V> BN_INLINE void store(T *p, V v) { write(p, stored(p, v)); }
+
+// The first `lanes` only, fewer than all; the others read as 0 and are not written.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 BN_INLINE Float16 load(const float *p, int lanes) { return bit_cast<Float16>(_mm512_maskz_loadu_ps((1u << lanes) - 1, p)); }
 BN_INLINE Double8 load(const double *p, int lanes) { return bit_cast<Double8>(_mm512_maskz_loadu_pd((1u << lanes) - 1, p)); }
@@ -310,7 +317,8 @@ template <class T> BN_INLINE auto load(const T *p, int lanes) {
     std::memcpy(some, p, lanes * sizeof(T));
     return load(some);
 }
-// The first bytes of a vector, fewer than all, in pieces of 16, 8, 4 and 2; a masked store takes twice as long.
+// The first bytes of a vector, in pieces of 32, 16, 8, 4 and 2: fewer than all, of which it would write none. A masked
+// store takes twice as long.
 template <class V> BN_INLINE void write_first(char *p, V v, int bytes) {
     constexpr int half = sizeof(V) / 2;
     if constexpr (half >= 16) {
@@ -325,9 +333,6 @@ template <class V> BN_INLINE void write_first(char *p, V v, int bytes) {
         if (bytes & 2) std::memcpy(p, words, 2);
     }
 }
-BN_INLINE Float16 stored(const float *, Float16 v) { return v; }
-BN_INLINE Double8 stored(const double *, Double8 v) { return v; }
-template <class T> BN_INLINE Short16 stored(const T *, Float16 v) { return narrow(v, T{}); }
 template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
     write_first(reinterpret_cast<char *>(p), stored(p, v), lanes * int(sizeof(T)));
 }
@@ -337,7 +342,8 @@ BN_INLINE Float16 load(const float *p, int lanes) {
     return {bit_cast<Float8>(_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low))),
             bit_cast<Float8>(_mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high)))};
 }
-template <class T> BN_INLINE Float16 load_words(const T *p, int lanes) {  // by twos, and the last of an odd number
+template <class T> BN_INLINE Float16 load_words(const T *p, int lanes) {
+    // Pairs by a masked load of 32-bit words, and an odd last element by itself: nothing past it is read.
     const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), twos = _mm256_set1_epi32(lanes / 2);
     __m256i words = _mm256_maskload_epi32(reinterpret_cast<const int *>(p), _mm256_cmpgt_epi32(twos, numbers));
     if (lanes % 2) {
@@ -373,9 +379,7 @@ template <class V> BN_INLINE void write_past(void *p, V v) {
 #endif
     }
 }
-BN_INLINE void stream(float *p, Float16 v) { write_past(p, v); }
-BN_INLINE void stream(double *p, Double8 v) { write_past(p, v); }
-template <class T> BN_INLINE void stream(T *p, Float16 v) { write_past(p, narrow(v, T{})); }
+template <class T, class V> BN_INLINE void stream(T *p, V v) { write_past(p, stored(p, v)); }
 #else
 template <class T, class V> BN_INLINE void stream(T *p, V v) { store(p, v); }
 #endif

@@ -94,7 +94,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])  # of others the tests in C++
 def test_any_instruction_set_gives_the_same_bits(activation: str | None, dtype: str, handle: Any) -> None:
     shapes = [((3, 5, 37), 1), ((67, 21), 1), ((29, 3), 1), ((5, 7, 33), -1)]
     found = []

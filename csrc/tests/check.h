@@ -3,6 +3,7 @@
 #define BN_TESTS_CHECK_H
 
 #include <string>
+#include <vector>
 
 namespace bn_tests {
 
@@ -18,6 +19,9 @@ bool check(bool held, const std::string &what);
 
 // Says why a test, or a part of one, did not run here.
 void skip(const std::string &reason);
+
+// The instruction sets of this machine; `smooth`: those that give smooth activations the same bits.
+std::vector<const char *> instruction_sets(bool smooth);
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr bool sanitized = true;

@@ -160,7 +160,7 @@ bn_call Problem::affine_call() const {
 
 bn_call Problem::backward_call(bool with_bits) const {
     bn_call call = affine_call();
-    if (with_bits && setting.residual && by_sign(setting.activation)) call.residual = nullptr;
+    if (with_bits && by_sign(setting.activation)) call.residual = nullptr;
     else call.bits = nullptr;
     return call;
 }

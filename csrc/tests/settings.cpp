@@ -124,6 +124,13 @@ std::vector<Setting> layout_settings() {
         made({1, 1, 3000, 131, 1}, BN_FLOAT32, BN_RELU, true, Weights::none),
         made({1, 1, 4001, 67, 1}, BN_FLOAT64, BN_TANH, false, Weights::fractional),
         made({1, 8, 1100, 200, 1}, BN_FLOAT32, BN_IDENTITY, true, Weights::none),
+        // As most layers call it: without residual and weights, with lanes left over.
+        made({9, 1, 1, 37, 49}, BN_FLOAT32, BN_RELU, false, Weights::none),
+        made({9, 1, 1, 37, 49}, BN_BFLOAT16, BN_RELU, false, Weights::none),
+        made({1, 1, 333, 67, 1}, BN_FLOAT64, BN_RELU, false, Weights::none),
+        made({1, 1, 333, 67, 1}, BN_FLOAT16, BN_RELU, false, Weights::none),
+        made({9, 1, 1, 37, 49}, BN_FLOAT16, BN_IDENTITY, false, Weights::none),
+        made({1, 1, 333, 67, 1}, BN_BFLOAT16, BN_IDENTITY, false, Weights::none),
         // Tile by tile, where the gradient of a smooth activation is kept.
         made({7, 1, 1, 65, 49}, BN_FLOAT32, BN_SILU, false, Weights::none),
         made({7, 1, 1, 65, 49}, BN_FLOAT64, BN_SIGMOID, true, Weights::mask),

@@ -98,6 +98,24 @@ BN_TEST(activations_keep_nan) {
         }
 }
 
+// A NaN of any bits stays one in 16 bits: rounding alone would carry some into −0.
+BN_TEST(every_nan_stays_one_in_16_bits) {
+    for (const uint32_t nan : {0x7fffffffu, 0xffffffffu, 0x7f800001u, 0xff800001u})
+        for (const bn_dtype dtype : {BN_BFLOAT16, BN_FLOAT16})
+            for (const char *name : instruction_sets(false)) {
+                bn_use_instruction_set(name);
+                Setting setting;
+                setting.shape = {1, 1, 5, 19, 1}, setting.dtype = dtype;
+                Problem problem(setting);
+                std::memcpy(problem.mean.data(), &nan, sizeof nan); // of the first feature
+                const bn_call call = problem.affine_call();
+                bn_affine(&call);
+                int64_t lost = 0;
+                for (int64_t row = 0; row < 5; ++row) lost += !std::isnan(problem.y.get(row * 19));
+                check(lost == 0, std::to_string(lost) + " NaN lost by " + name + ": " + setting.text());
+            }
+}
+
 // The ends of the range: saturated, finite, without NaN in the gradient.
 BN_TEST(activations_saturate) {
     for (int activation = 0; activation < 7; ++activation)

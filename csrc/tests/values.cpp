@@ -191,15 +191,32 @@ void check_moments(Problem &problem) {
 
 void check_affine(Problem &problem) {
     problem.clear_outputs();
-    run(problem, "affine", bn_affine, problem.affine_call());
     const bool plain = problem.setting.plain;
-    compare_affine(problem, plain ? nullptr : &problem.scale, plain ? nullptr : &problem.beta);
+    bn_call call = problem.affine_call();
+    const auto run_and_compare = [&](const char *operation) {
+        problem.y.fill(0xFF);
+        run(problem, operation, bn_affine, call);
+        compare_affine(problem, plain ? nullptr : &problem.scale, plain ? nullptr : &problem.beta);
+    };
+    run_and_compare("affine");
+    call.bits = nullptr;
+    run_and_compare("affine without bits");
+    call.mean_low = nullptr;
+    for (int64_t i = 0; i < problem.mean_low.count(); ++i) problem.mean_low.set(i, 0);
+    run_and_compare("affine of a mean in one part");
+    problem.use_exact_statistics();
 }
 
 void check_forward(Problem &problem) {
     problem.clear_outputs();
     for (Buffer *output : {&problem.mean, &problem.mean_low, &problem.inv_std}) output->fill(0xFF);
-    run(problem, "forward", bn_forward, problem.call());
+    bn_call call = problem.call();
+    run(problem, "forward", bn_forward, call);
+    const uint64_t y = problem.y.digest();
+    call.bits = nullptr;
+    problem.y.fill(0xFF);
+    run(problem, "forward without bits", bn_forward, call);
+    check(problem.y.digest() == y, "y differs without bits: " + problem.setting.text());
     compare_moments(problem);
     compare_inv_std(problem);
     compare_forward(problem);
