@@ -51,8 +51,8 @@ format: $(READY)  ## Format the code and mend what the linter can
 test: $(READY)  ## Run every test, the examples in the documentation and the mutants
 	$(BIN)/pytest -n 2 --dist worksteal
 
-mutants: $(READY)  ## Show that the tests reject deliberate faults
-	$(BIN)/pytest -n 2 tests/test_mutants.py
+mutants: $(READY)  ## Show that the tests reject deliberate faults, and write down which test rejects which
+	$(BIN)/pytest -n 2 tests/test_mutants.py --remember-killers
 
 sanitize: $(INSTALLED)  ## Test the native kernels in C++, watched by the address and undefined behavior sanitizers
 	$(CONFIGURE) -B build/sanitize -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DBATCHNORM_SANITIZE=address,undefined

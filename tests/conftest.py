@@ -1,9 +1,11 @@
 """Settings of hypothesis and of threads, and the table of the mutants at the end of a run."""
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -19,6 +21,11 @@ hypothesis.settings.register_profile("default", max_examples=40, **SETTINGS)
 FIRST_FAILURE = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # no shrinking
 hypothesis.settings.register_profile("mutants", max_examples=8, phases=FIRST_FAILURE, **SETTINGS)
 hypothesis.settings.load_profile("default")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of `make mutants`."""
+    parser.addoption("--remember-killers", action="store_true", help="write which test rejects each mutant")
 
 
 @pytest.fixture
@@ -56,6 +63,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, file, verdict in rows:
         terminalreporter.line(f"{name:<{name_width}}  {file:<{file_width}}  {verdict}")
     survivors = sum(row[2] == "SURVIVED" for row in rows)
+    if terminalreporter.config.getoption("remember_killers", False):
+        killers = {name: verdict for name, _, verdict in rows if verdict != "SURVIVED"}
+        text = json.dumps(killers, indent=0, ensure_ascii=False)
+        Path(__file__).with_name("killers.json").write_text(text + "\n", "utf-8")
     terminalreporter.line(f"{len(rows)} mutants, {len(rows) - survivors} killed, {survivors} survived")
 
 

@@ -141,18 +141,19 @@ def _run(part: str, source: Path, files: list[str], log: Path) -> None:
     sys.exit(pytest.main([*options, "-k", " and ".join(f"not {name}" for name in DESELECTED), *files]))
 
 
-def run(part: str, source: Path, changed: str = "") -> Outcome:
+def run(part: str, source: Path, changed: str = "", only: str = "") -> Outcome:
     """Run one part of the suite, up to its first failure, on the package that lies in `source`.
 
     Args:
         part: One of `PARTS`.
         source: The folder that the package lies in.
         changed: The file of the package that differs: the tests that are named like it come first.
+        only: A test, as "test_layout.py::test_plan", to run in place of all.
     """
     log, stem = source / "log.txt", Path(changed).stem
     names = sorted(PARTS[part], key=lambda name: not stem or stem not in name)
     files = [f"tests/{name}.py" if "/" in name else f"tests/test_{name}.py" for name in names]
-    process = _processes.Process(target=_run, args=(part, source, files, log))
+    process = _processes.Process(target=_run, args=(part, source, [f"tests/{only}"] if only else files, log))
     process.start()
     process.join()
     return Outcome(process.exitcode, log.read_text("utf-8"))
