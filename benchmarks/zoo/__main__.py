@@ -4,9 +4,10 @@
     .venv-zoo/bin/python benchmarks/zoo --only 'timm/dpn*' --only captum    some of it
     .venv-zoo/bin/python benchmarks/zoo --list
 
-A check ends in one of five ways. *ok*: with a figure. *refused*: by a message that names the layer and the way out.
-*WRONG*: anything else; the exit status is 1 then. *torch fails*: at the same, so that it tells nothing of our layer.
-*left out*: a package is not installed. Nothing is downloaded: weights are random, models are made from configurations.
+A check ends in one of six ways. *ok*: with a figure. *refused*: by a message that names the layer and the way out.
+*fails*: with another error. *WRONG*: without an error, and with other numbers than torch's. *torch fails*: at the same, so
+that it tells nothing of our layer. *left out*: a package is not installed. The exit status is 1 where something fails or
+is wrong. Nothing is downloaded: weights are random, models are made from configurations.
 """
 
 import argparse
@@ -37,7 +38,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
-STYLES = {"ok": "green", "refused": "cyan", "WRONG": "bold red", "torch fails": "yellow", "left out": "dim"}
+STYLES = {"ok": "green", "refused": "cyan", "fails": "red", "WRONG": "bold red", "torch fails": "yellow", "left out": "dim"}
 SHOWN = (
     "torch", "timm", "torchvision", "transformers", "accelerate", "pytorch-lightning", "opacus", "captum", "torchao",
     "speechbrain", "segmentation-models-pytorch", "monai", "torch-geometric", "ultralytics", "onnx", "onnxruntime",
@@ -108,7 +109,7 @@ def main() -> int:
     console.print(Text(heading()), table(outcomes), Text(summary(outcomes)), sep="\n")
     if asked.json:
         asked.json.write_text(json.dumps([vars(outcome) for outcome in outcomes], indent=2, ensure_ascii=False) + "\n")
-    return int(len(outcomes) < len(checks) or any(outcome.status == "WRONG" for outcome in outcomes))
+    return int(len(outcomes) < len(checks) or any(outcome.status in ("fails", "WRONG") for outcome in outcomes))
 
 
 if __name__ == "__main__":

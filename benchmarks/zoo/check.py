@@ -13,7 +13,7 @@ from torch import nn
 from batchnorm.errors import BatchNormError
 from batchnorm.torch import BatchNorm
 
-Status = Literal["ok", "refused", "WRONG", "torch fails", "left out"]
+Status = Literal["ok", "refused", "fails", "WRONG", "torch fails", "left out"]
 CHARACTERS = 400  # of a message
 
 
@@ -35,7 +35,7 @@ class Outcome:
 
     Attributes:
         name: What was checked, as group/subject/what.
-        status: "refused" by name; "torch fails" at the same; "left out" where a package is not installed.
+        status: "refused" by name; "fails" in another way; "torch fails" at the same; "left out" where a package is not installed.
         figure: The figure, or the message.
         seconds: How long it took.
     """
@@ -75,7 +75,7 @@ class Check:
         except WrongError as wrong:
             return "WRONG", str(wrong)
         except Exception as error:
-            return "WRONG", f"{type(error).__name__}: {error}"
+            return "fails", f"{type(error).__name__}: {error}"
 
 
 CHECKS: list[Check] = []
@@ -126,4 +126,4 @@ def _names(message: str, layer: str) -> bool:
 
 
 def _way_out(message: str) -> bool:
-    return any(word in message for word in ("convert", "eval()", "fold", "first", "choose", "keep", "use "))
+    return any(word in message for word in ("convert", "eval()", "fold", "first", "choose", "keep", "narrow", "use "))
