@@ -5,9 +5,9 @@
     .venv-zoo/bin/python benchmarks/zoo --list
 
 A check ends in one of six ways. *ok*: with a figure. *refused*: by a message that names the layer and the way out.
-*fails*: with another error. *WRONG*: without an error, and with other numbers than torch's. *torch fails*: at the same, so
-that it tells nothing of our layer. *left out*: a package is not installed. The exit status is 1 where something fails or
-is wrong. Nothing is downloaded: weights are random, models are made from configurations.
+*fails*: with another error. *WRONG*: without an error, and with other numbers than torch's. *torch fails*: at the same,
+so that it tells nothing of our layer. *left out*: a package is not installed. The exit status is 1 where something
+fails or is wrong. Nothing is downloaded: weights are random, models are made from configurations.
 """
 
 import argparse
@@ -38,7 +38,14 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
-STYLES = {"ok": "green", "refused": "cyan", "fails": "red", "WRONG": "bold red", "torch fails": "yellow", "left out": "dim"}
+STYLES = {
+    "ok": "green",
+    "refused": "cyan",
+    "fails": "red",
+    "WRONG": "bold red",
+    "torch fails": "yellow",
+    "left out": "dim",
+}
 SHOWN = (
     "torch", "timm", "torchvision", "transformers", "accelerate", "pytorch-lightning", "opacus", "captum", "torchao",
     "speechbrain", "segmentation-models-pytorch", "monai", "torch-geometric", "ultralytics", "onnx", "onnxruntime",

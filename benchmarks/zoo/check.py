@@ -35,7 +35,8 @@ class Outcome:
 
     Attributes:
         name: What was checked, as group/subject/what.
-        status: "refused" by name; "fails" in another way; "torch fails" at the same; "left out" where a package is not installed.
+        status: "refused" by name; "fails" in another way; "torch fails" at the same; "left out" where a package is not
+            installed.
         figure: The figure, or the message.
         seconds: How long it took.
     """
