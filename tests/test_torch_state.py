@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from batchnorm.errors import ArgumentError, DtypeError, ShapeError
+from batchnorm.errors import ArgumentError, BatchNormError, DtypeError, ShapeError
 from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from namespaces import to_numpy
 from tolerance import assert_close
@@ -193,3 +195,110 @@ def test_reset_begins_anew() -> None:
     layer, fresh = trained(), BatchNorm(3)
     layer.reset_parameters()
     assert_unchanged(layer, snapshot(fresh))
+
+
+def _narrow(layer: BatchNorm) -> None:
+    layer.weight.data = layer.weight.data[:2]
+
+
+def _replace_weight(layer: BatchNorm) -> None:
+    layer.weight = nn.Parameter(torch.full((3,), 2.0))
+
+
+def _move_weight(layer: BatchNorm) -> None:
+    layer.weight.data = torch.full((3,), 2.0)
+
+
+def _write_weight(layer: BatchNorm) -> None:
+    layer.weight.data.fill_(2.0)
+
+
+def _replace_mean(layer: BatchNorm) -> None:
+    layer.running_mean = torch.ones(3)
+
+
+def _widen(layer: BatchNorm) -> None:
+    layer.double()
+
+
+def _widen_mean(layer: BatchNorm) -> None:
+    layer.running_mean = torch.ones(3, dtype=torch.float64)
+
+
+def _drop_statistics(layer: BatchNorm) -> None:
+    layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+
+
+def _drop_bias(layer: BatchNorm) -> None:
+    layer.bias = None
+
+
+def _load(layer: BatchNorm) -> None:
+    state = {name: torch.full_like(t, 2) for name, t in layer.state_dict().items()}
+    layer.load_state_dict(state, assign=True)
+
+
+def _parametrize(layer: BatchNorm) -> None:
+    parametrize.register_parametrization(layer, "weight", nn.Softplus())
+
+
+CHANGES: list[Callable[[BatchNorm], object]] = [
+    *(_narrow, _replace_weight, _move_weight, _write_weight, _replace_mean, _widen, _widen_mean, _drop_statistics),
+    *(_drop_bias, _load, _parametrize, BatchNorm.freeze, nn.Module.bfloat16),
+]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_layer_that_has_changed_is_checked_again(change: Callable[[BatchNorm], object], training: bool) -> None:
+    layer, x = BatchNorm(3).train(training), torch.randn(4, 3, 5)
+    with torch.set_grad_enabled(training):
+        layer(x)
+        change(layer)
+        assert_as_if_new(layer, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("momentum", 0.9), ("momentum", None), ("momentum", "high"), ("eps", 1.0), ("eps", 0.0), ("axis", -1),
+        ("axis", 0), ("axis", "C"), ("activation", "silu"), ("activation", "relu6"), ("virtual_batch_size", 2),
+        ("running_variance", "biased"), ("nonfinite", "never"), ("small_batch", "allow"), ("ranks", (2,)),
+        ("track_running_stats", False), ("adjustment", lambda shape: (torch.full((), 2.0), torch.zeros(()))),
+    ],
+)  # fmt: skip
+def test_an_option_that_has_changed_is_checked_again(name: str, value: object, training: bool) -> None:
+    layer, x = BatchNorm(3).train(training), torch.randn(4, 3, 3)
+    with torch.set_grad_enabled(training):
+        layer(x)
+        setattr(layer, name, value)
+        assert_as_if_new(layer, x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_input_that_has_changed_is_checked_again(training: bool) -> None:
+    layer, x = BatchNorm(3).train(training), torch.randn(6, 3, 4)
+    with torch.set_grad_enabled(training):
+        for other in (x[:1], x[::2], x.transpose(0, 2), x.double(), x.bfloat16(), x[..., 0], x[:1, :, 0], x[:, :2]):
+            layer(x)
+            assert_as_if_new(layer, other)
+
+
+def assert_as_if_new(layer: BatchNorm, x: Tensor) -> None:
+    """Check that the next call does what it does to a copy, which knows nothing of the calls before."""
+    twin = copy.deepcopy(layer)
+    twin.checked = None
+    outcomes: list[Tensor | str] = []
+    for each in (twin, layer):
+        try:
+            outcomes.append(each(x).detach())
+        except BatchNormError as error:
+            outcomes.append(str(error))
+    expected, got = outcomes
+    if isinstance(expected, str):
+        assert got == expected
+    else:
+        assert isinstance(got, Tensor)
+        assert torch.equal(got, expected)
+    assert_unchanged(layer, snapshot(twin))

@@ -2,12 +2,14 @@
 
     .venv-zoo/bin/python benchmarks/zoo/whole_networks.py      after `make zoo`, whose environment has timm
 
-The three contenders take turns; the figures are the least times of each, and torch's time over ours.
+The three contenders take turns, a different one first in each round. The figures are the least time of each, and the
+median over the rounds of torch's time over ours. The ONNX models of the contenders are compared node by node, too.
 """
 
 import argparse
 import copy
 import os
+import statistics
 import tempfile
 import time
 import warnings
@@ -73,34 +75,45 @@ def learning(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return run
 
 
-def least(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the least seconds of each, taking turns."""
-    found = dict.fromkeys(runs, float("inf"))
-    for _ in range(rounds):
-        for name, run in runs.items():
+def measured(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of each in every round, taking turns."""
+    names = list(runs)
+    found: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             start = time.perf_counter()
-            run()
-            found[name] = min(found[name], time.perf_counter() - start)
-    return found
+            runs[name]()
+            found[name].append(time.perf_counter() - start)
+    return {name: seconds[1:] for name, seconds in found.items()}
 
 
-def as_onnx(model: nn.Module, x: Tensor, path: Path) -> tuple[int, Callable[[], object]]:
-    """Return how many nodes a model has as ONNX, and a run of it in onnxruntime."""
+def as_onnx(model: nn.Module, x: Tensor, path: Path) -> tuple[list[Any], Callable[[], object]]:
+    """Return the operators of a model as ONNX, each with its attributes, and a run of it in onnxruntime.
+
+    Idle threads do not spin: those of the contenders before would take the processor from the one that runs.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(model.eval(), (x,), path, dynamo=True, verbose=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     given = {session.get_inputs()[0].name: x.numpy()}
-    return len(onnx.load(path).graph.node), lambda: session.run(None, given)
+    operators = [
+        (node.op_type, sorted((a.name, str(onnx.helper.get_attribute_value(a))) for a in node.attribute))
+        for node in onnx.load(path).graph.node
+    ]
+    return operators, lambda: session.run(None, given)
 
 
-def show(name: str, what: str, seconds: dict[str, float], notes: dict[str, Any] | None = None) -> None:
+def show(name: str, what: str, seconds: dict[str, list[float]], notes: dict[str, str] | None = None) -> None:
     """Print a line for each contender."""
-    for contender, s in seconds.items():
-        note = f"   {notes[contender]} nodes" if notes else ""
-        print(f"{name:16} {what:20} {contender:12} {1e3 * s:8.1f} ms {seconds['torch'] / s:6.2f}x{note}", flush=True)
+    for contender, taken in seconds.items():
+        ratio = statistics.median(theirs / ours for theirs, ours in zip(seconds["torch"], taken, strict=True))
+        note = f"   {notes[contender]}" if notes else ""
+        print(f"{name:16} {what:20} {contender:12} {1e3 * min(taken):8.1f} ms {ratio:6.2f}x{note}", flush=True)
 
 
 def main() -> None:
@@ -117,13 +130,14 @@ def main() -> None:
     x = torch.randn(args.batch, 3, args.size, args.size)
     for name in args.networks:
         made = contenders(name)
-        show(name, "inference", least({n: inferring(m.eval(), x) for n, m in made.items()}, args.rounds))
+        show(name, "inference", measured({n: inferring(m.eval(), x) for n, m in made.items()}, args.rounds))
         with tempfile.TemporaryDirectory() as folder:
             written = {n: as_onnx(m, x, Path(folder) / f"{n}.onnx") for n, m in made.items()}
-            nodes = {n: count for n, (count, _) in written.items()}
-            show(name, "onnxruntime", least({n: run for n, (_, run) in written.items()}, args.rounds), nodes)
-        show(name, "training", least({n: learning(m.train(), x) for n, m in made.items()}, args.rounds))
-        show(name, "frozen fine-tuning", least({n: learning(hold(n, m), x) for n, m in made.items()}, args.rounds))
+            theirs = written["torch"][0]
+            nodes = {n: f"{len(o)} nodes" + ", torch's own" * (o == theirs) for n, (o, _) in written.items()}
+            show(name, "onnxruntime", measured({n: run for n, (_, run) in written.items()}, args.rounds), nodes)
+        show(name, "training", measured({n: learning(m.train(), x) for n, m in made.items()}, args.rounds))
+        show(name, "frozen fine-tuning", measured({n: learning(hold(n, m), x) for n, m in made.items()}, args.rounds))
 
 
 if __name__ == "__main__":

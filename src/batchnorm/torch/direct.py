@@ -5,8 +5,10 @@ leaves to that.
 """
 
 import math
+import struct
 from dataclasses import replace
 from functools import lru_cache
+from operator import attrgetter
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -27,6 +29,9 @@ from batchnorm.torch.training import NON_FINITE, SMALL_BATCH, Step
 
 _LIBRARY: Any = native.load()
 _pack, _pack_memory = native.CALL.pack, native.MEMORY.pack
+_arrays = struct.Struct("=4q").pack  # x, residual, weights, y
+_BEFORE, _AFTER = struct.calcsize("=8q"), struct.calcsize("=12q")  # bytes of a call before x, and until after y
+_address = Tensor.data_ptr
 
 
 class Prepared(NamedTuple):
@@ -286,11 +291,57 @@ def _trains_plainly(layer: Any) -> bool:
     )
 
 
-def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
-    """Return the output of a training step of a layer, and move its statistics; None where this way does not serve."""
-    if not _trains_plainly(layer) or not _right(layer, x) or not serves(x, residual):
+_options = attrgetter(
+    "momentum", "eps", "axis", "activation", "nonfinite", "small_batch", "running_variance", "sync", "renorm",
+    "virtual_batch_size", "adjustment", "ranks",
+)  # fmt: skip
+_elements = Tensor.numel
+
+
+class Checked(NamedTuple):
+    """What the last call of a layer was found to be. A call that is the same need not be checked again.
+
+    Attributes:
+        options: All that the checks have read of the layer.
+        shape: Of x.
+        strides: Of x.
+        dtype: Of x.
+        weight: γ.
+        bias: β.
+        mean: The running mean.
+        var: The running variance.
+        batches: The count of batches.
+        tensors: Those of the five that are not None.
+        addresses: Of the tensors: to assign to `.data` leaves a tensor the same object.
+        elements: How many numbers each of the tensors has, likewise.
+        trains: Whether this way serves training.
+        prepared: What the shape and the options settle.
+        call: That of inference without gradients: what comes before and after the addresses of the arrays; None where
+            parameters of 16 bits must be widened for it each time.
+    """
+
+    options: tuple[Any, ...]
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    batches: Tensor | None
+    tensors: tuple[Tensor, ...]
+    addresses: tuple[int, ...]
+    elements: tuple[int, ...]
+    trains: bool
+    prepared: Prepared
+    call: tuple[bytes, bytes] | None
+
+
+def _checked(layer: Any, x: Tensor, residual: Tensor | None) -> Checked | None:
+    """Return what a call is found to be, or None where this way does not serve it."""
+    if not serves(x, residual):
         return None
-    ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
+    last: Checked | None = layer.checked
     try:
         weight, bias = layer._parameters["weight"], layer._parameters["bias"]
         buffers = layer._buffers
@@ -298,62 +349,92 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     except KeyError:  # somebody has put something else in their place
         return None
     if (
+        last is not None
+        and weight is last.weight
+        and bias is last.bias
+        and mean is last.mean
+        and var is last.var
+        and batches is last.batches
+        and x.dtype is last.dtype
+        and x.shape == last.shape
+        and x.stride() == last.strides
+        and _options(layer) == last.options
+        and tuple(map(_address, last.tensors)) == last.addresses
+        and tuple(map(_elements, last.tensors)) == last.elements
+        and layer._eager_because is None
+    ):
+        return last
+    if not _right(layer, x):
+        return None
+    ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
+    if (
         ready is None
-        or ready.size <= 1
         or (mean is None) != (var is None)
         or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
-        or not (plain(mean, ready) and plain(var, ready) and counts(batches))
-        or (weight is not None and "grad_sample" in vars(weight))
+        or not (plain(mean, ready) and plain(var, ready))
     ):
         return None
+    tensors = tuple(t for t in (weight, bias, mean, var, batches) if t is not None)
+    narrow = any(p is not None and p.dtype is not ready.working for p in (weight, bias))
+    layer._eager_because, layer.checked = None, Checked(
+        _options(layer), x.shape, x.stride(), x.dtype, weight, bias, mean, var, batches, tensors,
+        tuple(map(_address, tensors)), tuple(map(_elements, tensors)),
+        _trains_plainly(layer) and ready.size > 1 and counts(batches), ready,
+        None if narrow or mean is None or var is None else _around(ready, mean, var, weight, bias),
+    )  # fmt: skip
+    return layer.checked
+
+
+def _around(
+    prepared: Prepared, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> tuple[bytes, bytes]:
+    """Return a call of inference without gradients: what comes before and after the addresses of its arrays."""
+    call = _pack(
+        *prepared.head, 0, 0, 0, 0, 0, 0, 0, 0, mean.data_ptr(), 0, var.data_ptr(), 0, 0,
+        0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(), 0, 0, 0, 0, 0, 0,
+        prepared.recipe.eps, 0,
+    )  # fmt: skip
+    return call[:_BEFORE], call[_AFTER:]
+
+
+def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
+    """Return the output of a training step of a layer, and move its statistics; None where this way does not serve."""
+    checked = _checked(layer, x, residual)
+    if checked is None or not checked.trains:
+        return None
+    ready, weight, mean, var = checked.prepared, checked.weight, checked.mean, checked.var
+    if weight is not None and "grad_sample" in vars(weight):
+        return None
     numbers = x.new_empty(5 * ready.row // ready.working.itemsize, dtype=ready.working)
-    y = apply(x, weight, bias, residual, ready, numbers, False)
-    _forget(layer)
-    if mean is None or not layer.track_running_stats or layer.held or in_backward():
+    y = apply(x, weight, checked.bias, residual, ready, numbers, False)
+    if mean is None or var is None or not layer.track_running_stats or layer.held or in_backward():
         return y
-    skip, estimator = layer.nonfinite == "skip", layer.running_variance
+    skip, estimator, running = layer.nonfinite == "skip", layer.running_variance, (mean, var, checked.batches)
     if layer.collected is not None:
         layer._remember(step(numbers, ready))
-    elif not remember((mean, var, batches), numbers, ready, momentum=layer.momentum, estimator=estimator, skip=skip):
+    elif not remember(running, numbers, ready, momentum=layer.momentum, estimator=estimator, skip=skip):
         layer._count(numbers.new_zeros((), dtype=torch.bool), step(numbers, ready))
     return y
 
 
 def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return the output of a layer by its running statistics; None where this way does not serve."""
-    try:
-        mean, var = layer._buffers["running_mean"], layer._buffers["running_var"]
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-    except KeyError:  # somebody has put something else in their place
+    checked = _checked(layer, x, residual)
+    if checked is None or checked.mean is None or checked.var is None:
         return None
-    if mean is None or var is None or not _right(layer, x) or not serves(x, residual):
-        return None
-    if layer.frozen:  # whatever `requires_grad` has been set to since
-        weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))
-    ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
-    if (
-        ready is None
-        or not (plain(weight, ready, parameter=True) and plain(bias, ready, parameter=True))
-        or not (plain(mean, ready) and plain(var, ready))
-    ):
-        return None
-    _forget(layer)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
-        mean, var = (mean.view(-1), var.view(-1)) if mean.ndim > 1 else (mean, var)
-        numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
-        return apply(x, weight, bias, residual, ready, numbers, True)
-    y, gamma, beta = torch.empty_like(x), _precise(weight, ready), _precise(bias, ready)
-    _LIBRARY.call(
-        "infer",
-        _pack(
-            *ready.head, x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr(), 0, 0, 0, 0,
-            mean.data_ptr(), 0, var.data_ptr(), 0, 0, 0 if gamma is None else gamma.data_ptr(),
-            0 if beta is None else beta.data_ptr(), 0, 0, 0, 0, 0, 0, ready.recipe.eps, 0,
-        )
-    )  # fmt: skip
+    ready, weight, bias, mean, var = checked.prepared, checked.weight, checked.bias, checked.mean, checked.var
+    if torch.is_grad_enabled():
+        if layer.frozen:  # whatever `requires_grad` has been set to since
+            weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))
+        if any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+            mean, var = (mean.view(-1), var.view(-1)) if mean.ndim > 1 else (mean, var)
+            numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
+            return apply(x, weight, bias, residual, ready, numbers, True)
+    call = checked.call
+    if call is None:
+        weight, bias = _precise(weight, ready), _precise(bias, ready)
+        call = _around(ready, mean, var, weight, bias)
+    y, (before, after) = torch.empty_like(x), call
+    arrays = _arrays(x.data_ptr(), 0 if residual is None else residual.data_ptr(), 0, y.data_ptr())
+    _LIBRARY.call("infer", before + arrays + after)
     return y
-
-
-def _forget(layer: Any) -> None:
-    if layer._eager_because is not None:
-        layer._eager_because = None

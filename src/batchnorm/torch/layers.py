@@ -209,6 +209,11 @@ class BatchNorm(Remembering):
         torch.Size([4, 2, 8])
         """
         try:
+            if weights is None:
+                fixed = not self.training or self.frozen or self.by_running > 0
+                y = (direct.infer if fixed else direct.train)(self, input, residual)
+                if y is not None:
+                    return y
             if isinstance(input, Proxy):
                 return self._traced(input, residual, weights)
             return self._normalise(input, residual, weights)
@@ -235,17 +240,11 @@ class BatchNorm(Remembering):
         )
 
     def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
-        fixed = self.frozen or self.by_running > 0
-        training = self.training and not fixed
-        y = None
-        if weights is None and isinstance(input, Tensor):
-            y = (direct.train if training else direct.infer)(self, input, residual)
-        if y is not None:
-            return y
         if isinstance(input, Tensor):
             self._check_input_dim(input)
         self._check()
-        by_batch = training or (self.running_mean is None and not fixed)
+        fixed = self.frozen or self.by_running > 0
+        by_batch = not fixed and (self.training or self.running_mean is None)
         if by_batch:
             self._refuse_per_sample_gradients()
         return self._generally(input, residual, weights, by_batch=by_batch)

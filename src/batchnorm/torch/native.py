@@ -19,10 +19,12 @@ DIRECT = dense.kernel(xp, DENSE)
 MODE = "a dispatch mode"
 _keys, _modes, _tracing_state = torch._C._dispatch_keys, torch._C._len_torch_dispatch_stack, torch._C._get_tracing_state  # pyright: ignore
 _includes, _PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch  # pyright: ignore
-_exporting = torch.compiler.is_exporting
+_exporting, _included = torch.compiler.is_exporting, torch._C._dispatch_tls_local_include_set  # pyright: ignore
 with torch.inference_mode():
     _ORDINARY = {_keys(torch.empty(0, device="cpu")).raw_repr()}  # of a tensor without any history
+    _UNWATCHED = {_included().raw_repr()}  # what a thread includes where nobody intercepts its operations
 _ORDINARY.add(_keys(torch.empty(0, device="cpu")).raw_repr())
+_UNWATCHED.add(_included().raw_repr())
 WRITTEN_DOWN = "operations are written down, for machines that may not have the native kernel"
 
 
@@ -34,6 +36,8 @@ def ordinary(t: Any) -> bool:
 
 def watched() -> str | None:
     """Return who wants to see every operation, None for nobody: then the library may work on the memory alone."""
+    if _included().raw_repr() in _UNWATCHED and forward_ad._current_level < 0:  # pyright: ignore
+        return None
     if _modes() or _includes(_PRE_DISPATCH):
         return MODE
     if _exporting() or _tracing_state() is not None:  # pyright: ignore

@@ -18,7 +18,9 @@ from batchnorm.torch.snapshot import tracing
 from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
 from batchnorm.torch.transforms import batched, beneath_derivatives, readable, surely, transforming
 
-CLOSED: dict[str, Any] = {"held": 0, "by_running": 0, "collected": None, "_ledger": None}  # when no block is open
+CLOSED: dict[str, Any] = {  # when no block is open, and nothing has been called
+    "held": 0, "by_running": 0, "collected": None, "_ledger": None, "checked": None,
+}  # fmt: skip
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
 NOT_FINITE, OVERFLOW = "with inf or NaN", "of finite values whose variance overflows"
 STATISTICS = ("running_mean", "running_var", *RENORM_BUFFERS)  # in the order of `Running`
