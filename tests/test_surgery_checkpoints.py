@@ -1,5 +1,6 @@
 """Weights in files as people have them: of wrappers, inside of checkpoints, and what is no file of weights."""
 
+import argparse
 import pickle
 import re
 import warnings
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -115,7 +117,7 @@ def test_the_one_state_dict_of_a_checkpoint_is_taken(saved: dict[str, Any]) -> N
     [
         (
             {"state_dict": state(), "ema": state(), "epoch": 1},
-            "x.ckpt holds several state_dicts, state_dict, ema: save",
+            "x.ckpt holds several state_dicts, state_dict, ema: choose one, --key ema",
         ),
         ({"epoch": 1, "lr": 0.1, "seed": 2, "name": "a", "best": 3}, "got a dict with epoch, lr, seed and 2 more"),
         ({}, "must hold a state_dict, tensors by name, got a dict with no keys"),
@@ -170,3 +172,40 @@ def test_a_damaged_file_is_told_by_the_kind_of_error(ending: str, damage: Callab
     said = refusal(str(path))
     assert re.match(rf"x\.{ending} cannot be read as weights: \w+Error\b", said), said
     assert "weights_only" not in said
+
+
+@pytest.mark.parametrize(
+    ("saved", "chosen"),
+    [
+        (lambda: {"state_dict": under("module."), "state_dict_ema": state()}, {"key": "state_dict_ema"}),
+        (lambda: {"params": {"x": torch.ones(1)}, "params_ema": state()}, {"key": "params_ema"}),
+        (lambda: {"ema": {"module": state(), "step": 3}, "step": 4}, {"key": "ema.module"}),
+        (lambda: {"state_dict": under("encoder.") | {"head.weight": torch.ones(1)}}, {"prefix": "encoder."}),
+        (lambda: {"model": state(), "args": argparse.Namespace(lr=0.1, path="x")}, {}),
+        (lambda: {"model": state(), "best": np.float64(0.5), "epoch": np.int64(3), "ok": np.bool_(True)}, {}),
+    ],
+)
+def test_checkpoints_as_people_keep_them(saved: Callable[[], Any], chosen: dict[str, str]) -> None:
+    torch.save(saved(), "x.pt")
+    got = factory.made_model("own_nets:net", Path("x.pt"), **chosen).state_dict()
+    assert all(torch.equal(got[name], value) for name, value in state().items())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"key": "ema"}, "`--key ema` is not in x.pt: there is model, step and no ema"),
+        ({"key": "step.more"}, "`--key step.more` is not in x.pt: there is nothing and no more"),
+        ({"prefix": "encoder."}, "no weight in x.pt begins with `--prefix encoder.`, there are 0.weight, 0.bias"),
+    ],
+)
+def test_what_is_not_in_a_checkpoint_is_named(chosen: dict[str, str], says: str) -> None:
+    torch.save({"model": state(), "step": 3}, "x.pt")
+    with pytest.raises(ArgumentError) as refused:
+        factory.made_model("own_nets:net", Path("x.pt"), **chosen)
+    assert str(refused.value).startswith(says)
+
+
+def test_to_choose_among_weights_needs_weights() -> None:
+    with pytest.raises(ArgumentError, match="give `--weights` too"):
+        factory.made_model("own_nets:net", None, key="model")

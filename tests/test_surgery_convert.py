@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery import convert
+from batchnorm.surgery import convert, fold, recalibrate
 from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, Renorm, frozen
-from tolerance import assert_close
+from tolerance import PROJECT_BOUND, assert_close
 
 INPUTS = {1: (6, 4), 2: (6, 4, 3, 3), 3: (6, 4, 2, 2, 2)}
 TORCHS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -114,7 +114,75 @@ def test_other_normalizations_say_that_they_change_the_function(to: Any, options
     assert "changes what the model computes" in str(report)
     assert model(torch.randn(INPUTS[2])).shape == INPUTS[2]
     if to == "group":
-        assert model[0].num_groups == options.get("num_groups", 4)
+        assert model[0].num_groups == options.get("num_groups", 2)
+
+
+@pytest.mark.parametrize("features", [1, 2, 3, 4, 7, 8, 31, 32, 48, 64, 96, 1000])
+def test_no_group_is_a_single_value(features: int) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(features))
+    if convert(model, "group", allow_empty=True).changes:
+        groups = model[0].num_groups
+        assert 1 <= groups <= 32
+        assert features // groups >= 2
+        assert model(torch.randn(5, features)).std() > 0.5
+    else:
+        assert features == 1
+
+
+@pytest.mark.parametrize(("to", "options"), [("group", {"num_groups": 4}), ("instance", {})])
+def test_of_sequences_an_instance_is_many_values(to: Any, options: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4))
+    convert(model, to, rank=3, **options)
+    assert model(torch.randn(2, 4, 50)).std() > 0.5
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """The one that detectron2, DETR and torchvision have in common."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(features) + 0.5)
+
+    def forward(self, x: Any) -> Any:
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def detector() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+
+def test_a_layer_that_is_frozen_for_good_stays_frozen_and_can_be_thawed() -> None:
+    model, x = detector(), torch.randn(2, 3, 6, 6)
+    expected = model(x).detach()
+    assert convert(model).names == ["1"]
+    layer = model[1]
+    assert (type(layer), layer.frozen) == (BatchNorm2d, True)
+    assert not any(p.requires_grad for p in layer.parameters())
+    assert_close(model.train()(x).detach().numpy(), expected.numpy(), "float32", 4)
+    assert int(layer.num_batches_tracked) == 0
+    layer.thaw()
+    assert all(p.requires_grad for p in layer.parameters())
+    with pytest.raises(BatchNormError, match='is frozen for good: to="batchnorm" makes a layer of it that can be'):
+        convert(detector(), "torch")
+
+
+def test_a_layer_that_is_frozen_for_good_is_folded() -> None:
+    model = detector()
+    report = fold(model, torch.randn(2, 3, 6, 6))
+    assert report.names == ["1"]
+    assert report.numbers["difference"] <= PROJECT_BOUND
+
+
+def test_a_layer_that_is_frozen_for_good_is_recalibrated_where_it_is_named() -> None:
+    model, x = detector().eval(), torch.randn(20, 3, 6, 6) + 3
+    with pytest.raises(BatchNormError, match="1: a FrozenBatchNorm2d is frozen for good, unless `layers` names it"):
+        recalibrate(model, [x])
+    recalibrate(model, [x[:7], x[7:]], layers="1")
+    seen = model[0](x).detach()
+    assert_close(model[1].running_mean.numpy(), seen.mean((0, 2, 3)).numpy(), "float32", 4)
+    assert_close(model[1].running_var.numpy(), seen.var((0, 2, 3)).numpy(), "float32", 4)
 
 
 def test_features_last_become_layer_normalization() -> None:
@@ -225,6 +293,9 @@ def forwarding() -> nn.Module:
         (BatchNorm(4, axis=-1), "group", {}, "along axis -1"),
         (BatchNorm2d(4, running_variance="biased"), "torch", {}, "lose running_variance='biased'"),
         (nn.BatchNorm2d(6), "group", {"num_groups": 4}, "num_groups=4 does not divide its 6 features"),
+        (nn.BatchNorm1d(4), "group", {"num_groups": 4}, r"one value on \(N, C\), which leaves nothing: say rank=3"),
+        (nn.BatchNorm1d(1), "group", {}, r"one value on \(N, C\), which leaves nothing: say rank=3"),
+        (nn.BatchNorm1d(4), "instance", {}, r"of \(N, C\) has one value per feature, which leaves nothing: say rank=3"),
         (forwarding(), "batchnorm", {}, "a forward of its own, which would be lost"),
         (nn.BatchNorm2d(6), "torch", {}, "it is that already"),
         (nn.SyncBatchNorm(6), "sync", {}, "it is that already"),
@@ -248,7 +319,7 @@ def test_frozen_layers_and_bad_arguments() -> None:
         convert(model, "torch")
     for to, options, says in (
         ("keras", {}, "must be one of batchnorm, torch, .* got 'keras'"),
-        ("group", {"groups": 2}, 'to="group" takes num_groups, got groups'),
+        ("group", {"groups": 2}, 'to="group" takes num_groups, rank, got groups'),
         ("ghost", {}, 'to="ghost" needs `virtual_batch_size`'),
         ("batchnorm", {"layers": "5"}, "'5', which is no layer"),
     ):

@@ -188,7 +188,10 @@ def pruned() -> nn.Module:
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).to("meta"), r"0\.weight is on the meta device"),
         (nn.Sequential(nn.Linear(4, 4)), "nothing to change in Sequential .it has no batch normalization of a class"),
         (nn.Sequential(nn.Linear(4, 4), FrozenBatchNorm()), "known, but FrozenBatchNorm"),
-        (nn.Sequential(Doubled(4, 4), nn.BatchNorm1d(4)), "mul is a function, perhaps of a class of its own"),
+        (
+            nn.Sequential(Doubled(4, 4), nn.BatchNorm1d(4)),
+            "0 is a Doubled, whose weight and bias cannot take in a scale and shift of its outputs",
+        ),
     ],
     ids=["aliased", "reads", "pruned", "lazy", "meta", "without", "foreign", "subclass"],
 )

@@ -337,3 +337,67 @@ def test_twenty_layers_of_sigmoid_train_with_it_alone() -> None:
     insert(with_it, x)
     assert accuracy(without) < 0.6
     assert accuracy(with_it) > 0.9
+
+
+class Standardized(nn.Conv2d):
+    """A convolution with a forward of its own, as in an NFNet."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(input, weight, self.bias)
+
+
+def test_subclasses_of_convolutions_are_convolutions() -> None:
+    net = nn.Sequential(Standardized(3, 4, 3), nn.ReLU(), Standardized(4, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 1))
+    assert insert(net, torch.randn(2, 3, 8, 8)).names == ["0", "2"]
+    assert net[0][0].bias is not None  # nobody knows what it is to its forward
+
+
+def test_a_module_made_of_others_is_normalised_behind_what_it_returns() -> None:
+    net = ResNet()
+    report = insert(net, torch.randn(2, 3, 8, 8), where="blocks.0")
+    assert (report.names, report.left) == (["blocks.0"], [])
+    assert [type(part) for part in net.blocks[0]] == [Block, BatchNorm]
+    assert (net.blocks[0][1].num_features, net.blocks[0][1].axis) == (8, 1)
+
+
+def test_no_value_is_normalised_twice_for_its_names() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 8), nn.ReLU()), nn.Linear(8, 2))
+    assert insert(net, torch.randn(3, 4), where=["0", "0.1"]).names == ["0.1"]
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(x)
+
+
+class Both(Pair):
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.a(x), self.b(x)
+
+
+class Adds(Pair):
+    def forward(self, x: torch.Tensor, y: Any = None) -> torch.Tensor:
+        return self.a(x) + self.b(y)
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.adds, self.unused = Both(), Adds(), Pair()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.adds(*self.both(x))
+
+
+def test_why_a_module_made_of_others_is_left_is_true() -> None:
+    report = insert(Outer(), torch.randn(3, 4), where=["both", "adds", "unused"], allow_empty=True)
+    assert {left.where: left.why for left in report.left} == {
+        "both": "it returns 2 tensors",
+        "adds": "it takes more than one argument: name a module in it",
+        "unused": "it is not called, or by something of torch.nn that runs its parts in its own way",
+    }

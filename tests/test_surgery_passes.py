@@ -210,6 +210,34 @@ def test_pooling_is_in_float64() -> None:
     assert model[0].running_var.item() == pytest.approx(0.25 * 4096 / 4095, **FEW_ROUNDINGS)
 
 
+class Graphs:
+    """A batch as PyG makes them: of no class that torch knows."""
+
+    def __init__(self, graphs: int, nodes: int) -> None:
+        self.x, self.num_graphs = torch.randn(nodes, 3), graphs
+
+    def to(self, device: Any) -> "Graphs":
+        return self
+
+
+class Cloud:
+    """A batch that only its tensors know the size of."""
+
+    def __init__(self, points: int) -> None:
+        self.points, self.labels = torch.randn(points, 3), torch.zeros(points)
+
+
+@pytest.mark.parametrize("make", [lambda n: Graphs(n, 5 * n), lambda n: Cloud(n)])
+def test_samples_of_batches_that_are_objects(make: Any) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+
+    def call(model: nn.Module, batch: Any) -> Any:
+        return model(batch.x if isinstance(batch, Graphs) else batch.points)
+
+    assert recalibrate(model, [make(4), make(7)], call=call).numbers == {"samples": 11, "batches": 2}
+    assert recalibrate(model, [make(4), make(7)], call=call, max_samples=3).numbers["batches"] == 1
+
+
 def test_samples_are_what_most_tensors_have() -> None:
     data = [{"scale": torch.ones(1), "x": torch.randn(8, 2), "y": torch.randn(8)} for _ in range(5)]
     model = nn.Sequential(BatchNorm1d(2))

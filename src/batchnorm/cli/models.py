@@ -18,6 +18,12 @@ Weights = Annotated[
     Path | None,
     typer.Option(help="Weights to load into the model: .safetensors, or a .pt or .ckpt that holds a state_dict."),
 ]
+Key = Annotated[
+    str | None, typer.Option(help="Of the state_dict in --weights, if there are several: state_dict_ema, ema.module.")
+]
+Prefix = Annotated[
+    str | None, typer.Option(help="With which the names in --weights begin, backbone. say; others are left out.")
+]
 NeededModel = Annotated[
     str, typer.Option(metavar="MODULE:FACTORY", help="Your torch model, or a function that returns it.")
 ]
@@ -34,6 +40,8 @@ def recalibrate(
     ],
     out: Annotated[Path, typer.Option(help="Where the weights go: .safetensors or .pt.")],
     weights: Weights = None,
+    key: Key = None,
+    prefix: Prefix = None,
     layers: Annotated[str | None, typer.Option(help="Which, with commas between; * and ? are wildcards.")] = None,
     call: Annotated[
         str | None,
@@ -57,7 +65,10 @@ def recalibrate(
 
         check_file("--out", out, factory.WEIGHTS)
         run = None if call is None else factory.load_factory("--call", call)
-        made, batches = factory.made_model(model, weights, device), factory.call_factory("--data", data)
+        made, batches = (
+            factory.made_model(model, weights, device, key=key, prefix=prefix),
+            factory.call_factory("--data", data),
+        )
         named = None if layers is None else [name.strip() for name in layers.split(",")]
         report = surgery.recalibrate(
             made, batches, call=run, layers=named, max_samples=max_samples, sequential=sequential,
@@ -82,6 +93,8 @@ def fold(
         ),
     ],
     weights: Weights = None,
+    key: Key = None,
+    prefix: Prefix = None,
     allow_empty: AllowEmpty = False,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +108,10 @@ def fold(
 
         check_file("--out", out, factory.WEIGHTS + factory.PROGRAMS)
         factory.check_exporter(out)
-        made, example = factory.made_model(model, weights), factory.call_factory("--inputs", inputs)
+        made, example = (
+            factory.made_model(model, weights, key=key, prefix=prefix),
+            factory.call_factory("--inputs", inputs),
+        )
         report = surgery.fold(made.eval(), example, allow_empty=allow_empty)
         lines = factory.write(report.model, out, example)
     _report(report, as_json, lines)

@@ -17,6 +17,7 @@ from batchnorm.surgery.kinds import (
     Followed,
     Made,
     followed,
+    includes_activation,
     is_ours,
     is_timms,
     lost,
@@ -26,8 +27,19 @@ from batchnorm.surgery.kinds import (
     registered,
     timms,
     torchs,
+    unfrozen,
 )
-from batchnorm.surgery.places import Layers, Place, chosen, few, places, put, trainable
+from batchnorm.surgery.places import (
+    Layers,
+    Place,
+    chosen,
+    few,
+    is_frozen_class,
+    is_normalization,
+    places,
+    put,
+    trainable,
+)
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.layers import OPTIONS
@@ -40,7 +52,7 @@ MOVED = "the names of weights have changed for layers {}: with an activation beh
 ALREADY = "it is that already"
 ALLOWED: dict[str, set[str]] = {  # options of each target
     "batchnorm": set(OPTIONS), "torch": {"rank", "sync", "lose"}, "timm": {"lose"}, "sync": {"process_group"},
-    "ghost": {"virtual_batch_size"}, "renorm": set(Renorm.__dataclass_fields__), "group": {"num_groups"},
+    "ghost": {"virtual_batch_size"}, "renorm": set(Renorm.__dataclass_fields__), "group": {"num_groups", "rank"},
     "instance": {"rank"}, "layer": set(),
 }  # fmt: skip
 
@@ -60,7 +72,7 @@ def activation_of(module: nn.Module) -> nn.Module | None:
     """Return the activation that a layer includes, as a module; None where there is none."""
     if isinstance(module, Followed):
         return module[1]
-    if is_timms(module):
+    if includes_activation(module):
         return None if isinstance(module.act, nn.Identity) else module.act  # pyright: ignore[reportReturnType]
     name: Any = module.activation if isinstance(module, BatchNorm) else None
     if name is None:
@@ -89,7 +101,9 @@ def options_of(module: nn.Module) -> dict[str, Any] | str:
     if type(module) in OURS:
         sync = isinstance(module, nn.SyncBatchNorm)
         return {"sync": True, "process_group": module.process_group} if sync else {}
-    if not is_timms(module):
+    if is_frozen_class(module) and not includes_activation(module):
+        return {}
+    if not includes_activation(module):
         return f"a {type(module).__name__}, of which more than normalization might be lost"
     if not isinstance(module.drop, nn.Identity):
         return f"its {module.drop} would be lost"
@@ -105,6 +119,8 @@ def _converted(old: nn.Module, to: Target, asked: dict[str, Any], wanted: dict[s
     fused = activation is not None and (is_ours(old) or bool(getattr(old, "fused", False)))
     if activation is not None and not (fuse or fused):
         options.pop("activation", None)
+    if is_frozen_class(old):
+        return _frozen(old, to, {**options, **wanted}, activation, fused=fused)
     if registered(layer):
         return f"its {' and '.join(registered(layer))} would be lost"
     if to == "timm":
@@ -138,6 +154,17 @@ def _by_ours(layer: nn.Module, options: dict[str, Any], activation: nn.Module | 
     return new
 
 
+def _frozen(old: nn.Module, to: Target, options: dict[str, Any], activation: nn.Module | None, *, fused: bool) -> Made:
+    """Return our layer, frozen as the class is that was frozen for good, or why there is none."""
+    if to != "batchnorm":
+        return f'a {type(old).__name__} is frozen for good: to="batchnorm" makes a layer of it that can be thawed'
+    new: Any = _by_ours(unfrozen(old), options, activation, fused=fused)
+    if not isinstance(new, str):
+        layer: Any = new[0] if isinstance(new, Followed) else new
+        layer.freeze()
+    return new
+
+
 def shown(module: nn.Module) -> str:
     """Return whose layer it is, of how many features, with the options that matter."""
     if isinstance(module, nn.Sequential):
@@ -164,8 +191,8 @@ def _wanted(to: Target, asked: dict[str, Any]) -> dict[str, Any]:
 
 def _found(model: nn.Module, layers: Layers | None) -> list[Place]:
     """Return the chosen layers, each as one with the activation that was put behind it."""
-    found = places(model, lambda module: isinstance(module, _BatchNorm | Followed))
-    inner = [place for place in found if isinstance(place.module, _BatchNorm)]
+    found = places(model, lambda module: is_normalization(module) or isinstance(module, Followed))
+    inner = [place for place in found if is_normalization(place.module)]
     pairs = {
         id(place.module[0]): place
         for place in found
@@ -205,7 +232,7 @@ def convert(
     | "sync" | torch's become SyncBatchNorm, ours `sync=True` | `process_group` |
     | "ghost" | ours with virtual batches | `virtual_batch_size` |
     | "renorm" | ours with batch renormalization | those of `Renorm` |
-    | "group" | GroupNorm | `num_groups`: else the largest divisor that 32 has, too |
+    | "group" | GroupNorm | `num_groups`: else up to 32 groups of two features or more; `rank` |
     | "instance" | InstanceNorm1d/2d/3d | `rank` |
     | "layer" | LayerNorm; GroupNorm(1, C) where features come first | |
 
@@ -213,9 +240,10 @@ def convert(
     identity. Parameters remain the same objects, so that optimizers stay valid; statistics, device, dtype, mode and
     requires_grad are taken over. A subclass of which something would be lost, a layer with hooks, with buffers of
     somebody's, or with options or statistics that the other kind cannot hold, is left as it is, and the report says
-    why. Where a layer of timm's includes an activation, that becomes a module of its own behind the layer, so that
-    tools that rebuild or look for layers find both; this makes two modules of one, which changes the names of weights,
-    and the way back makes one of the two again: load checkpoints before.
+    why. A FrozenBatchNorm2d, of torchvision, timm or detectron2, becomes a layer of ours that is frozen. Where a layer
+    of timm's includes an activation, that becomes a module of its own behind the layer, so that tools that rebuild or
+    look for layers find both; this makes two modules of one, which changes the names of weights, and the way back makes
+    one of the two again: load checkpoints before.
 
     Args:
         model: Changed in place. Of a model that is one such layer itself, take `report.model`.

@@ -1,5 +1,7 @@
 """What people name on a command line: a factory of theirs, and files of weights and programs."""
 
+import argparse
+import codecs
 import importlib
 import os
 import sys
@@ -11,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from rich.filesize import decimal
@@ -29,6 +32,11 @@ PROGRAMS = (".onnx", ".pt2")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # of DistributedDataParallel and AveragedModel, torch.compile, Lightning
 COUNTER = "n_averaged"  # of AveragedModel
 ONE_FILE = 2**30  # bytes of weights that an .onnx holds itself; protobuf ends at twice that
+_SCALAR = np._core.multiarray.scalar  # pyright: ignore
+HARMLESS: list[Any] = [  # what may lie beside tensors in a checkpoint, and runs nothing
+    argparse.Namespace, np.dtype, codecs.encode, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"),
+    *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
+]  # fmt: skip
 SAID = 300  # characters of a message
 STANDARD = sysconfig.get_path("stdlib") + os.sep
 LIBRARIES = tuple(
@@ -108,8 +116,17 @@ def call_factory(option: str, name: str, *, once: bool = False) -> Any:
         raise ArgumentError(f"`{option} {name}` failed: {told(error)}") from None
 
 
-def made_model(name: str, weights: Path | None, device: str | None = None) -> nn.Module:
+def made_model(
+    name: str, weights: Path | None, device: str | None = None, *, key: str | None = None, prefix: str | None = None
+) -> nn.Module:
     """Return the model that is named, with the weights of a file, on a device.
+
+    Args:
+        name: `package.module:name`.
+        weights: The file.
+        device: None: where the model is.
+        key: Of the state_dict in the file, where it holds several; with dots between where one lies in another.
+        prefix: With which the names of its weights begin; others are left out.
 
     Raises:
         ArgumentError: in one line, if there is none, the file does not fit it, or the device is not there.
@@ -117,8 +134,10 @@ def made_model(name: str, weights: Path | None, device: str | None = None) -> nn
     model = call_factory("--model", name, once=True)
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`--model {name}` must return a torch.nn.Module, got {type(model).__name__}")
+    if weights is None and (key or prefix):
+        raise ArgumentError("`--key` and `--prefix` choose among the weights of a file: give `--weights` too")
     if weights is not None:
-        faults = _load(model, read(weights))
+        faults = _load(model, _behind(prefix, read(weights, key), weights))
         if faults:
             raise ArgumentError(f"{weights} does not fit `--model {name}`: {'; '.join(faults)}")
     try:
@@ -160,28 +179,47 @@ def _wrapping(names: Collection[str]) -> str:
     return found
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def _behind(prefix: str | None, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the weights whose names begin with a prefix, without it."""
+    if not prefix:
+        return state
+    inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not inner:
+        raise ArgumentError(f"no weight in {path} begins with `--prefix {prefix}`, there are {few([*state])}")
+    return inner
+
+
+def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """Return the weights of a file: safetensors, or a checkpoint of tensors alone, never an arbitrary pickle.
 
+    Beside tensors it may hold what training scripts put there: numbers of NumPy, and the arguments of argparse.
+
     Raises:
-        ArgumentError: if it cannot be read, or does not hold just one state_dict.
+        ArgumentError: if it cannot be read, or does not hold just one state_dict, and none has this key.
     """
     if path.suffix.lower() not in WEIGHTS:
         raise ArgumentError(f"weights must be a file in {', '.join(WEIGHTS)}, got {path}")
     try:
         if path.suffix.lower() == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # about files that are refused below
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            found: Any = load_file(path)
+        else:
+            # Warnings are about files that are refused below.
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of whatever kind a damaged file brings about
         raise ArgumentError(f"{path} {_unread(path, error)}") from None
+    for name in key.split(".") if key is not None else ():
+        inside = [str(one) for one in found] if isinstance(found, dict) else []
+        if name not in inside:
+            raise ArgumentError(f"`--key {key}` is not in {path}: there is {few(inside) or 'nothing'} and no {name}")
+        found = found[name]
     if _is_state(found):
         return found
     if not isinstance(found, dict):
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got {type(found).__name__}")
     inside = {str(name): value for name, value in found.items() if _is_state(value)}
     if len(inside) > 1:
-        raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: save the wanted one by itself")
+        raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: choose one, --key {[*inside][-1]}")
     if not inside:
         keys = few([str(name) for name in found]) or "no keys"
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got a dict with {keys}")

@@ -1,18 +1,22 @@
 """Fold batch normalization into the layers beside it, for inference, and prove that nothing changed."""
 
 import copy
-from typing import Any
+import math
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils._pytree import tree_map
 
 from batchnorm.errors import BatchNormError
+from batchnorm.surgery.carried import carries, features_behind
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
-from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, weighted
-from batchnorm.surgery.places import places, put, trainable
+from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, obeys, weighted
+from batchnorm.surgery.places import epsilon, is_frozen_class, is_normalization, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -56,6 +60,7 @@ class _Folding:
         self.places = {id(place.module): place for place in places(model)}
         self.now: dict[int, nn.Module] = {}
         self.gone: set[int] = set()  # layers that do nothing any more
+        self.other: set[int] = set()  # modules that return something else than before
         self.changes: dict[int, Change] = {}
 
     def passes(self, call: Call) -> bool:
@@ -66,54 +71,67 @@ class _Folding:
     def current(self, module: nn.Module) -> Any:
         return self.now.get(id(module), module)
 
-    def producer(self, call: Call) -> Call | str:
-        """Return the call that a layer's input comes from, and goes nowhere else; or why there is none."""
-        value = call.inputs[0]
-        for made in self.flow.upstream(call, self.passes):
+    def producer(self, call: Call) -> tuple[Call, list[Call]] | str:
+        """Return the call that a layer's input comes from, and goes nowhere else, and the way; or why there is none."""
+        value, way = call.inputs[0], list[Call]()
+        for made in self.flow.upstream(call, lambda one: self.passes(one) or carries(one)):
             others = len(self.flow.users(value)) - 1 + (value in self.flow.results)
             if others:
                 return f"what {made.name} makes is used elsewhere too"
-            if not self.passes(made):
-                return made
+            if not (self.passes(made) or carries(made)):
+                return made, way[::-1]
+            way.append(made)
             value = made.inputs[0]
         return "its input comes from outside"
 
-    def consumer(self, call: Call) -> Call | str:
-        """Return the call that alone uses what a layer makes; or why there is none."""
+    def consumer(self, call: Call) -> tuple[Call, list[Call]] | str:
+        """Return the call that alone uses what a layer makes, and the way there; or why there is none."""
+        way = list[Call]()
         while True:
             value = call.outputs[0]
             users = self.flow.users(value)
             if len(users) != 1 or value in self.flow.results:
                 return "what it makes is used elsewhere too" if users else "nothing follows it"
             call = users[0]
-            if not self.passes(call):
-                return call
+            if not (self.passes(call) or carries(call)):
+                return call, way
+            way.append(call)
 
     def once(self, module: nn.Module) -> str | None:
         times = len(self.flow.of(module))
         return None if times == 1 else f"{self.places[id(module)].name} is called {times} times"
 
-    def unfit(self, call: Call, features_axis: int | tuple[int, ...], rank: int) -> str | None:
+    def unfit(self, call: Call, *, outputs: bool) -> str | None:
         """Return why a call's module cannot take a batch normalization in; None where it can."""
-        module, name = call.module, call.name
+        module: Any = call.module
+        name = call.name
         if is_parametrized(module):
             return f"{name} is parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
-        if not weighted(module):
+        if not isinstance(module, WEIGHTED):
             kind = f"a {type(module).__name__}" if module is not None else "a function, perhaps of a class of its own"
             return f"{name} is {kind}, no Linear or convolution of torch.nn"
         if self.once(module):
             return self.once(module)
         if any(id(p) in self.flow.outside for p in module.parameters()):
             return f"the weight of {name} is used elsewhere too"
-        if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:
+        if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:  # pyright: ignore
             return f"{name} has hooks, or a weight that is computed anew in each call (weight_norm, pruning: remove it)"
-        batched = isinstance(module, nn.Linear) or rank == module.weight.dim()
-        if not batched or features_axis != (rank - 1 if isinstance(module, nn.Linear) else 1):
-            return f"the features of {name} lie along another axis"
+        if not weighted(module) and not obeys(module, self.flow.tensor(call.inputs[0]), outputs=outputs):
+            what = f"a scale and shift of its {'outputs' if outputs else 'inputs'}"
+            return f"{name} is a {type(module).__name__}, whose weight and bias cannot take in {what}"
         return None
 
-    def note(self, call: Call, what: str, into: Call, *, new: nn.Module, rest: nn.Module) -> None:
+    def features(self, call: Call, value: int) -> tuple[tuple[int, ...], int] | None:
+        """Return the shape of what a weighted call takes or makes, and which axis its features lie along."""
+        shape = self.flow.shapes[value]
+        if isinstance(call.module, nn.Linear):
+            return shape, len(shape) - 1
+        return (shape, 1) if len(shape) == call.module.weight.dim() else None  # else without an axis for the batch
+
+    def note(self, call: Call, what: str, into: Call, way: list[Call], *, new: nn.Module, rest: nn.Module) -> None:
         self.now[id(into.module)], self.now[id(call.module)] = new, rest
+        ahead = self.flow.calls.index(into) > self.flow.calls.index(call)
+        self.other.update(id(one.module) for one in [call if ahead else into, *way])
         if isinstance(rest, nn.Identity):
             self.gone.add(id(call.module))
         self.changes[id(call.module)] = Change(
@@ -121,9 +139,9 @@ class _Folding:
         )
 
 
-def _axis(layer: Any, rank: int) -> int | tuple[int, ...]:
+def _own_features(layer: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], int] | None:
     axis = getattr(layer, "axis", 1)
-    return axis % rank if isinstance(axis, int) else axis
+    return (shape, axis % len(shape)) if isinstance(axis, int) else None
 
 
 def _refused(folding: _Folding, call: Call) -> str | None:
@@ -133,6 +151,9 @@ def _refused(folding: _Folding, call: Call) -> str | None:
         return "it keeps no running statistics, and normalises by the batch in inference too"
     if not bool(torch.isfinite(layer.running_mean + layer.running_var).all()):
         return "its running statistics hold inf or NaN"
+    least = float(layer.running_var.double().min()) if layer.running_var.numel() else 0.0
+    if least + epsilon(layer) <= 0:
+        return f"its running variance is negative, {least:.3g}, beyond eps={epsilon(layer):g}"
     found = normalization(layer)
     if isinstance(found, str):
         return found
@@ -144,37 +165,51 @@ def _refused(folding: _Folding, call: Call) -> str | None:
 
 def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
     """Fold a layer into what comes before it; return why not."""
-    layer, rank = call.module, len(folding.flow.shapes[call.inputs[0]])
-    made = folding.producer(call)
-    if isinstance(made, str):
-        return made
+    layer, own = call.module, _own_features(call.module, folding.flow.shapes[call.inputs[0]])
+    found = folding.producer(call)
+    if isinstance(found, str):
+        return found
+    made, way = found
+    path = [one for one in way if not folding.passes(one)]
     rest = Activated(activation) if activation is not None or len(call.inputs) > 1 else nn.Identity()
     then = affine(folding.current(layer))
-    if isinstance(made.module, _BatchNorm) and id(made.module) not in folding.changes:
+    if isinstance(made.module, _BatchNorm) and id(made.module) not in folding.changes and not path:
         plain = normalization(made.module) is None and len(made.inputs) == 1 and not folding.once(made.module)
-        if plain and made.module.running_mean is not None and _axis(made.module, rank) == _axis(layer, rank):
-            folding.note(call, "merged into", made, new=merged(folding.current(made.module), then), rest=rest)
+        if plain and made.module.running_mean is not None and own == _own_features(made.module, own[0] if own else ()):
+            folding.note(call, "merged into", made, way, new=merged(folding.current(made.module), then), rest=rest)
             return None
-    why = folding.unfit(made, _axis(layer, rank), rank)
-    if why is None:
-        folding.note(call, "folded into", made, new=after(folding.current(made.module), then), rest=rest)
+    why = folding.unfit(made, outputs=True)
+    theirs = None if why else folding.features(made, made.outputs[0])
+    become = features_behind(path, theirs, own, of_first=True) if theirs and own else None
+    if why is None and become is None:
+        why = f"the features of {made.name} lie along another axis"
+    if why is None and become is not None:
+        new = after(folding.current(made.module), then.at(become.to(then.scale.device)))
+        folding.note(call, "folded into", made, way, new=new, rest=rest)
     return why
 
 
 def _downward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
     """Fold a layer into what comes after it; return why not."""
-    layer, rank = call.module, len(folding.flow.shapes[call.outputs[0]])
-    user = folding.consumer(call)
-    if isinstance(user, str):
-        return user
-    why = folding.unfit(user, _axis(layer, rank), rank)
+    layer, own = call.module, _own_features(call.module, folding.flow.shapes[call.outputs[0]])
+    found = folding.consumer(call)
+    if isinstance(found, str):
+        return found
+    user, way = found
+    why = folding.unfit(user, outputs=False)
     if why is None and (activation is not None or len(call.inputs) > 1):
         why = f"it is activated before {user.name}"
-    first, module = affine(folding.current(layer)), folding.current(user.module)
-    if why is None and bool(first.shift.any()) and not _sees_every_tap(module):
-        why = f"{user.name} pads with zeros, which are no outputs of this layer"
-    if why is None:
-        folding.note(call, "folded into", user, new=ahead(module, first), rest=nn.Identity())
+    path = [one for one in way if not folding.passes(one)]
+    theirs = None if why else folding.features(user, user.inputs[0])
+    come_from = features_behind(path, own, theirs, of_first=False) if theirs and own else None
+    if why is None and come_from is None:
+        why = f"the features of {user.name} lie along another axis"
+    if why is None and come_from is not None:
+        first, module = affine(folding.current(layer)), folding.current(user.module)
+        if bool(first.shift.any()) and weighted(module) and not _sees_every_tap(module):
+            return f"{user.name} pads with zeros, which are no outputs of this layer"
+        new = ahead(module, first.at(come_from.to(first.scale.device)))
+        folding.note(call, "folded into", user, way, new=new, rest=nn.Identity())
     return why
 
 
@@ -189,12 +224,24 @@ def _sees_every_tap(module: Any) -> bool:
     return not padded or module.padding_mode != "zeros"
 
 
-def _difference(before: Any, now: Any) -> tuple[float, float]:
-    """Return the largest difference of an output, over its largest number, and what its dtype allows after one fold.
+class Difference(NamedTuple):
+    """How far two outputs are apart.
 
-    Of several outputs those of the worst. What is inf or NaN must be so in both, and shows nothing.
+    Attributes:
+        off: The largest difference, over the largest number.
+        allowed: What the dtype allows after one fold.
     """
-    worst: tuple[float, float] | None = None
+
+    off: float
+    allowed: float
+
+
+def _difference(before: Any, now: Any) -> Difference | None:
+    """Return the difference of outputs; of several that of the worst.
+
+    What is inf or NaN must be so in both, and shows nothing: None where nothing else is there.
+    """
+    worst: Difference | None = None
     for old, new in zip(tensors_in(before), tensors_in(now), strict=True):
         if not (old.is_floating_point() and old.numel()):
             continue
@@ -203,10 +250,8 @@ def _difference(before: Any, now: Any) -> tuple[float, float]:
         largest = (float(finite.abs().max()) if finite.numel() else 0.0) or 1.0
         same = (a == b) | (a.isnan() & b.isnan())
         off = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf).max()) / largest
-        if (finite.numel() or off) and (worst is None or off / allowed > worst[0] / worst[1]):
-            worst = off, allowed
-    if worst is None:
-        raise BatchNormError("the outputs hold no finite floating-point numbers that could show that nothing changed")
+        if (finite.numel() or off) and (worst is None or off / allowed > worst.off / worst.allowed):
+            worst = Difference(off, allowed)
     return worst
 
 
@@ -219,11 +264,15 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
     Conv1d/2d/3d and ConvTranspose1d/2d/3d, with groups, with or without bias, γ and β; of two batch normalizations in
     a row one is made. All arithmetic is float64. An activation or residual of our layer, or of timm's, stays behind.
 
-    The model is run once to see what feeds what, and the folded one once to compare: what these inputs do not show (a
-    branch that they do not take, a feature that is kept and not returned, inputs of another rank) is not proven. A
-    layer is left as it is, and the report says why, where what comes before it is used elsewhere or called twice,
-    where a convolution that follows it pads with zeros, or where it keeps no running statistics. The copy is in
-    inference throughout.
+    Between the two there may be what moves elements or averages those of a feature: flatten, transpose, pooling by
+    means. A subclass of such a layer that computes in a way of its own is folded into where that holds for it too.
+
+    The model is run to see what feeds what, and the folded one to compare: the outputs, and what each folded layer
+    hands on. What these inputs do not show (a branch that they do not take, a feature that is kept and not returned,
+    inputs of another rank) is not proven. Where a network amplifies the rounding of its dtype beyond what one of usual
+    condition does, it is folded and compared once more in float64. A layer is left as it is, and the report says why,
+    where what comes before it is used elsewhere or called twice, where a convolution that follows it pads with zeros,
+    or where it keeps no running statistics. The copy is in inference throughout.
 
     Args:
         model: Not changed. In inference: `model.eval()`.
@@ -232,26 +281,49 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
 
     Returns:
         The report: `model` is the folded copy, `numbers` the largest difference of its outputs on the example inputs,
-        over the largest output.
+        over the largest output, and of what the layers hand on.
 
     Raises:
-        BatchNormError: if the model is in training or cannot be copied, if the difference is more than rounding
-            explains (ε^0.7·√layers, ε of the output's dtype), if the outputs hold nothing finite to compare, or if
-            there was nothing to fold.
+        BatchNormError: if the model is in training or cannot be copied, if a difference is more than rounding explains
+            (ε^0.7·√layers, ε of the output's dtype, in float64 as many times more as in that dtype), if the outputs
+            hold nothing finite to compare, or if there was nothing to fold.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> report = fold(net, torch.randn(2, 3, 8, 8))
     >>> report.model[1], report.numbers["difference"] < 1e-5
     (Identity(), True)
     """
-    found = places(model, lambda module: isinstance(module, _BatchNorm))
-    for name, module in ((place.name, place.module) for place in found):
-        if module.training and not getattr(module, "frozen", False):
+    for name, module in ((place.name, place.module) for place in places(model, is_normalization)):
+        if module.training and not (getattr(module, "frozen", False) or is_frozen_class(module)):
             raise BatchNormError(f"{name} is in training, where it normalises by the batch: model.eval() first")
-    copied = _copy(model)
+    proof = _folded(_copy(model), example_inputs, allow_empty)
+    if proof.excess > 1:
+        proof = _in_float64(model, example_inputs, proof)
+    return proof.report
+
+
+class Proof(NamedTuple):
+    """A folded model, beside the one that it was made of.
+
+    Attributes:
+        report: Of what was folded.
+        excess: The largest difference, in units of what is allowed.
+        where: The layer that hands it on, or "the outputs".
+        result: What the model returned before.
+    """
+
+    report: Report
+    excess: float
+    where: str
+    result: Any
+
+
+def _folded(copied: nn.Module, example_inputs: Any, allow_empty: bool) -> Proof:
+    """Fold a model's layers in place, and compare it with itself."""
+    found = places(copied, is_normalization)
     flow = record(copied, example_inputs)
     folding, left = _Folding(copied, flow), dict[str, Left]()
-    calls = [call for call in flow.calls if isinstance(call.module, _BatchNorm)]
+    calls = [call for call in flow.calls if is_normalization(call.module)]
     for way in (_upward, _downward):
         for call in calls:
             if id(call.module) in folding.changes:
@@ -264,42 +336,79 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
                 left[call.name] = Left(call.name, f"{also}{why}")
     reached = {call.name for call in calls}
     left |= {place.name: Left(place.name, UNREACHED) for place in found if place.name not in reached}
+    same = [key for key in folding.now if key not in folding.other]
+    before = record(copied, example_inputs, [folding.places[key].module for key in same])
     for key, new in folding.now.items():
         copied = put(copied, folding.places[key], new)
     report = Report("fold", copied.eval(), [*folding.changes.values()], [*left.values()])
-    return _proven(require_change(report, allow_empty), folding, example_inputs)
+    return _proven(require_change(report, allow_empty), folding, example_inputs, before)
 
 
 def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:  # of whatever a model may hold
+        hint = " (weight_norm and pruning keep such tensors: remove them first)" if "graph leaves" in str(error) else ""
         raise BatchNormError(
-            f"the model cannot be copied, and fold works on a copy: {error} (weight_norm and pruning keep such "
-            "tensors: remove them first)"
+            f"the model cannot be copied, and fold works on a copy: {type(error).__name__}: {error}{hint}"
         ) from error
 
 
-def _proven(report: Report, folding: _Folding, example_inputs: Any) -> Report:
-    """Run the folded model on the same inputs, and return the report with how far its outputs are off."""
+def _proven(report: Report, folding: _Folding, example_inputs: Any, before: Flow) -> Proof:
+    """Run the folded model on the same inputs, and return how far its outputs are off, and those of its layers."""
+    same = {folding.places[key].name: (key, id(folding.now[key])) for key in before.kept}
     try:
-        flow = record(report.model, example_inputs)
+        now = record(report.model, example_inputs, [folding.now[key] for key in before.kept])
     except Exception as error:
         raise BatchNormError(
             f"the folded model does not run, as it uses a layer otherwise than by calling it: {type(error).__name__}: "
             f"{error}"
         ) from error
     for old, new in folding.now.items():
-        if isinstance(new, (*WEIGHTED, _BatchNorm)) and len(flow.of(new)) != 1:
+        if isinstance(new, (*WEIGHTED, _BatchNorm)) and len(now.of(new)) != 1:
             raise BatchNormError(
                 f"{folding.places[old].name} is called by another way than its name, which leads past what was folded"
             )
-    off, allowed = _difference(folding.flow.result, flow.result)
-    allowed *= max(1, len(report.changes)) ** 0.5
-    if not off <= allowed:
+    outputs = _difference(before.result, now.result)
+    if outputs is None:
+        raise BatchNormError("the outputs hold no finite floating-point numbers that could show that nothing changed")
+    layers = {
+        name: _difference(before.kept[old], now.kept.get(new, before.kept[old])) for name, (old, new) in same.items()
+    }
+    rounds = max(1, len(report.changes)) ** 0.5
+    all_ = {"the outputs": outputs, **{name: one for name, one in layers.items() if one is not None}}
+    where = max(all_, key=lambda name: all_[name].off / all_[name].allowed)
+    numbers = {"difference": outputs.off, "allowed": outputs.allowed * rounds}
+    if len(all_) > 1:
+        numbers["difference_of_layers"] = max(one.off for name, one in all_.items() if name != "the outputs")
+    report.numbers.update(numbers)
+    return Proof(report, all_[where].off / (all_[where].allowed * rounds), where, before.result)
+
+
+def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
+    """Fold once more in float64, where rounding is far smaller and a mistake is as large as before."""
+    numbers = proof.report.numbers
+    told = (
+        f"what the folded model makes differs by more than rounding explains ({proof.where}: {proof.excess:.2g} times "
+        f"as much; the outputs differ by {numbers['difference']:.1e} of the largest)"
+    )
+    try:
+        again = _folded(_copy(model).double(), tree_map(_doubled, example_inputs), allow_empty=True)
+    except Exception as error:
+        raise BatchNormError(f"{told}, and it cannot be compared in float64 ({error}): not folded") from error
+    if again.report.names != proof.report.names or not again.excess <= proof.excess:
         raise BatchNormError(
-            f"the folded model's outputs differ by {off:.1e} of the largest, where rounding explains {allowed:.1e}: "
-            "not folded"
+            f"{told}, and in float64 too ({again.where}: {again.excess:.2g} times as much): not folded"
         )
-    report.numbers.update({"difference": off, "allowed": allowed})
-    return report
+    own = _difference(again.result, proof.result)
+    numbers["difference_in_float64"] = again.report.numbers["difference"]
+    note = (
+        "this network amplifies rounding: in its own dtype its outputs differ by "
+        f"{math.nan if own is None else own.off:.1e} of the largest from those in float64, folded or not; folded in "
+        f"float64 they differ by {again.report.numbers['difference']:.1e}"
+    )
+    return proof._replace(report=replace(proof.report, notes=[*proof.report.notes, note]))
+
+
+def _doubled(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -6,9 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from batchnorm.surgery.places import epsilon
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (nn.Linear, *CONVOLUTIONS, *TRANSPOSED)
+EXACT = 1e-9  # what float64 leaves of a mistake, in numbers near 1
 
 
 def weighted(module: Any) -> bool:
@@ -19,16 +22,51 @@ def weighted(module: Any) -> bool:
     )
 
 
+@torch.no_grad()
+def obeys(module: nn.Module, x: Tensor, *, outputs: bool) -> bool:
+    """Return whether folding holds for a subclass that computes in a way of its own: whether it does on this input.
+
+    Args:
+        module: Of a subclass of a linear layer or convolution.
+        x: An input of it.
+        outputs: Whether features of its outputs are scaled and shifted, or those of its inputs.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    try:
+        own: Any = copy.deepcopy(module).double().eval()
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        plain: Tensor = own(x.double())
+        features = (plain if outputs else x).shape[axis]
+        scale, shift = (torch.rand(features, generator=drawn, dtype=torch.float64).to(x.device) + 0.5 for _ in range(2))
+        both = Affine(scale, shift)
+        if outputs:
+            expected, got = both.on(plain, axis), after(own, both)(x.double())
+        else:
+            expected, got = own(both.on(x.double(), axis)), ahead(own, both)(x.double())
+    except Exception:  # of whatever kind a subclass brings about
+        return False
+    return expected.shape == got.shape and bool(torch.isclose(got, expected, rtol=EXACT, atol=EXACT).all())
+
+
 class Affine(NamedTuple):
     """What a batch normalization is in inference, per feature: y = scale·x + shift, float64."""
 
     scale: Tensor
     shift: Tensor
 
+    def on(self, x: Tensor, axis: int) -> Tensor:
+        """Return scale·x + shift, whose features lie along an axis."""
+        shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)]
+        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+    def at(self, features: Tensor) -> "Affine":
+        """Return that of these features."""
+        return Affine(self.scale[features], self.shift[features])
+
 
 def affine(layer: Any) -> Affine:
     """Return scale = γ/√(σ²+ε) and shift = β − μ·scale by the running statistics."""
-    scale = 1 / torch.sqrt(layer.running_var.double() + layer.eps)
+    scale = 1 / torch.sqrt(layer.running_var.double() + epsilon(layer))
     if layer.weight is not None:
         scale = scale * layer.weight.detach().double()
     shift = -layer.running_mean.double() * scale

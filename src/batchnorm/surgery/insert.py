@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery.flow import Call, Flow, is_one_call, record, tensors_in
-from batchnorm.surgery.folding import WEIGHTED
-from batchnorm.surgery.places import Layers, Place, chosen, few, places, put, trainable
+from batchnorm.surgery.flow import Call, Flow, Returned, is_one_call, record, tensors_in
+from batchnorm.surgery.folding import WEIGHTED, weighted
+from batchnorm.surgery.places import Layers, Place, chosen, few, is_frozen_class, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 
@@ -105,12 +105,13 @@ def _spot(flow: Flow, call: Call, asked: bool) -> _Spot | str:
     found = _features(flow, call)
     if found is None:
         return "which axis holds the features cannot be told"
-    if call.module is not None and len(flow.of(call.module)) == 1:
+    times = 0 if call.module is None else len(flow.of(call.module) or flow.returned[id(call.module)])
+    if call.module is not None and times == 1:
         if call.outputs[0] in flow.results and not asked:
             return "the model returns what it makes"
         return _Spot(call.module, False, *found)
     if call.module is not None and not _activation(call):
-        return f"it is called {len(flow.of(call.module))} times: one set of statistics cannot serve them all"
+        return f"it is called {times} times: one set of statistics cannot serve them all"
     users = flow.users(call.outputs[0])
     user = users[0].module if len(users) == 1 and call.outputs[0] not in flow.results else None
     if user is None or len(flow.of(user)) != 1 or len(users[0].inputs) != 1:
@@ -129,18 +130,39 @@ def _wanted(flow: Flow, position: str) -> list[Call]:
 
 def _normalised(flow: Flow, call: Call) -> bool:
     users = [user for value in call.outputs for user in flow.users(value)]
-    return bool(users) and all(isinstance(user.module, NORMALIZATIONS) or user.name in NORMALIZING for user in users)
+    return bool(users) and all(
+        isinstance(user.module, NORMALIZATIONS) or is_frozen_class(user.module) or user.name in NORMALIZING
+        for user in users
+    )
 
 
-def _by_flow(flow: Flow, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
+def _by_flow(flow: Flow, position: str, picked: dict[int, Place] | None) -> list[tuple[str, _Spot | str]]:
     """Return what is to be normalised by what feeds what, each with its spot, or why it has none."""
-    calls = _wanted(flow, position) if picked is None else [c for c in flow.calls if id(c.module) in picked]
-    asked = picked is not None
-    spots = [_spot(flow, call, asked) if not _normalised(flow, call) else ALREADY for call in calls]
-    return [(call.name, spot) for call, spot in zip(calls, spots, strict=True)]
+    if picked is None:
+        calls = _wanted(flow, position)
+        return [(call.name, ALREADY if _normalised(flow, call) else _spot(flow, call, False)) for call in calls]
+    calls = [call for call in flow.calls if id(call.module) in picked]
+    found = [(call.name, ALREADY if _normalised(flow, call) else _spot(flow, call, True)) for call in calls]
+    taken = {call.outputs for call in calls}
+    for key, place in picked.items():
+        for one in flow.returned[key] if "" not in place.names else []:
+            if one.values not in taken:  # else it is what a module in it has made, which is normalised itself
+                taken.add(one.values)
+                found.append((place.name, _behind(flow, place, one)))
+    return found
 
 
-def _by_order(model: nn.Module, position: str, picked: set[int] | None) -> list[tuple[str, _Spot | str]]:
+def _behind(flow: Flow, place: Place, returned: Returned) -> _Spot | str:
+    """Return where the layer goes that normalises what a module made of others returns, or why none can."""
+    if len(returned.values) != 1:
+        return f"it returns {len(returned.values)} tensors"
+    if not returned.alone:
+        return "it takes more than one argument: name a module in it"
+    call = Call(place.name, place.module, returned.values, returned.values)
+    return ALREADY if _normalised(flow, call) else _spot(flow, call, True)
+
+
+def _by_order(model: nn.Module, position: str, picked: Container[int] | None) -> list[tuple[str, _Spot | str]]:
     """Return the same by the order in which the modules are defined, where there are no inputs to run on."""
     inside = {id(part) for whole in model.modules() if _opaque(whole) for part in whole.modules() if part is not whole}
     found = places(model, lambda module: isinstance(module, ORDERED) and id(module) not in inside)
@@ -197,7 +219,7 @@ class _Surgery:
     def operate(self, place: Place, spot: _Spot, *, drop_bias: bool) -> Change:
         module, pair = place.module, _beside(spot, self.model)
         bias = module._parameters.get("bias")  # pyright: ignore[reportPrivateUsage]
-        drop = drop_bias and not spot.ahead and isinstance(module, WEIGHTED) and bias is not None
+        drop = drop_bias and not spot.ahead and weighted(module) and bias is not None
         self._before.append((place, pair, bias if drop else None))
         if drop:
             module.register_parameter("bias", None)
@@ -264,7 +286,8 @@ def insert(
     if position not in ("before", "after"):
         raise ArgumentError(f'`position` must be "before" or "after" the activation, got {position!r}')
     there = {id(place.module): place for place in places(model)}
-    picked = None if where is None else {id(place.module) for place in chosen(list(there.values()), where, "where")}
+    named = None if where is None else chosen(list(there.values()), where, "where")
+    picked = None if named is None else {id(place.module): place for place in named}
     flow = None if example_inputs is None else record(model, example_inputs)
     found = _by_order(model, position, picked) if flow is None else _by_flow(flow, position, picked)
     surgery, left, changes = _Surgery(model), dict[Left, None](), dict[int, Change]()
@@ -275,11 +298,7 @@ def insert(
             changes[id(spot.module)] = surgery.operate(there[id(spot.module)], spot, drop_bias=drop_bias)
     if flow is not None:
         _try(surgery, flow, example_inputs)
-        never = [
-            place.name
-            for place in there.values()
-            if picked and id(place.module) in picked and not flow.of(place.module)
-        ]
+        never = [p.name for key, p in (picked or {}).items() if not flow.of(p.module) and not flow.returned[key]]
         left |= {Left(name, NEVER): None for name in never}
     notes = [] if flow is not None else [BY_ORDER]
     if not found and where is None:

@@ -1,8 +1,7 @@
 """The kinds of layer that normalise, and how one is made of another, with all that hangs on it."""
 
 import importlib
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from batchnorm.activations import ActivationName
 from batchnorm.errors import ArgumentError
+from batchnorm.surgery.places import epsilon
 from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
 from batchnorm.torch.layers import OPTIONS
 
@@ -28,6 +28,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU,
     "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
+ONE_SAMPLE = "say rank=3 if the inputs are (N, C, L)"
 ANY_RANK = "it takes inputs of any rank, and torch has a class for each: say rank="  # with the batch axis
 
 
@@ -42,9 +43,23 @@ def is_ours(module: nn.Module) -> bool:
     return isinstance(module, BatchNorm)
 
 
-def is_timms(module: nn.Module) -> bool:
+def is_timms(module: nn.Module, kinds: Sequence[str] = ("BatchNormAct2d",)) -> bool:
     """Return whether it is timm's BatchNormAct2d."""
-    return type(module).__name__ == "BatchNormAct2d" and type(module).__module__.startswith("timm.")
+    return type(module).__name__ in kinds and type(module).__module__.startswith("timm.")
+
+
+def includes_activation(module: nn.Module) -> bool:
+    """Return whether it is a layer of timm's that has an activation in it, frozen for good or not."""
+    return is_timms(module, ("BatchNormAct2d", "FrozenBatchNormAct2d"))
+
+
+def unfrozen(old: Any) -> nn.Module:
+    """Return torch's layer with the numbers and the mode of one that is frozen for good."""
+    like, features = old.weight, old.running_mean.numel()
+    new = nn.BatchNorm2d(features, eps=epsilon(old), device=like.device, dtype=like.dtype)
+    new.weight, new.bias = (nn.Parameter(t.detach().clone()) for t in (old.weight, old.bias))
+    new.running_mean, new.running_var = (t.detach().clone() for t in (old.running_mean, old.running_var))
+    return new.train(old.training)
 
 
 @cache
@@ -188,6 +203,11 @@ def _layer_norm(features: int, *, affine: bool, **options: Any) -> nn.Module:
     return nn.LayerNorm(features, elementwise_affine=affine, **options)
 
 
+def _groups(features: int) -> int:
+    """Return the largest power of two up to 32 that makes equal groups of two features or more."""
+    return next((n for n in (32, 16, 8, 4, 2) if features % n == 0 and features > n), 1)
+
+
 def other(
     old: Any, options: dict[str, Any], to: str, *, rank: int | None = None, num_groups: int | None = None
 ) -> Made:
@@ -199,11 +219,16 @@ def other(
         return made(_layer_norm, old, features, running=False)
     if axis != 1:
         return f"its features lie along axis {axis}, and those of the other along axis 1"
+    flat = rank != 3 if kind is BatchNorm1d else kind is None and rank is None  # whether inputs may be (N, C)
     if to == "instance":
         if kind is None:
             return f"{ANY_RANK}3 for InstanceNorm1d, 4 for InstanceNorm2d, 5 for InstanceNorm3d"
+        if flat:
+            return f"an instance of (N, C) has one value per feature, which leaves nothing: {ONE_SAMPLE}"
         return made(INSTANCE[kind], old, features, running=False)
-    groups = 1 if to == "layer" else math.gcd(32, features) if num_groups is None else num_groups
+    groups = 1 if to == "layer" else _groups(features) if num_groups is None else num_groups
     if groups < 1 or features % groups:
         return f"num_groups={groups} does not divide its {features} features"
+    if groups == features and flat:
+        return f"a group of one feature is one value on (N, C), which leaves nothing: {ONE_SAMPLE}"
     return made(nn.GroupNorm, old, groups, features, running=False)

@@ -14,10 +14,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.surgery.places import Place, require_numbers, uncompiled
+from batchnorm.surgery.flow import tensors_in
+from batchnorm.surgery.places import Place, epsilon, require_numbers, uncompiled
 from batchnorm.surgery.population import Population, settle
 from batchnorm.surgery.ranks import everyones, pool, portable
 from batchnorm.surgery.report import written
@@ -92,8 +93,15 @@ def first_of(model: nn.Module, batch: Any) -> Any:
 
 
 def samples_in(batch: Any) -> int:
-    """Return the size of the first axis that most tensors of a batch share; of two as frequent the larger."""
-    sizes = Counter(int(leaf.shape[0]) for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim)
+    """Return the size of the first axis that most tensors of a batch share; of two as frequent the larger.
+
+    A batch that is an object of a class of its own, graphs say, knows its samples, or its tensors do.
+    """
+    for name in ("num_graphs", "batch_size"):
+        known = None if isinstance(batch, Mapping) else getattr(batch, name, None)
+        if isinstance(known, int):
+            return known
+    sizes = Counter(int(leaf.shape[0]) for leaf in tensors_in(batch) if leaf.ndim)
     return max(sizes, key=lambda size: (sizes[size], size), default=1)
 
 
@@ -118,7 +126,7 @@ def batches(data: Any, device: Any, max_samples: int | None) -> Iterator[tuple[A
 
         def there(leaf: Any, size: int = size, keep: int = keep) -> Any:
             if not isinstance(leaf, Tensor):
-                return leaf
+                return leaf.to(device) if hasattr(leaf, "to") else leaf
             return (leaf[:keep] if leaf.ndim and leaf.shape[0] == size else leaf).to(device)
 
         yield tree_map(there, batch), keep
@@ -283,5 +291,5 @@ def _moved(a: Population, b: Population) -> float:
     if a.moments is None or b.moments is None:
         return 0.0 if a.moments is b.moments else float("inf")
     (mean, var), (new_mean, new_var) = a.statistics(), b.statistics()
-    sigma = (new_var + a.layer.eps).sqrt()
+    sigma = (new_var + epsilon(a.layer)).sqrt()
     return float(torch.maximum((new_mean - mean).abs() / sigma, (new_var - var).abs() / sigma**2).max())

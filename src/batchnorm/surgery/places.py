@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 
 from batchnorm.errors import ArgumentError, BatchNormError
@@ -33,6 +34,23 @@ def trainable(tool: Callable[P, R]) -> Callable[P, R]:
             return tool(*args, **kwargs)
 
     return run
+
+
+def is_frozen_class(module: Any) -> bool:
+    """Return whether it is a FrozenBatchNorm2d, of torchvision, timm or others: of buffers alone."""
+    named = any(kind.__name__.startswith("FrozenBatchNorm") for kind in type(module).__mro__)
+    parts = ("weight", "bias", "running_mean", "running_var")
+    return named and all(isinstance(getattr(module, part, None), torch.Tensor) for part in parts)
+
+
+def is_normalization(module: Any) -> bool:
+    """Return whether it is a layer of batch normalization: torch's, ours, timm's, or one frozen for good."""
+    return isinstance(module, _BatchNorm) or is_frozen_class(module)
+
+
+def epsilon(layer: Any) -> float:
+    """Return ε of a layer; of a frozen one that has none as an attribute, the 1e-5 that its forward has."""
+    return getattr(layer, "eps", 1e-5)
 
 
 class Place(NamedTuple):

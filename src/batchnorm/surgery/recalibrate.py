@@ -3,11 +3,10 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from batchnorm.surgery.passes import Reading, Run, measured
-from batchnorm.surgery.places import Layers, Place, chosen, places
+from batchnorm.surgery.places import Layers, Place, chosen, epsilon, is_frozen_class, is_normalization, places
 from batchnorm.surgery.population import Population, settle
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch.preserve import all_or_none
@@ -17,9 +16,9 @@ LEAST = 2  # values per feature: of one there is no variance
 
 def measurable(model: nn.Module, layers: Layers | None) -> tuple[list[Place], list[Left]]:
     """Return the layers that have statistics to renew, and those that have not, or that are frozen."""
-    layers_there = places(model, lambda module: isinstance(module, _BatchNorm))
+    layers_there = places(model, is_normalization)
     found, left = list[Place](), list[Left]()
-    others = [module for module in model.modules() if not any(module.children()) and not isinstance(module, _BatchNorm)]
+    others = [module for module in model.modules() if not any(module.children()) and not is_normalization(module)]
     trains = any(module.training for module in others) if others else model.training
     for place in chosen(layers_there, layers):
         layer: Any = place.module
@@ -27,6 +26,11 @@ def measurable(model: nn.Module, layers: Layers | None) -> tuple[list[Place], li
             left.append(Left(place.name, "it does not know its features yet: run the model once"))
         elif layer.running_mean is None:
             left.append(Left(place.name, "it keeps no running statistics"))
+        elif is_frozen_class(layer):
+            if layers is None:
+                left.append(Left(place.name, f"a {type(layer).__name__} is frozen for good, unless `layers` names it"))
+            else:
+                found.append(place)
         elif getattr(layer, "frozen", False):
             left.append(Left(place.name, "it is frozen"))
         elif trains and not layer.training:
@@ -41,8 +45,8 @@ def drift(layer: Any, mean: Tensor, var: Tensor) -> dict[str, float]:
 
     KL(data ‖ running) = ½·(σ²/s² + (μ−m)²/s² − 1 − ln(σ²/s²)), the mean over features, with ε in both variances.
     """
-    old_mean, old_var = layer.running_mean.double(), layer.running_var.double() + layer.eps
-    new_var = var + layer.eps
+    old_mean, old_var = layer.running_mean.double(), layer.running_var.double() + epsilon(layer)
+    new_var = var + epsilon(layer)
     moved = (mean - old_mean).abs()
     ratio = new_var / old_var
     divergence = (ratio + moved**2 / old_var - 1 - ratio.log()) / 2
@@ -56,7 +60,7 @@ def renew(one: Population, mean: Tensor, var: Tensor) -> Change:
     layer = one.layer
     numbers = {"values": one.count(), **drift(layer, mean, var)}
     settle(layer, mean, var)
-    if layer.num_batches_tracked is not None:
+    if getattr(layer, "num_batches_tracked", None) is not None:
         layer.num_batches_tracked.clamp_(min=one.batches)
     return Change(one.place.name, "", numbers=numbers)
 
@@ -110,7 +114,8 @@ def recalibrate(
     and Python, and of the loader, decide; a dataset with a generator of its own draws anew.
 
     Everything runs in inference, so that dropout is off, and without gradients. A layer that is frozen keeps its
-    statistics: one of `batchnorm.torch` that is frozen, and one in inference in a model that is in training. If the
+    statistics: one of `batchnorm.torch` that is frozen, one in inference in a model that is in training, and a
+    FrozenBatchNorm2d unless `layers` names it. If the
     data fail, or nothing comes, or somebody presses Ctrl-C, the model is as before, to the bit, with its modes,
     gradients and random numbers.
 
