@@ -65,6 +65,10 @@ def folded(model: nn.Module, x: Tensor) -> Report:
     return report
 
 
+def reflected(x: Tensor) -> Tensor:
+    return functional.pad(x, (1, 1), mode="reflect")
+
+
 def pooled_flat(x: Tensor) -> Tensor:
     return functional.avg_pool2d(x, 3).flatten(1)
 
@@ -83,6 +87,8 @@ BEHIND: list[tuple[str, nn.Module, tuple[int, ...]]] = [
     ("mean", Path(nn.BatchNorm2d(4), lambda x: x.mean((2, 3)), nn.Linear(4, 5)), (2, 4, 3, 3)),
     ("pooled", Path(nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 5, 1)), (2, 4, 3, 3)),
     ("pooled, flat", Path(nn.BatchNorm2d(4), pooled_flat, nn.Linear(4, 5)), (2, 4, 3, 3)),
+    ("padded", Path(nn.BatchNorm1d(4), reflected, nn.Conv1d(4, 5, 3)), (2, 4, 6)),
+    ("padded", Path(nn.BatchNorm2d(4), nn.CircularPad2d(1), nn.Conv2d(4, 5, 3)), (2, 4, 3, 3)),
     ("flattened", Path(nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 5)), (2, 4, 3, 3)),
     ("transposed", Path(nn.BatchNorm1d(4), lambda x: x.transpose(1, 2), nn.Linear(4, 5)), (2, 4, 3)),
 ]  # fmt: skip
@@ -112,6 +118,12 @@ def test_what_mixes_features_or_is_not_linear_stays(between: Callable[[Tensor], 
     model = Path(nn.BatchNorm2d(4), between, nn.Linear(4, 5))
     report = fold(stirred(model), torch.randn(2, 4, 3, 4), allow_empty=True)
     assert [left.where for left in report.left] == ["first"]
+
+
+def test_zeros_of_a_padding_are_no_outputs_of_the_layer() -> None:
+    model = Path(nn.BatchNorm2d(4), nn.ZeroPad2d(1), nn.Conv2d(4, 5, 3))
+    report = fold(stirred(model), torch.randn(2, 4, 3, 3), allow_empty=True)
+    assert report.left[0].why.endswith("between between it and then mixes features, or adds to them")
 
 
 class Padded(nn.Conv2d):

@@ -8,16 +8,20 @@ from torch import Tensor, nn
 
 from batchnorm.surgery.flow import Call
 
-# What moves elements, or takes means of elements of one feature: scaling a feature and shifting it may come after.
+# What moves elements, repeats them, or takes means of elements of one feature: scaling a feature and shifting it may
+# come after. Whether a call mixes features after all, or pads with zeros, shows in the marks.
 FUNCTIONS = {
     "flatten", "unflatten", "ravel", "view", "view_as", "reshape", "reshape_as", "squeeze", "unsqueeze", "contiguous",
     "clone", "permute", "transpose", "movedim", "moveaxis", "swapaxes", "swapdims", "t", "mT", "T", "pixel_shuffle",
-    "mean", "interpolate", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
+    "pad", "mean", "interpolate", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
 }  # fmt: skip
 MODULES = (
     nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.Upsample, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
     nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d, nn.ReplicationPad2d,
+    nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d, nn.ConstantPad1d, nn.ConstantPad2d,
+    nn.ConstantPad3d,
 )  # fmt: skip
 APART = 1e-9  # of marks, whose means over one feature are off by rounding alone
 

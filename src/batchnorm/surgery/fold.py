@@ -163,6 +163,12 @@ def _refused(folding: _Folding, call: Call) -> str | None:
     return folding.once(layer)
 
 
+def _astray(other: Call, path: list[Call]) -> str:
+    if not path:
+        return f"the features of {other.name} lie along another axis"
+    return f"{', '.join(call.name for call in path)} between it and {other.name} mixes features, or adds to them"
+
+
 def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str | None:
     """Fold a layer into what comes before it; return why not."""
     layer, own = call.module, _own_features(call.module, folding.flow.shapes[call.inputs[0]])
@@ -182,7 +188,7 @@ def _upward(folding: _Folding, call: Call, activation: nn.Module | None) -> str 
     theirs = None if why else folding.features(made, made.outputs[0])
     become = features_behind(path, theirs, own, of_first=True) if theirs and own else None
     if why is None and become is None:
-        why = f"the features of {made.name} lie along another axis"
+        why = _astray(made, path)
     if why is None and become is not None:
         new = after(folding.current(made.module), then.at(become.to(then.scale.device)))
         folding.note(call, "folded into", made, way, new=new, rest=rest)
@@ -203,7 +209,7 @@ def _downward(folding: _Folding, call: Call, activation: nn.Module | None) -> st
     theirs = None if why else folding.features(user, user.inputs[0])
     come_from = features_behind(path, own, theirs, of_first=False) if theirs and own else None
     if why is None and come_from is None:
-        why = f"the features of {user.name} lie along another axis"
+        why = _astray(user, path)
     if why is None and come_from is not None:
         first, module = affine(folding.current(layer)), folding.current(user.module)
         if bool(first.shift.any()) and weighted(module) and not _sees_every_tap(module):
