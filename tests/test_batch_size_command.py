@@ -32,6 +32,12 @@ def values():
 def loader():
     return DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=24)
 
+def values_loader():
+    return DataLoader(TensorDataset(x, x[:, 0]), batch_size=24)
+
+def own_loss(output, target):
+    return nn.functional.cross_entropy(output, target)
+
 def flat():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
 
@@ -102,7 +108,7 @@ def test_values_to_predict_are_scaled(mine: str) -> None:
 
 def test_a_loader_brings_its_batch_size(mine: str) -> None:
     names = ("--data", f"{mine}:loader", "--model", f"{mine}:two", "--loss", f"{mine}:loss")
-    code, out, _ = invoke(*names, "--optimizer", "adam", "--rate", "0.01", "--json", *SHORT)
+    code, out, _ = invoke(*names, "--optimizer", "adam", "--rate", "0.01", "--json", "--budget", "5")
     found = json.loads(out)
     assert code == 0
     assert found["current"] == 24
@@ -139,7 +145,8 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--data", "{}:loader"), "is a DataLoader: name --model and --loss for it too"),
+        (("--data", "{}:loader"), "is a DataLoader: name --model for it too"),
+        (("--data", "{}:values_loader", "--model", "{}:flat"), "gives no pairs of an input and a class: name --loss"),
         (("--model", "{}:three"), "must return a torch.nn.Module, got int"),
         (("--loss", "{}:three"), "must return a function (output, target) or a Loop, got int"),
         (("--model", "{}:flat"), "model, loss and data do not go together"),
@@ -178,3 +185,23 @@ def test_each_limit_has_its_sentence(binding: str) -> None:
     assert DECIDES[binding].split(":")[0] in page
     assert "learning rate × 2" in page
     assert repr(advice) == f"<Advice: B = 64, m = 64, by {binding}, confidence low>"
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        (),
+        ("--loss", "torch.nn.functional:cross_entropy"),
+        ("--loss", "torch.nn:CrossEntropyLoss"),
+        ("--loss", "{}:loss"),
+        ("--loss", "{}:own_loss"),
+    ],
+    ids=lambda loss: " ".join(loss) or "none",
+)
+def test_a_loss_is_a_function_or_what_makes_one_or_follows_from_the_classes(loss: tuple[str, ...], mine: str) -> None:
+    given = ("--data", "{}:loader", "--model", "{}:two", *loss)
+    code, out, error = invoke(*(part.format(mine) for part in given), *SHORT, "--json")
+    assert (code, error) == (0, "")
+    told = json.loads(out)["measured_on"]["loss"]
+    assert told == {"torch.nn:CrossEntropyLoss": "CrossEntropyLoss", "{}:loss": "CrossEntropyLoss",
+                    "{}:own_loss": "own_loss"}.get(loss[1] if loss else "", "cross_entropy")  # fmt: skip

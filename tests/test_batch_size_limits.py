@@ -1,6 +1,7 @@
 """Throughput and the decision: a clock that follows a line, closed forms, and measurements that are given."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -92,8 +93,8 @@ def test_times_that_do_not_grow_are_flat(times: tuple[float, ...]) -> None:
     assert line(16) == pytest.approx(line(4), **tolerance.ON_A_GRID)
 
 
-def test_the_median_of_a_size_counts() -> None:
-    assert fit({8: [1.0, 2.0, 90.0], 4: [1.0]}).seconds == (1.0, 2.0)
+def test_the_least_time_of_a_size_counts() -> None:
+    assert fit({8: [3.0, 2.0, 90.0], 4: [5.0, 1.0]}).seconds == (1.0, 2.0)
 
 
 def test_a_step_up_is_interpolated() -> None:
@@ -309,3 +310,64 @@ def test_a_noise_scale_that_was_not_measured_is_no_reason_to_be_sure() -> None:
     assert advice.limits["gradient_noise"].value is None
     assert advice.confidence == "low"
     assert advice.best == pytest.approx(200.0, **tolerance.ON_A_GRID)  # Bcrit taken to be Bhalf
+
+
+# What an answer rests on: no limit decides that was not measured, and the first line says why it is not sure.
+
+
+def test_a_limit_that_was_not_measured_decides_nothing() -> None:
+    measured = found(50.0, 200.0, worth=1.0)
+    measured.pilot, measured.layers, measured.seconds = None, [], {4: [0.02]}
+    advice = judge(measured, Choice())
+    assert all(advice.limits[name].value is None for name in ("throughput", "gradient_noise", "statistics_noise"))
+    assert advice.binding == "budget"
+    first, *rest = str(advice).splitlines()
+    assert first.startswith(f"Batch size B = {advice.batch_size} ")
+    assert "confidence low: not enough time, neither the noise of gradients" in first
+    assert "a budget of 120 seconds may do" in " ".join(str(advice).split())
+    assert not any("heard" in line or "decided by statistics" in line for line in rest)
+
+
+def test_a_larger_budget_than_the_last_is_proposed() -> None:
+    measured = found(50.0, 200.0)
+    measured.pilot, measured.budget_s = None, 300.0
+    assert judge(measured, Choice()).doubts[0].endswith("was not measured: a budget of 600 seconds may do")
+
+
+def test_on_a_busy_machine_the_least_times_count_and_the_first_line_says_so() -> None:
+    idle, busy = found(50.0, 200.0), found(50.0, 200.0)
+    for size, (least,) in idle.seconds.items():
+        busy.seconds[size] = [least * slow for slow in (3.0, 1.0, 2.9, 3.3, 2.5, 1.4)]
+    quiet, loud = judge(idle, Choice()), judge(busy, Choice())
+    assert (loud.batch_size, loud.limits["throughput"].value) == (quiet.batch_size, quiet.limits["throughput"].value)
+    assert (quiet.confidence, loud.confidence) == ("medium", "low")
+    assert "confidence low: the same step took 3.0 times as long at other times" in " ".join(str(loud).split())
+
+
+def test_where_no_line_fits_nobody_is_sure() -> None:
+    measured = found(50.0, 200.0)
+    measured.seconds = {4: [1.0], 8: [1.0], 16: [1.0], 32: [10.0], 64: [9.0], 128: [40.0]}
+    advice = judge(measured, Choice())
+    assert advice.confidence == "low"
+    assert advice.doubts[0].startswith("no line fits the seconds of a step, the best is off by ")
+
+
+def test_the_sizes_that_follow_from_all_that_was_measured_are_a_range() -> None:
+    measured = found(50.0, 200.0)
+    assert measured.pilot is not None
+    measured.pilot.stages = [Stage(0, 1.0, (Block(1.0, 10.0), Block(1.0, 50.0), Block(1.0, 400.0)))]
+    advice = judge(measured, Choice())
+    low, high = advice.between
+    assert low < advice.batch_size < high
+    assert f"B = {advice.batch_size} ({low} to {high})" in str(advice)
+    assert json.loads(advice.to_json())["between"] == [low, high]
+
+
+@pytest.mark.parametrize(
+    ("compiled", "why"), [(True, "before torch.compile"), (False, "the training steps of the model do not call any")]
+)
+def test_why_no_layer_was_heard_is_true(compiled: bool, why: str) -> None:
+    measured = found(50.0, 200.0, worth=1.0)
+    measured.layers, measured.listened, measured.compiled = [], True, compiled
+    (note,) = (note for note in judge(measured, Choice()).notes if "heard" in note)
+    assert note.endswith(why)

@@ -87,7 +87,7 @@ def test_an_interrupt_leaves_what_is_known(at: int, phase: str, own: bool) -> No
     everything.assert_same()
     assert advice.interrupted == phase
     assert advice.confidence == "low"
-    assert phase in advice.because
+    assert phase in advice.doubts[0]
     assert (advice.limits["throughput"].value is not None) == (at > min(PHASES))  # one size makes no line
     assert advice.limits["memory"].value >= 4
     assert 1 <= advice.batch_size <= ROWS

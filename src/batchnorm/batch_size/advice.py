@@ -9,7 +9,7 @@ from batchnorm.batch_size.decision import Objective
 from batchnorm.outputs import plain
 
 LimitName = Literal["memory", "throughput", "gradient_noise", "statistics_noise"]
-Binding = Literal["memory", "throughput", "gradient_noise", "statistics_noise", "data"]
+Binding = Literal["memory", "throughput", "gradient_noise", "statistics_noise", "data", "budget"]
 Confidence = Literal["high", "medium", "low"]
 
 
@@ -41,13 +41,18 @@ class Advice:
     Attributes:
         batch_size: B, the samples of one optimizer step, over all processes.
         group_size: m, the samples that are normalised together. Accumulation and more processes raise B, never m.
-        binding: The limit that decides; "data" where there are too few rows for more.
+        binding: The limit that decides; "data" where there are too few rows for more, "budget" where there was no time
+            to measure the limit that would.
         limits: "memory", "throughput", "gradient_noise" and "statistics_noise", each a `Limit`.
         objective: Least "time" or little "compute".
         best: B*, where the predicted time is least.
         plateau: The smallest and the largest size predicted within 5 % of it.
         confidence: "high", "medium" or "low".
         because: What the confidence rests on.
+        doubts: Why it is low, the gravest first; none where it is not.
+        between: The smallest and the largest B that follow from what was measured: by the usual times of a step in
+            place of the least, and by the ends of the noise scale's interval.
+        measured_on: The data, network, loss, optimizer and device that were measured.
         current: The batch size that the factors below start from: the DataLoader's, else 32.
         learning_rate_factor: By what to multiply the learning rate when going from `current` to `batch_size`; None
             where the gradient noise, up to which it grows, was not measured.
@@ -55,7 +60,7 @@ class Advice:
         momentum: The running statistics' α by which they forget as many samples ago as they do now, by the present α.
         remedies: What helps where too few samples are normalised together, first things first.
         notes: What else is worth knowing.
-        seconds: The median seconds of a step, by the samples of one process.
+        seconds: The least seconds of a step, by the samples of one process.
         predicted: Predicted seconds to the target, relative to the least, by batch size.
         measured: With `measure=True`: the measured ones, relative to the least, by batch size.
         processes: How many processes train together.
@@ -74,6 +79,9 @@ class Advice:
     because: str
     current: int
     learning_rate_factor: float | None
+    doubts: tuple[str, ...] = ()
+    between: tuple[int, int] = (0, 0)
+    measured_on: Mapping[str, str] = field(default_factory=dict[str, str])
     learning_rate: float | None = None
     momentum: Mapping[float, float] = field(default_factory=dict[float, float])
     remedies: tuple[str, ...] = ()

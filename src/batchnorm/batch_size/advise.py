@@ -102,10 +102,33 @@ def advise(
         warnings.filterwarnings("ignore", message=".* with inf or NaN", category=RuntimeWarning)  # high learning rates
         work = Work(inner, loss, samples, device=where, seed=seed + SEEDS_APART * ranks.rank())
         course = Course(work, Training(work, optimizer, snapshot), meter(inner, where), budget)
+        course.found.about = _about(model, loss, dataset, optimizer, where, len(samples))
         with ranks.failing_together():
             course.prepare(Choice(objective, sizes, group), aggregate)
             course.run(int(measure))
         return course.answer()
+
+
+def _about(
+    model: nn.Module, loss: Any, dataset: Any, optimizer: Optimizer | None, device: torch.device, rows: int
+) -> dict[str, str]:
+    """Return what is measured, as the page says it."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    count = sum(p.numel() for p in parameters)
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters}
+    data = "arrays" if isinstance(dataset, tuple) else type(getattr(dataset, "dataset", dataset)).__name__
+    rates = [f"{group['lr']:g}" for group in optimizer.param_groups] if optimizer is not None else []
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return {
+        "data": f"{data} of {rows:,} rows",
+        "network": f"{type(model).__name__} of {count:,} parameters in {', '.join(sorted(dtypes)) or 'no dtype'}",
+        "loss": getattr(loss, "__name__", type(loss).__name__),
+        "optimizer": (
+            "plain SGD at a rate that is looked for" if optimizer is None
+            else f"{type(optimizer).__name__} at {', '.join(dict.fromkeys(rates))}"
+        ),
+        "device": f"{device}{threads}",
+    }  # fmt: skip
 
 
 def _check_optimizer(optimizer: Any, model: nn.Module) -> None:

@@ -18,7 +18,7 @@ class Budget:
 
     def __init__(self, seconds: float, *, show: bool, clock: Callable[[], float] = time.perf_counter) -> None:
         """Start the clock."""
-        self.clock, self.phase = clock, ""
+        self.clock, self.phase, self.seconds = clock, "", seconds
         self._start = clock()
         self._end = self._start + seconds
         self._began, self._until = self._start, self._end

@@ -1,6 +1,8 @@
 """What `batchnorm batch-size` asks about: a network and data by the names on the command line."""
 
 from functools import partial
+from inspect import Parameter, signature
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,9 +20,10 @@ from batchnorm.study.data import scaler
 from batchnorm.study.networks import DEPTH, WIDTH
 from batchnorm.study.shipped import digits
 from batchnorm.study.sources import chosen_data
-from batchnorm.surgery.factory import call_factory
+from batchnorm.surgery.factory import call_factory, load_factory, told
 from batchnorm.torch import BatchNorm
 
+FEWEST_TAKEN = 2  # by a loss: the output and the target
 PICTURES = (".svg", ".png", ".pdf")
 OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -51,7 +54,8 @@ def question(
 ) -> Question:
     """Return the model, the loss and the data that the command line names; the study's own where it names none.
 
-    A factory of data may return a pair of arrays, a Dataset or a DataLoader; of the last two, the loss must be named.
+    A factory of data may return a pair of arrays, a Dataset or a DataLoader; of the last two, the loss must be named
+    unless they give pairs of an input and a class.
 
     Raises:
         BatchNormError: in one line, for what cannot be used.
@@ -59,9 +63,9 @@ def question(
     torch.manual_seed(seed)
     made = call_factory("--data", data) if data is not None and path is None else None
     if isinstance(made, Dataset | DataLoader):
-        if model is None or loss is None:
-            raise ArgumentError(f"`--data {data}` is a {type(made).__name__}: name --model and --loss for it too")
-        return Question(data or "", _model(model), _loss(loss), made)
+        if model is None:
+            raise ArgumentError(f"`--data {data}` is a {type(made).__name__}: name --model for it too")
+        return Question(data or "", _model(model), _loss_of(made, data) if loss is None else _loss(loss), made)
     table = chosen_data(path, target, task, data) or digits()
     x, y = _arrays(table)
     network = _network(x[0].size, table.outputs) if model is None else _model(model)
@@ -93,12 +97,39 @@ def _model(name: str) -> nn.Module:
 
 
 def _loss(name: str) -> Any:
-    made = call_factory("--loss", name)
+    """Return a loss by its name, or what a function of that name returns."""
+    loss = load_factory("--loss", name)
+    made = loss if _takes_two(loss) else call_factory("--loss", name, once=True)
     if not callable(made) and not isinstance(made, Loop):
         raise ArgumentError(
             f"`--loss {name}` must return a function (output, target) or a Loop, got {type(made).__name__}"
         )
     return made
+
+
+def _takes_two(function: Any) -> bool:
+    """Return whether a function needs an output and a target: then it is a loss, and no factory of one."""
+    if isinstance(function, type):
+        return False
+    try:
+        taken = signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function in C that does not say
+        return False
+    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is Parameter.empty and p.kind in positional for p in taken) >= FEWEST_TAKEN
+
+
+def _loss_of(data: Any, name: str | None) -> Any:
+    """Return the cross entropy where the data are pairs of an input and a class."""
+    try:
+        first = next(iter(data)) if isinstance(data, DataLoader) else data[0]
+    except Exception as error:  # of whatever kind a dataset brings about
+        raise ArgumentError(f"`--data {name}` gives no sample: {told(error)}") from None
+    target = first[1] if isinstance(first, tuple | list) and len(first) == FEWEST_TAKEN else None
+    whole = isinstance(target, Integral) or (isinstance(target, torch.Tensor) and not target.is_floating_point())
+    if target is None or not whole:
+        raise ArgumentError(f"`--data {name}` gives no pairs of an input and a class: name --loss for it too")
+    return nn.functional.cross_entropy
 
 
 def _usual_loss(table: Table) -> Any:

@@ -46,6 +46,8 @@ class Course:
         self.found.normalizes = any(
             isinstance(m, _BatchNorm) and m.training and not getattr(m, "frozen", False) for m in work.model.modules()
         )
+        self.found.compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in work.model.modules())  # pyright: ignore
+        self.found.budget_s = budget.seconds
         loader = work.samples.loader
         if loader is not None:
             self.found.current = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
@@ -205,7 +207,7 @@ class Course:
 
         def settle(size: int) -> None:
             listener.settle(size)
-            self.found.layers = listener.layers()
+            self.found.layers, self.found.listened = listener.layers(), True
 
         def keep(found: training.Pilot) -> None:
             self.found.pilot = found

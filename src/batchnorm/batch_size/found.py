@@ -30,6 +30,10 @@ class Found:
         current: The DataLoader's batch size, if it has one.
         own: Whether the optimizer is the user's.
         adaptive: Whether the optimizer divides by the size of the gradient, as Adam does.
+        listened: Whether layers of batch normalization have been listened to.
+        compiled: Whether a part of the model has been compiled.
+        budget_s: Seconds that all of it may take.
+        about: What is measured: data, network, loss, optimizer, device.
         interrupted: What was being measured when Ctrl-C came.
         skipped: What the budget had no time for.
     """
@@ -46,6 +50,10 @@ class Found:
     current: int | None = None
     own: bool = False
     adaptive: bool = False
+    listened: bool = False
+    compiled: bool = False
+    budget_s: float = 60.0
+    about: dict[str, str] = field(default_factory=dict[str, str])
     interrupted: str = ""
     skipped: list[str] = field(default_factory=list[str])
 
@@ -65,7 +73,7 @@ def together(parts: Sequence[Found]) -> Found:
     return Found(
         rows=first.rows,
         memory=memory,
-        seconds={s: max((p.seconds[s] for p in parts), key=statistics.median) for s in sizes},
+        seconds={s: max((p.seconds[s] for p in parts), key=min) for s in sizes},
         pilot=_pilot([p.pilot for p in parts if p.pilot is not None]),
         group=first.group,
         layers=sorted(noisiest.values(), key=lambda layer: layer.per_sample),
@@ -75,6 +83,10 @@ def together(parts: Sequence[Found]) -> Found:
         current=first.current,
         own=first.own,
         adaptive=first.adaptive,
+        listened=any(p.listened for p in parts),
+        compiled=first.compiled,
+        budget_s=first.budget_s,
+        about=first.about,
         interrupted=next((p.interrupted for p in parts if p.interrupted), ""),
         skipped=sorted({s for p in parts for s in p.skipped}),
     )

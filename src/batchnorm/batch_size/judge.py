@@ -12,7 +12,7 @@ from batchnorm.batch_size.found import Found, details
 from batchnorm.batch_size.gradient_noise import NoiseScale
 from batchnorm.batch_size.limits import limits
 from batchnorm.batch_size.memory import Memory
-from batchnorm.batch_size.throughput import Throughput, fit
+from batchnorm.batch_size.throughput import Throughput, fit, quantile
 from batchnorm.batch_size.training import Pilot
 
 UNSURE = 3.0  # times: as far as steps counted in trainings lay from the prediction
@@ -64,25 +64,33 @@ def judge(found: Found, choice: Choice) -> Advice:
     processes = choice.processes
     speed = fit(found.seconds)
     noise = along(found.pilot) if found.pilot else None
-    setting = _setting(found, speed, noise, processes)
-    where = decision.plateau(setting.critical, setting.seconds, setting.smallest, 4.0 * setting.largest)
-    size, binding = _choose(setting, where, choice, found)
+    setting = _setting(found, speed, speed.half * processes if noise is None else noise.value, processes)
+    where = _plateau(setting)
+    size, binding = _choose(setting, where, choice, found, speed)
     per_process = max(size // processes, 1)
     together = decision.group_size(per_process, setting.fewest) if found.normalizes else per_process
     together = min(choice.group, per_process) if choice.group else together
-    confidence, because = _confidence(found, noise, _worst(size, setting, noise, choice.objective), choice.objective)
+    confidence, because, doubts = _confidence(
+        found, speed, noise, _worst(size, setting, noise, choice.objective), choice.objective
+    )
+    known = limits(found, speed, noise, group=together, processes=processes)
+    if binding not in ("data", "budget") and known[binding].value is None:  # what was not measured decides nothing
+        binding = "budget"
     current = found.current * processes if found.current else USUAL_BATCH
-    measured = found.experiment.times(speed.median) if found.experiment else {}
+    measured = found.experiment.times(speed.least) if found.experiment else {}
     return Advice(
         batch_size=size,
         group_size=together,
         binding=binding,
-        limits=limits(found, speed, noise, group=together, processes=processes),
+        limits=known,
         objective=choice.objective,
         best=where.best,
         plateau=(where.low, where.high),
         confidence=confidence,
         because=because,
+        doubts=tuple(doubts),
+        between=_between(found, speed, noise, choice),
+        measured_on=found.about,
         current=current,
         learning_rate_factor=noise and decision.rate_factor(current, size, noise.value, adaptive=found.adaptive),
         learning_rate=_found_rate(found, noise, size),
@@ -127,8 +135,23 @@ def along(pilot: Pilot) -> NoiseScale | None:
     return NoiseScale(middle.value, low, high, middle.is_bound, middle.signal, middle.noise, middle.blocks)
 
 
-def _setting(found: Found, speed: Throughput, noise: NoiseScale | None, processes: int) -> _Setting:
-    critical = noise.value if noise is not None else speed.half * processes
+def _plateau(setting: _Setting) -> Plateau:
+    return decision.plateau(setting.critical, setting.seconds, setting.smallest, 4.0 * setting.largest)
+
+
+def _between(found: Found, speed: Throughput, noise: NoiseScale | None, choice: Choice) -> tuple[int, int]:
+    """Return the smallest and the largest choice by what was measured, wherever in its intervals the truth lies."""
+    usual = (fit({size: [quantile(times, q)] for size, times in found.seconds.items()}) for q in (0.5, 0.75))
+    sizes: list[int] = []
+    for timed in (speed, *usual):
+        half = timed.half * choice.processes
+        for critical in (half,) if noise is None else (noise.low, noise.value, noise.high):
+            setting = _setting(found, timed, critical, choice.processes)
+            sizes.append(_choose(setting, _plateau(setting), choice, found, timed)[0])
+    return min(sizes), max(sizes)
+
+
+def _setting(found: Found, speed: Throughput, critical: float, processes: int) -> _Setting:
     fewest = found.layers[0].fewest() if found.layers else 1
     largest = min(found.memory.largest * processes, found.rows)
     smallest = min(float(speed.sizes[0] * processes), largest)
@@ -140,6 +163,7 @@ def _choose(
     where: Plateau,
     choice: Choice,
     found: Found,
+    speed: Throughput,
 ) -> tuple[int, Binding]:
     """Return B and the limit that decides it."""
     processes = choice.processes
@@ -148,7 +172,7 @@ def _choose(
     if choice.candidates is not None:
         allowed = [c for c in choice.candidates if c in ran] or sorted(ran)
     low, high = where.low, where.high
-    half = fit(found.seconds).half * processes
+    half = speed.half * processes
     binding: Binding = "gradient_noise" if setting.critical < half else "throughput"
     if choice.objective == "compute":
         high = min(high, max(decision.COMPUTE_SHARE * setting.critical, setting.smallest))
@@ -185,20 +209,25 @@ def _worst(size: int, setting: _Setting, noise: NoiseScale | None, objective: Ob
     return max(ratios)
 
 
-def _confidence(found: Found, noise: NoiseScale | None, worst: float, objective: Objective) -> tuple[Confidence, str]:
-    stopped = f"interrupted while measuring {found.interrupted}: what is known so far; " if found.interrupted else ""
+def _confidence(
+    found: Found, speed: Throughput, noise: NoiseScale | None, worst: float, objective: Objective
+) -> tuple[Confidence, str, list[str]]:
+    """Return how sure the choice is, what that rests on, and why it is not surer where it is low."""
+    doubts = remarks.doubts(found, speed, noise is not None)
+    if found.interrupted:
+        doubts = [f"interrupted while measuring {found.interrupted}: this is what is known so far", *doubts]
     if noise is None:
-        return "low", f"{stopped}the gradient noise was not measured, so Bcrit is taken to be Bhalf"
+        return "low", "without the noise of gradients Bcrit is taken to be Bhalf", doubts
     ends = remarks.number(noise.low / UNSURE), remarks.number(noise.high * UNSURE)
     said = (
-        f"{stopped}for any noise scale from {ends[0]} to {ends[1]}, {UNSURE:g} times beyond what was measured, this "
+        f"for any noise scale from {ends[0]} to {ends[1]}, {UNSURE:g} times beyond what was measured, this "
         f"size takes at most {worst:.2f} times the least {objective} by the model"
     )
-    doubt = remarks.doubts(found)
-    if found.interrupted or doubt:
-        return "low", "; ".join([said, *doubt])
-    steady = not remarks.of_the_timing(found)
-    return ("high" if worst <= SURE and steady else "medium" if worst <= FAIR else "low"), said
+    if worst > FAIR:
+        doubts.append(f"within the interval of the noise scale it may take {worst:.2f} times the least {objective}")
+    if doubts:
+        return "low", said, doubts
+    return ("high" if worst <= SURE and not remarks.of_the_timing(found) else "medium"), said, []
 
 
 def _momenta(found: Found, current: int, size: int) -> dict[float, float]:

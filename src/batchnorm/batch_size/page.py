@@ -28,6 +28,7 @@ DECIDES = {
     "gradient_noise": "gradient noise: a larger batch would cost little more a step still, but saves hardly any steps",
     "statistics_noise": "statistics noise: smaller batches would do, but fewer than m_min, or 16, are too few to "
     "normalise by",
+    "budget": "what there was time to try: the limit that would decide was not measured",
     "data": "the data: a larger batch would be faster, but these are all the rows, or all there was time to try",
 }
 COLOURS = {"high": "green", "medium": "yellow", "low": "red"}
@@ -46,9 +47,13 @@ def page(advice: Advice) -> Any:
     colour = COLOURS[advice.confidence]
     normalizes = advice.limits["statistics_noise"].value is not None
     group = f", normalised in groups of [bold]m = {advice.group_size:,}[/]" if normalizes else ""
-    head = Text.from_markup(
-        f"[bold]Batch size B = {advice.batch_size:,}[/]{group}   confidence [bold {colour}]{advice.confidence}[/]"
-    )
+    low, high = advice.between
+    between = f" ({low:,} to {high:,})" if low < high else ""
+    sure = f"confidence [bold {colour}]{advice.confidence}[/]"
+    head = Text.from_markup(f"[bold]Batch size B = {advice.batch_size:,}[/]{between}{group}   {sure}")
+    if advice.doubts:
+        head.append(f": {advice.doubts[0]}")
+    about = ", ".join(escape(f"{name} {value}") for name, value in advice.measured_on.items())
     table = Table(show_edge=False, pad_edge=False, expand=False)
     table.add_column("limit", no_wrap=True)
     table.add_column("samples", justify="right", no_wrap=True)
@@ -61,13 +66,15 @@ def page(advice: Advice) -> Any:
         told.add_row("" if line.startswith(INSIDE) else "•", Text(line))
     for line in HONEST:
         told.add_row("", Text(line), style="dim")
-    return Group(head, Text(), table, Text(), told)
+    measured = [Text.from_markup(f"measured on: {about}", style="dim")] if about else []
+    return Group(head, *measured, Text(), table, Text(), told)
 
 
 def _answer(advice: Advice) -> list[str]:
     return [
         f"decided by {DECIDES[advice.binding]}",
         *_time(advice),
+        *advice.doubts[1:],
         advice.because,
         *_to_do(advice),
         *_measured(advice),

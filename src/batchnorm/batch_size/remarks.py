@@ -9,7 +9,7 @@ from batchnorm.batch_size.throughput import Throughput, quantile
 INPUT_BOUND = 1.1
 FEW_RUNS = 5
 GROWS = 1.5
-UNSTEADY = 1.5  # upper quartile ÷ lower quartile of the seconds of a step
+UNSTEADY, BUSY = 1.5, 2.0  # upper quartile ÷ least of the seconds of a step: worth a word, and beyond belief
 HONEST = (
     "The noise scale says how many steps and seconds a target takes; it knows nothing of curvature or generalisation.",
     "B is no knob for validation accuracy; m is one for regularisation: small groups add noise, in training only.",
@@ -78,17 +78,35 @@ def remedies(fewest: int, group: int, processes: int) -> tuple[str, ...]:
     return (first, *(f"then: {way}" for way in ways[1:]))
 
 
-def doubts(found: Found) -> list[str]:
+def doubts(found: Found, speed: Throughput, noise_known: bool) -> list[str]:
     """Return why the answer cannot be trusted, whatever the numbers say."""
     told: list[str] = []
+    single = len(found.seconds) == 1
+    if not noise_known:
+        more = f"a budget of {max(120.0, 2 * found.budget_s):g} seconds may do"
+        missing = "neither the noise of gradients nor the time of more than one size was measured" if single else (
+            "the noise of gradients was not measured"
+        )  # fmt: skip
+        told.append(f"not enough time, {missing}: {more}" if not (found.pilot and found.pilot.failed) else missing)
+    if slowed(found) >= BUSY:
+        told.append(
+            f"the same step took {slowed(found):.1f} times as long at other times: ask again on an idle machine"
+        )
+    if not single and not speed.is_line:
+        told.append(f"no line fits the seconds of a step, the best is off by {speed.error:.0%}")
     if found.pilot and found.pilot.failed:
         rate = "that of the optimizer" if found.own else f"{found.pilot.rate:g}"
         told.append(f"training diverged, or learned nothing, at the learning rate tried last ({rate})")
     if found.pilot and found.pilot.dropped:
         told.append(f"{found.pilot.dropped} blocks of gradients were not finite: look for NaN in the data")
-    if len(found.seconds) == 1:
+    if single and noise_known:
         told.append("a single size was timed, which says nothing of others")
     return told
+
+
+def slowed(found: Found) -> float:
+    """Return how many times its least the upper quartile of the seconds of a step is, of the size where it is most."""
+    return max(quantile(times, 0.75) / min(times) for times in found.seconds.values())
 
 
 def notes(found: Found, speed: Throughput, size: int, *, group: int, processes: int) -> tuple[str, ...]:
@@ -108,9 +126,8 @@ def of_the_timing(found: Found) -> list[str]:
     """Return why the seconds may be off."""
     if min(len(times) for times in found.seconds.values()) < FEW_RUNS:
         return ["few rounds of timing: a larger budget gives steadier seconds"]
-    scatter = max(quantile(times, 0.75) / quantile(times, 0.25) for times in found.seconds.values())
-    if scatter > UNSTEADY:
-        return [f"the same step took up to {scatter:.1f} times as long as at other times: ask again on an idle machine"]
+    if UNSTEADY < slowed(found) < BUSY:  # beyond that it is a doubt
+        return [f"the same step took {slowed(found):.1f} times as long at other times: the least counts"]
     return []
 
 
@@ -118,9 +135,13 @@ def _of_the_group(found: Found, size: int, *, group: int, processes: int) -> lis
     if not found.normalizes:
         return []
     told: list[str] = []
-    if not found.layers:
-        told.append("no layer of batch normalization was heard: ask with the model as it is before torch.compile")
-    elif found.layers[0].fewest() <= group < size // processes:
+    if not found.layers and found.listened:
+        why = (
+            "ask with the model as it is before torch.compile" if found.compiled
+            else "the training steps of the model do not call any"
+        )  # fmt: skip
+        told.append(f"no layer of batch normalization was heard: {why}")
+    if found.layers and found.layers[0].fewest() <= group < size // processes:
         told.append(
             f"normalise in groups of {group}, not {size // processes}, to keep the regularising noise that large "
             f"groups lose: batchnorm.torch.BatchNorm(…, virtual_batch_size={group})"

@@ -1,7 +1,9 @@
 """How long a step takes, and from which batch size on the machine is busy.
 
 t(B) = t₀ + B/φ: what a step costs whatever its size, and φ samples a second at most. Half of that throughput is reached
-at Bhalf = t₀·φ. Where the line does not fit, the measured medians are interpolated instead, made monotone first.
+at Bhalf = t₀·φ. Of each size the least time counts, for whatever else a machine does makes steps longer, never shorter.
+A larger batch takes no less time, so the least times are made monotone; where the line does not fit, they are
+interpolated.
 """
 
 import statistics
@@ -19,7 +21,7 @@ class Throughput:
 
     Attributes:
         sizes: The sizes that were timed, ascending.
-        seconds: The median of each.
+        seconds: The least of each, made monotone.
         fixed: t₀ in seconds, ≥ 0.
         per_sample: 1/φ in seconds.
         error: The largest |fitted/measured − 1|.
@@ -45,8 +47,8 @@ class Throughput:
         cost = np.array([self(float(size)) / size for size in grid])
         return float(grid[np.argmax(cost <= 2 * cost.min())])
 
-    def median(self, size: int) -> float:
-        """Return the median seconds of a step of a size that was timed; t(B) of any other."""
+    def least(self, size: int) -> float:
+        """Return the least seconds of a step of a size that was timed; t(B) of any other."""
         return dict(zip(self.sizes, self.seconds, strict=True)).get(size) or self(size)
 
     def __call__(self, size: float) -> float:
@@ -54,8 +56,8 @@ class Throughput:
         if self.is_line:
             return self.fixed + size * self.per_sample
         if size > self.sizes[-1]:
-            return monotone(self.seconds)[-1] * size / self.sizes[-1]
-        return float(np.interp(size, self.sizes, monotone(self.seconds)))
+            return self.seconds[-1] * size / self.sizes[-1]
+        return float(np.interp(size, self.sizes, self.seconds))
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -83,7 +85,7 @@ def monotone(values: Sequence[float]) -> list[float]:
 
 
 def fit(seconds: Mapping[int, Sequence[float]]) -> Throughput:
-    """Fit t₀ + B/φ to the medians, each weighed by its own size: least squares of the relative error.
+    """Fit t₀ + B/φ to the least times, each weighed by its own size: least squares of the relative error.
 
     Args:
         seconds: Of each step that was timed, by batch size; at least one size.
@@ -93,12 +95,12 @@ def fit(seconds: Mapping[int, Sequence[float]]) -> Throughput:
     (100, True)
     """
     sizes = tuple(sorted(seconds))
-    medians = tuple(statistics.median(seconds[size]) for size in sizes)
-    b, t = np.array(sizes, float), np.array(medians)
+    least = monotone([min(seconds[size]) for size in sizes])
+    b, t = np.array(sizes, float), np.array(least)
     fixed, per_sample = (float(v) for v in np.linalg.lstsq(np.stack([1 / t, b / t], 1), np.ones(len(t)), rcond=None)[0])
     if fixed < 0 or per_sample <= 0 or len(sizes) == 1:  # no such line: through the origin, or flat
         share = float(np.sum(b / t) / np.sum((b / t) ** 2))
         level = float(np.sum(1 / t) / np.sum(1 / t**2))
         fixed, per_sample = (0.0, share) if fixed < 0 or len(sizes) == 1 else (level, 1e-6 * level / sizes[-1])
     error = float(np.max(np.abs((fixed + b * per_sample) / t - 1)))
-    return Throughput(sizes, medians, fixed, per_sample, error)
+    return Throughput(sizes, tuple(least), fixed, per_sample, error)

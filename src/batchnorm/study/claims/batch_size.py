@@ -238,13 +238,13 @@ def timed(finding: Finding, step_seconds: Mapping[str, float]) -> list[Effect]:
     least: list[float] = []
     most: list[float] = []
     for i, critical in enumerate(finding.numbers["predicted"]):
-        arrived = [of_size[i] * speed.median(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
+        arrived = [of_size[i] * speed.least(size) for size, of_size in steps.items() if math.isfinite(of_size[i])]
         if math.isnan(critical) or not arrived:
             least, most = [*least, 0.0], [*most, math.inf]
             continue
         where = decision.plateau(min(critical, VAST), speed, tried[0], tried[-1])
         size = decision.pick(where.low, where.high, tried)
-        seconds = min(steps[size][i], budgets[str(size)]) * speed.median(size) / min(arrived)
+        seconds = min(steps[size][i], budgets[str(size)]) * speed.least(size) / min(arrived)
         least, most = [*least, seconds], [*most, math.inf if math.isinf(steps[size][i]) else seconds]
     name = "seconds to the goal, at the size advised ÷ at the best one tried"
     part = "within a factor of 4"
