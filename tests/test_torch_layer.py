@@ -104,7 +104,9 @@ def test_signature_begins_with_torchs(name: str) -> None:
     assert [(p.name, p.default, p.kind) for p in torchs.values()] == [
         (p.name, p.default, p.kind) for p in list(mine.values())[: len(torchs)]
     ]
-    assert all(p.kind is p.KEYWORD_ONLY for p in list(mine.values())[len(torchs) :])
+    *added, unknown = list(mine.values())[len(torchs) :]
+    assert all(p.kind is p.KEYWORD_ONLY for p in added)
+    assert unknown.kind is unknown.VAR_KEYWORD  # refused, with what is meant
 
 
 def test_signature_of_the_function_begins_with_torchs() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from batchnorm.errors import ArgumentError, BatchNormError, DtypeError, ShapeError
-from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from batchnorm.torch import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, frozen
 from namespaces import to_numpy
 from tolerance import assert_close
 
@@ -302,3 +302,59 @@ def assert_as_if_new(layer: BatchNorm, x: Tensor) -> None:
         assert isinstance(got, Tensor)
         assert torch.equal(got, expected)
     assert_unchanged(layer, snapshot(twin))
+
+
+NESTED = "BatchNorm: `input` must be a dense tensor, got a nested one (pad it, `.to_padded_tensor(0.0)`, and give "
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (
+            lambda: BatchNorm2d(3, epsilon=1e-3),
+            TypeError,
+            "BatchNorm2d() got an unexpected keyword argument 'epsilon' (it is `eps` here)",
+        ),
+        (lambda: BatchNorm(3, sizes=1), TypeError, "BatchNorm() got an unexpected keyword argument 'sizes'"),
+        (
+            lambda: BatchNorm(3)(torch.ones(2, 3), mask=None),
+            TypeError,
+            "BatchNorm.forward() got an unexpected keyword argument 'mask' (it is `weights` here)",
+        ),
+        (
+            lambda: BatchNorm2d(3)(torch.ones(2, 5, 4, 3)),
+            ShapeError,
+            "BatchNorm2d: expected 3 features along axis=1, as num_features=3 says, got 5 in an input of shape "
+            "(2, 5, 4, 3) (axis=-1 has 3)",
+        ),
+        (
+            lambda: BatchNorm(3)(torch.ones(2, 3, dtype=torch.complex64)),
+            DtypeError,
+            "BatchNorm: `input` must be a floating-point tensor, got torch.complex64 (make real and imaginary parts "
+            "features of `torch.view_as_real` first)",
+        ),
+        (
+            lambda: BatchNorm(3)(torch.nested.nested_tensor([torch.ones(2, 3)], layout=torch.jagged)),
+            DtypeError,
+            f"{NESTED}`weights=`, a mask of what is no padding)",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_is_wrong_is_said_in_the_words_of_who_calls(call: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error) as raised:
+        call()
+    assert str(raised.value) == says
+
+
+def test_a_freezer_tells_what_it_holds() -> None:
+    model = nn.Sequential(BatchNorm(3), *(BatchNorm(3) for _ in range(4)))
+    assert repr(frozen(model)) == "<frozen: 0 of 5 layers, 0, 1, 2 and 2 more>"
+    assert repr(frozen(model).apply()).startswith("<frozen: 5 of 5 layers")
+
+
+def test_the_package_says_where_its_parts_are() -> None:
+    with pytest.raises(ImportError, match=r"is in batchnorm\.torch: from batchnorm\.torch import BatchNorm2d"):
+        exec("from batchnorm import BatchNorm2d")
+    with pytest.raises(ImportError, match="cannot import name 'Layer'"):
+        exec("from batchnorm import Layer")

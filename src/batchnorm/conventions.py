@@ -5,6 +5,7 @@ s ← s + α·(batch − s); Keras and Flax write the weight of the old one, so 
 """
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -101,3 +102,15 @@ def check_groups(virtual_batch_size: Any, adjustment: Any) -> None:
         raise ArgumentError(
             f"`adjustment` and `virtual_batch_size` exclude one another, got both (virtual_batch_size={size})"
         )
+
+
+def refuse_unknown(function: str, unknown: Collection[str], meant: Mapping[str, str]) -> None:
+    """Raise Python's TypeError for arguments that a function has not, with what they are called there.
+
+    >>> refuse_unknown("BatchNorm()", {"epsilon": 1e-3}, {"epsilon": "eps"})
+    Traceback (most recent call last):
+    TypeError: BatchNorm() got an unexpected keyword argument 'epsilon' (it is `eps` here)
+    """
+    for name in unknown:
+        hint = f" (it is `{meant[name]}` here)" if name in meant else ""
+        raise TypeError(f"{function} got an unexpected keyword argument {name!r}{hint}")

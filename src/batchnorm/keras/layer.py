@@ -7,7 +7,14 @@ import keras
 from keras import constraints, initializers, regularizers
 
 from batchnorm.activations import check_activation
-from batchnorm.conventions import KERAS, Estimator, check_epsilon, check_groups, check_running_variance
+from batchnorm.conventions import (
+    KERAS,
+    Estimator,
+    check_epsilon,
+    check_groups,
+    check_running_variance,
+    refuse_unknown,
+)
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import configuration
 from batchnorm.keras import namespace as xp
@@ -29,6 +36,10 @@ from batchnorm.layout import Axis, Plan
 from batchnorm.renorm import CLIPS, REMEMBERED
 from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
 from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
+
+MEANT = {  # by the names of other frameworks
+    "eps": "epsilon", "affine": "scale` and `center", "bias": "center", "weights": "mask",
+}  # fmt: skip
 
 
 def _value(variable: Any) -> Array | None:
@@ -135,6 +146,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         **kwargs: Any,
     ) -> None:
         """Create the layer; see the class for the arguments."""
+        refuse_unknown(f"{type(self).__name__}()", [n for n in kwargs if n in MEANT], MEANT)
         extras = {option: kwargs.pop(option, default) for option, default in configuration.EXTRAS.items()}
         super().__init__(trainable=trainable, name=name, **kwargs)
         self.axis = axes_of(axis)
@@ -236,6 +248,12 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
                 self.step = self.add_weight(name="step", shape=(), initializer="zeros", **kind)
         axes = {i: input_shape[i] for i in layout.kept}
         self.input_spec = keras.layers.InputSpec(ndim=len(input_shape), axes=axes)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the layer; see `call`."""
+        if "weights" in kwargs:
+            refuse_unknown(f"{type(self).__name__}.call()", ["weights"], MEANT)
+        return super().__call__(*args, **kwargs)
 
     def call(self, inputs: Array, training: bool | None = None, mask: Array | None = None) -> Array:
         """Normalise `inputs`; in training, move the moving statistics by one step.

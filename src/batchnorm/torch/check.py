@@ -14,6 +14,24 @@ from batchnorm.steps import working_dtype
 from batchnorm.torch.transforms import readable, surely
 
 
+def check_real(x: Any) -> None:
+    """Raise unless x is a dense floating-point tensor.
+
+    Raises:
+        DtypeError: then, with the way out.
+    """
+    if not isinstance(x, Tensor):
+        raise DtypeError(f"`input` must be a floating-point tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise DtypeError(
+            "`input` must be a dense tensor, got a nested one (pad it, `.to_padded_tensor(0.0)`, and give "
+            "`weights=`, a mask of what is no padding)"
+        )
+    if not x.is_floating_point():
+        out = "make real and imaginary parts features of `torch.view_as_real`" if x.is_complex() else "call `.float()`"
+        raise DtypeError(f"`input` must be a floating-point tensor, got {x.dtype} ({out} first)")
+
+
 def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
     """Return the plan for x, or raise naming what does not fit: dtype, rank, or the feature count of an argument.
 
@@ -21,9 +39,7 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
         DtypeError: if x is not a floating-point tensor.
         ShapeError: if the rank of x does not admit `axes`, or an argument in `named` has not one number per feature.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        got, out = (x.dtype, " (call `.float()` on it first)") if isinstance(x, Tensor) else (type(x).__name__, "")
-        raise DtypeError(f"`input` must be a floating-point tensor, got {got}{out}")
+    check_real(x)
     if x.ndim < 2:
         raise ShapeError(
             f"`input` must have rank ≥ 2, the features and something to reduce over, got shape {tuple(x.shape)} "

@@ -39,6 +39,9 @@ def _layers(model: Any) -> dict[str, BatchNorm]:
     return {name: m for name, m in found.items() if isinstance(m, BatchNorm)}
 
 
+SHOWN = 3  # names in a description
+
+
 def _remembering(model: Any, purpose: str) -> dict[str, BatchNorm]:
     """Return the layers of a model by name; or raise where one has no running statistics for the purpose."""
     named = _layers(model)
@@ -75,6 +78,12 @@ class frozen:  # noqa: N801  # used like a function
     def __init__(self, model: nn.Module) -> None:
         self._all = _remembering(model, "to be frozen to")
         self._blocks: list[list[BatchNorm]] = []
+
+    def __repr__(self) -> str:
+        """Return which layers these are, and how many of them are frozen now."""
+        names, held = [*self._all], sum(layer.frozen for layer in self._all.values())
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f"<frozen: {held} of {len(names)} layers, {', '.join(n or 'the model' for n in names[:SHOWN])}{more}>"
 
     def apply(self) -> "frozen":
         """Freeze for good; layers that are frozen already stay as they are."""

@@ -9,12 +9,12 @@ from torch import Tensor, distributed, nn
 from torch.fx import Proxy
 
 from batchnorm.activations import ActivationName
-from batchnorm.conventions import TORCH, Estimator, check_momentum
+from batchnorm.conventions import TORCH, Estimator, check_momentum, refuse_unknown
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
 from batchnorm.torch import direct, exported, native
-from batchnorm.torch.check import check_movable
+from batchnorm.torch.check import check_movable, check_real
 from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot, tracing
@@ -33,6 +33,10 @@ OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "nonfinite": "skip",
     "small_batch": "raise",
 }
+MEANT = {  # by the names of other frameworks
+    "epsilon": "eps", "scale": "affine", "use_scale": "affine", "center": "bias", "use_bias": "bias",
+    "mask": "weights", "sample_weight": "weights", "channels": "num_features",
+}  # fmt: skip
 
 
 def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
@@ -130,8 +134,10 @@ class BatchNorm(Remembering):
         running_variance: Estimator = TORCH.running_variance,
         nonfinite: NonFinite = "skip",
         small_batch: SmallBatch = "raise",
+        **unknown: Any,
     ) -> None:
         """Create the layer; see the class for the arguments."""
+        refuse_unknown(f"{type(self).__name__}()", unknown, MEANT)
         axes = normalise_axis(axis)
         _check_num_features(num_features, axes)
         check_momentum(momentum)
@@ -170,11 +176,23 @@ class BatchNorm(Remembering):
         return super().named_children()
 
     def _check_input_dim(self, input: Tensor) -> None:
+        check_real(input)
         if self.ranks is not None and input.dim() not in self.ranks:
             expected = " or ".join(f"{r}D" for r in self.ranks)
             raise ShapeError(
                 f"expected {expected} input (got {input.dim()}D input of shape {tuple(input.shape)}); "
                 "BatchNorm takes any rank"
+            )
+        axis, features = self.axis, self.num_features
+        if not isinstance(axis, int) or not isinstance(features, int) or not -input.dim() <= axis < input.dim():
+            return
+        held = next((t for t in (self.weight, self.running_mean) if t is not None), None)
+        if input.shape[axis] != features and held is not None and held.shape == (features,):
+            other = [i for i in range(1, input.dim()) if input.shape[i] == features]
+            hint = f" (axis={other[-1] - input.dim()} has {features})" if other else ""
+            raise ShapeError(
+                f"expected {features} features along axis={axis}, as num_features={features} says, got "
+                f"{input.shape[axis]} in an input of shape {tuple(input.shape)}{hint}"
             )
 
     def _check_sync(self) -> None:
@@ -187,7 +205,9 @@ class BatchNorm(Remembering):
                 "sync=False normalises each process's own batch)"
             )
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, weights: Tensor | None = None, **unknown: Any
+    ) -> Tensor:
         """Normalise `input`; in training, move the running statistics by one step.
 
         Args:
@@ -197,6 +217,7 @@ class BatchNorm(Remembering):
                 (or in its full rank, with 1 there). Statistics are those of every sample repeated `weights` times; at
                 weight 0 it is as if it were not there, though its output is still normalised. They are frequencies, of
                 mean one rather than sum one: N = Σw. No gradient; refused where negative or not finite, on a CPU.
+            **unknown: None: of another name, such as Keras' `mask`, a TypeError says what it is here.
 
         Returns:
             y, in the shape and dtype of `input`.
@@ -208,6 +229,8 @@ class BatchNorm(Remembering):
         >>> layer(x, weights=torch.tensor([1, 1, 2, 0])[:, None]).shape  # one weight a sample: (4, 1) against (4, 8)
         torch.Size([4, 2, 8])
         """
+        if unknown:
+            refuse_unknown(f"{type(self).__name__}.forward()", unknown, MEANT)
         try:
             if weights is None:
                 fixed = not self.training or self.frozen or self.by_running > 0
