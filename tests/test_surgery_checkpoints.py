@@ -209,3 +209,10 @@ def test_what_is_not_in_a_checkpoint_is_named(chosen: dict[str, str], says: str)
 def test_to_choose_among_weights_needs_weights() -> None:
     with pytest.raises(ArgumentError, match="give `--weights` too"):
         factory.made_model("own_nets:net", None, key="model")
+
+
+def test_a_state_dict_that_lies_deeper_is_one_of_several() -> None:
+    torch.save({"model": state(), "ema": {"module": state(), "decay": 0.9}}, "x.pt")
+    assert "x.pt holds several state_dicts, model, ema.module: choose one" in refusal("x.pt")
+    torch.save({"a": {"model": state()}, "optimizer": {"state": {0: {"step": torch.ones(1)}}}}, "x.pt")
+    assert all(torch.equal(loaded("net", "x.pt")[name], value) for name, value in state().items())

@@ -265,3 +265,47 @@ def test_a_network_that_amplifies_rounding_is_compared_in_float64() -> None:
     assert report.numbers["difference"] > report.numbers["allowed"]
     assert report.numbers["difference_in_float64"] < report.numbers["difference"] * PROJECT_BOUND
     assert "amplifies rounding" in report.notes[0]
+
+
+class Clipped(nn.Conv2d):
+    """A convolution that clips, at what no example shows."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).clamp(-50, 50)
+
+
+class Asks(nn.Conv2d):
+    """A convolution that asks how large its input is."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        made = super().forward(input)
+        return made if float(input.abs().max()) < 20 else 2 * made
+
+
+@pytest.mark.parametrize("kind", [Clipped, Asks])
+def test_a_subclass_that_does_otherwise_on_other_inputs_is_not_folded_into(kind: type[nn.Conv2d]) -> None:
+    report = fold(stirred(nn.Sequential(kind(3, 4, 3), nn.BatchNorm2d(4))), torch.randn(2, 3, 5, 5), allow_empty=True)
+    assert report.left[0].why.startswith(f"0 is a {kind.__name__}, whose weight and bias cannot take in")
+
+
+def scripted(module: nn.Module) -> nn.Module:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.jit.script(module)  # pyright: ignore
+
+
+def test_parts_that_are_torchscript_are_seen_from_outside() -> None:
+    model = nn.Sequential(scripted(nn.Conv2d(3, 4, 1)), nn.BatchNorm2d(4), scripted(nn.ReLU()), nn.Conv2d(4, 2, 1))
+    report = fold(stirred(model), torch.randn(2, 3, 4, 4), allow_empty=True)
+    assert report.left[0].why.startswith("convolution is a function, perhaps of a class of its own")
+    inner = scripted(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
+    both = nn.Sequential(inner, nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval()
+    report = fold(both, torch.randn(2, 3, 4, 4))
+    assert (report.names, [left.where for left in report.left]) == (["2"], ["0.1"])
+    assert report.left[0].why.startswith("it is TorchScript, whose layers cannot be reached")
+
+
+def test_what_cannot_be_copied_is_named() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    model.kept = model[0](torch.ones(2, 3))  # pyright: ignore
+    with pytest.raises(BatchNormError, match=r"\(of kept, which a forward has left there: delete it"):
+        fold(model.eval(), torch.randn(2, 3))

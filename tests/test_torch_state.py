@@ -5,6 +5,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -358,3 +359,26 @@ def test_the_package_says_where_its_parts_are() -> None:
         exec("from batchnorm import BatchNorm2d")
     with pytest.raises(ImportError, match="cannot import name 'Layer'"):
         exec("from batchnorm import Layer")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("left", [0, 4])
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_storage_that_was_freed_is_not_read(name: str, left: int, training: bool) -> None:
+    layer, x = BatchNorm2d(3).train(training), torch.randn(4, 3, 5, 5)
+    for _ in range(2):
+        tensor = getattr(layer, name)
+        tensor.untyped_storage().resize_(left)
+        with pytest.raises(ArgumentError, match=f"BatchNorm2d: `{name}` has no memory for its 3 numbers"):
+            layer(x)
+        tensor.untyped_storage().resize_(12)
+        with torch.no_grad():
+            tensor.fill_(1.0)
+        layer(x)  # and once more, now that a call has been served
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    layer = BatchNorm2d(np.int64(3), momentum=np.float32(0.5))
+    assert (type(layer.num_features), type(layer.momentum)) == (int, float)
+    layer(torch.randn(4, 3, 5, 5))
+    assert BatchNorm((1, np.int32(3), 1), axis=(1, 0)).weight.shape == (1, 3, 1)

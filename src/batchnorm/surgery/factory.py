@@ -208,6 +208,11 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
                 found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of whatever kind a damaged file brings about
         raise ArgumentError(f"{path} {_unread(path, error)}") from None
+    return _state_in(found, path, key)
+
+
+def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
+    """Return the one state_dict in what a file holds, or that of a key."""
     for name in key.split(".") if key is not None else ():
         inside = [str(one) for one in found] if isinstance(found, dict) else []
         if name not in inside:
@@ -218,6 +223,9 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got {type(found).__name__}")
     inside = {str(name): value for name, value in found.items() if _is_state(value)}
+    for name, value in found.items():
+        deeper = value if isinstance(value, Mapping) and str(name) not in inside else {}
+        inside |= {f"{name}.{key}": one for key, one in deeper.items() if _is_state(one)}
     if len(inside) > 1:
         raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: choose one, --key {[*inside][-1]}")
     if not inside:

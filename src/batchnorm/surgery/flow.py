@@ -250,6 +250,8 @@ def record(model: nn.Module, example_inputs: Any, keep: Collection[nn.Module] = 
     try:
         for place in places(model):
             module = place.module
+            if isinstance(module, torch.jit.ScriptModule):  # which takes no hooks; its operators are seen
+                continue
             if is_one_call(module) or id(module) in kept:
                 handles.append(module.register_forward_pre_hook(recorder.enter))
                 hook = partial(leave, place.name)

@@ -350,11 +350,29 @@ def _folded(copied: nn.Module, example_inputs: Any, allow_empty: bool) -> Proof:
     return _proven(require_change(report, allow_empty), folding, example_inputs, before)
 
 
+def _computed(model: nn.Module) -> str:
+    """Return the attributes of a model that are tensors with a history."""
+    return (
+        ", ".join(
+            f"{name}.{key}".lstrip(".")
+            for name, module in model.named_modules()
+            for key, value in vars(module).items()
+            if any(tensor.grad_fn is not None for tensor in tensors_in(value))
+        )
+        or "a tensor"
+    )
+
+
 def _copy(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        with torch.no_grad():  # else parameters of TorchScript would be computed from the others
+            return copy.deepcopy(model)
     except Exception as error:  # of whatever a model may hold
-        hint = " (weight_norm and pruning keep such tensors: remove them first)" if "graph leaves" in str(error) else ""
+        hint = ""
+        if "graph leaves" in str(error):  # an attribute that a forward has left, or what weight_norm and pruning keep
+            hint = (
+                f" (of {_computed(model)}, which a forward has left there: delete it, or run it under torch.no_grad())"
+            )
         raise BatchNormError(
             f"the model cannot be copied, and fold works on a copy: {type(error).__name__}: {error}{hint}"
         ) from error

@@ -193,6 +193,8 @@ def timms(old: Any, options: dict[str, Any], activation: nn.Module | None, *, fu
         kind = importlib.import_module("timm.layers").BatchNormAct2d
     except ImportError as error:
         raise ArgumentError('to="timm" makes timm\'s layers, and timm is not installed: pip install timm') from error
+    except Exception as error:  # of a torchvision that was built for another PyTorch, say
+        raise ArgumentError(f'to="timm" makes timm\'s layers, and timm cannot be imported: {error}') from error
     new: Any = made(kind, old, old.num_features, apply_act=False)
     if activation is not None:
         new.act, new.fused = activation, fused

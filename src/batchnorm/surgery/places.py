@@ -48,6 +48,12 @@ def is_normalization(module: Any) -> bool:
     return isinstance(module, _BatchNorm) or is_frozen_class(module)
 
 
+def scripted(model: nn.Module) -> list[str]:
+    """Return the names of layers of batch normalization that are TorchScript, and cannot be reached."""
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    return [name for name, module in found if "BatchNorm" in getattr(module, "original_name", "")]
+
+
 def epsilon(layer: Any) -> float:
     """Return ε of a layer; of a frozen one that has none as an attribute, the 1e-5 that its forward has."""
     return getattr(layer, "eps", 1e-5)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.outputs import plain
-from batchnorm.surgery.places import few
+from batchnorm.surgery.places import few, scripted
 
 WIDTH = 110  # characters of a table as text
 REASONS = 8  # shown below it
@@ -145,12 +145,17 @@ def reasons(left: Sequence[Left]) -> list[str]:
     return [f"{few([one.where for one in left if one.why == reason])}: {reason}" for reason in why]
 
 
+SCRIPTED = "it is TorchScript, whose layers cannot be reached: give the module it was made from"
+
+
 def require_change(report: Report, allow_empty: bool) -> Report:
-    """Return the report, unless nothing was changed and that is not allowed.
+    """Return the report, with the layers that nothing can reach, unless nothing was changed and that is not allowed.
 
     Raises:
         BatchNormError: then, with what was left and why.
     """
+    hidden = [Left(name, SCRIPTED) for name in scripted(report.model)]
+    report = replace(report, left=[*report.left, *hidden])
     if report.changes or allow_empty:
         return report
     why = "; ".join([*reasons(report.left), *report.notes]) or _nothing(report.model)

@@ -14,6 +14,34 @@ from batchnorm.steps import working_dtype
 from batchnorm.torch.transforms import readable, surely
 
 
+def has_memory(t: Tensor) -> bool:
+    """Return whether the storage of a tensor holds all of its numbers: it may have been freed, or shrunk."""
+    if t.numel() == 0:
+        return True
+    last = t.storage_offset() + sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return t.untyped_storage().nbytes() >= (last + 1) * t.itemsize
+
+
+def check_memory(name: str, t: Tensor | None) -> None:
+    """Raise where the storage of a plain tensor does not hold its numbers: to read them would end the process.
+
+    Raises:
+        ArgumentError: then.
+    """
+    plain = type(t) is Tensor or type(t) is torch.nn.Parameter
+    if t is None or not plain or torch.compiler.is_compiling():
+        return
+    try:
+        held = has_memory(t)
+    except NotImplementedError:  # a stand-in of torch.func, which has no storage
+        return
+    if not held:
+        raise ArgumentError(
+            f"`{name}` has no memory for its {t.numel()} numbers: its storage was freed, or shrunk (sharded and "
+            "offloaded models bring it back before a call)"
+        )
+
+
 def check_real(x: Any) -> None:
     """Raise unless x is a dense floating-point tensor.
 
@@ -45,6 +73,7 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
             f"`input` must have rank ≥ 2, the features and something to reduce over, got shape {tuple(x.shape)} "
             "(`.unsqueeze(0)` adds a batch axis)"
         )
+    check_memory("input", x)
     layout = plan(x.ndim, axes)
     expected = layout.parameter_shape(x.shape)
     for name, value in named.items():
@@ -53,6 +82,7 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
                 f"`{name}` must have shape {expected} for an input of shape {tuple(x.shape)} with axis={axes}, "
                 f"got {tuple(value.shape)} ({_way_out(name, x, value)})"
             )
+        check_memory(name, value)
     return layout
 
 
@@ -92,7 +122,7 @@ def check_residual(residual: Any, x: Tensor) -> Tensor:
     if residual.shape != x.shape:
         raise ShapeError(
             f"`residual` must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)} "
-            "(`.expand_as(input)` repeats it)"
+            "(`.expand_as(input)` repeats it; weights of samples go by name, `weights=`)"
         )
     return residual
 

@@ -21,6 +21,7 @@ from batchnorm.kernels import native
 from batchnorm.layout import Axis, Plan, plan
 from batchnorm.statistics import Moments
 from batchnorm.steps import Inputs, Recipe
+from batchnorm.torch.check import has_memory
 from batchnorm.torch.native import ordinary, watched
 from batchnorm.torch.normalize import Normalize, Signs, as_before
 from batchnorm.torch.recompute import in_backward
@@ -109,7 +110,7 @@ def plain(t: Any, prepared: Prepared, *, parameter: bool = False) -> bool:
         and (t.dtype is prepared.working or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
         and t.shape == prepared.features
         and t.is_contiguous()
-        and t.data_ptr() != 0
+        and has_memory(t)
     )
 
 

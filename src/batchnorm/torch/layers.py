@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 from typing import Any, ClassVar
 
 import torch
@@ -41,11 +42,11 @@ MEANT = {  # by the names of other frameworks
 
 def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
     sizes: tuple[Any, ...] = tuple(num_features) if isinstance(num_features, Sequence) else (num_features,)
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in sizes):
+    if any(not isinstance(n, Integral) or isinstance(n, bool) or n < 0 for n in sizes):
         raise ArgumentError(f"`num_features` must count features, got {num_features!r}")
-    if len(axes) == 1 and not isinstance(num_features, int):
+    if len(axes) == 1 and not isinstance(num_features, Integral):
         raise ArgumentError(f"`num_features` must be an int for axis={axes[0]}, got {num_features!r}")
-    if len(axes) > 1 and isinstance(num_features, int):
+    if len(axes) > 1 and isinstance(num_features, Integral):
         raise ArgumentError(
             f"`num_features` must be the shape of the parameters for axis={axes}: the input's rank, with 1 on every "
             f"reduced axis; got {num_features}"
@@ -141,7 +142,9 @@ class BatchNorm(Remembering):
         axes = normalise_axis(axis)
         _check_num_features(num_features, axes)
         check_momentum(momentum)
-        features: Any = num_features if isinstance(num_features, int) else tuple(num_features)
+        given: Any = num_features
+        features: Any = int(given) if isinstance(given, Integral) else tuple(map(int, given))
+        momentum = None if momentum is None else float(momentum)  # of NumPy, say
         super().__init__(features, eps, momentum, affine, track_running_stats, device, dtype, bias=bias)
         self.axis = axes[0] if len(axes) == 1 else axes
         self.activation, self.virtual_batch_size, self.adjustment = activation, virtual_batch_size, adjustment
