@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
 from batchnorm.cli import app
+from batchnorm.outputs import SAID
 from batchnorm.surgery import Change, Left, Report, factory, fold
 from batchnorm.surgery.flow import record, tensors_in
 from batchnorm.surgery.places import chosen, places, put
@@ -233,7 +234,7 @@ def test_what_is_refused_is_told_in_a_line(own: Path, arguments: tuple[str, ...]
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr.startswith("error: ")
     assert ran.stderr.count("\n") == 1
-    assert len(ran.stderr) <= 2 * factory.SAID
+    assert len(ran.stderr) <= 2 * SAID
     assert says in ran.stderr
     assert not list(own.glob("x.*"))
 

@@ -1,12 +1,16 @@
-"""What leaves the package: data fit for JSON, and files that can be written."""
+"""What leaves the package: data fit for JSON, messages fit for a line, and files that are written whole."""
 
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import stat
+import sys
+import sysconfig
+import traceback
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 from batchnorm.errors import ArgumentError
@@ -15,7 +19,10 @@ CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # sequences with parameters, with text
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
-NAME_KEPT = 100  # characters of a file's name that its draft has, of the 255 bytes that a name may have
+NAME_KEPT = 20  # characters of a file's name that the folder of its draft has
+SAID = 300  # characters of a message
+STANDARD = sysconfig.get_path("stdlib") + os.sep
+LIBRARIES = ("batchnorm", "torch", "safetensors")  # whose lines are not the user's own
 
 
 def plain(value: Any) -> Any:
@@ -42,6 +49,29 @@ def printable(text: str) -> str:
     return CONTROLS.sub("", text)
 
 
+def told(error: BaseException) -> str:
+    """Return an exception in a line: its kind, its message, and where in the user's own code it was raised.
+
+    >>> told(KeyError("x")), told(SystemExit(0))
+    ("KeyError: 'x'", 'it called sys.exit(0); let it raise an exception, or return')
+    """
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r}); let it raise an exception, or return{where}"
+    said = ""
+    with suppress(Exception):  # of an exception that cannot even be shown
+        said = " ".join(printable(str(error)).split())[:SAID]
+    return f"{type(error).__name__}{said and f': {said}'}{where}"
+
+
+def _is_own(file: str) -> bool:
+    standard = file.startswith(STANDARD) and "site-packages" not in file
+    modules = (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
+    folders = tuple(f"{Path(module).parent}{os.sep}" for module in modules if module)
+    return not standard and not file.startswith(("<", *folders))
+
+
 def check_file(option: str, path: Path, endings: Sequence[str] | None = None) -> None:
     """Refuse a file that could not be written, before the work is done.
 
@@ -54,35 +84,86 @@ def check_file(option: str, path: Path, endings: Sequence[str] | None = None) ->
     """
     if endings is not None and path.suffix.lower() not in endings:
         named = " or ".join(part for part in (", ".join(endings[:-1]), endings[-1]) if part)
-        raise ArgumentError(f"`{option}` must end in {named}, got {path}")
-    if not path.parent.is_dir():
-        raise ArgumentError(f"`{option}` must lie in a folder that exists, got {path}")
+        raise ArgumentError(f"`{option}` must end in {named}, got {_short(path)}")
     try:
+        if not path.parent.is_dir():
+            raise ArgumentError(f"`{option}` must lie in a folder that exists, got {_short(path)}")
         if path.exists():
+            if not stat.S_ISREG(path.stat().st_mode):
+                kind = "folder" if path.is_dir() else "pipe or a device"
+                raise ArgumentError(f"`{option}` must be a file, got a {kind}, {_short(path)}; name another")
             path.open("ab").close()
-        else:
-            TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ArgumentError(f"`{option}` must be a file that can be written, got {path} ({error.strerror})") from None
+        TemporaryFile(dir=Path(os.path.realpath(path)).parent).close()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise ArgumentError(f"`{option}` must be a file that can be written, got {_short(path)} ({reason})") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, onto the disk, then in its place.
+def _short(path: Path) -> str:
+    return str(path)[:SAID]
 
-    Whatever interrupts it, a full disk or the end of the process, leaves the earlier file as it was.
+
+@contextmanager
+def whole(path: Path) -> Generator[Path]:
+    """Write a file whole or not at all: yield a path of the same name to write to, in a folder beside it.
+
+    What lies in that folder then, the file and others that belong to it, goes onto the disk and is renamed into place,
+    with the permissions that it would have had if it had been written there. Whatever interrupts it, a full disk or
+    the end of the process, leaves the earlier file as it was. A link stays one.
 
     Raises:
         OSError: if it cannot be written.
     """
-    draft = path.with_name(f".{path.name[:NAME_KEPT]}.{os.getpid()}")  # beside it: a rename stays on one disk
+    place = Path(os.path.realpath(path))
+    beside = f".{place.name[:NAME_KEPT]}."  # a rename stays on one disk
+    with TemporaryDirectory(dir=place.parent, prefix=beside, ignore_cleanup_errors=True) as folder:
+        draft = Path(folder, place.name)
+        draft.touch()
+        usual = stat.S_IMODE(draft.stat().st_mode)
+        yield draft
+        for file in sorted(draft.parent.iterdir(), key=draft.__eq__):  # itself last: the others are there when it is
+            _settle(file, place.with_name(file.name), usual)
+
+
+def _settle(draft: Path, place: Path, mode: int) -> None:
+    """Give a draft the permissions and the owner of the file whose place it takes, or the usual ones."""
+    with suppress(FileNotFoundError):
+        before = place.stat()
+        mode = stat.S_IMODE(before.st_mode)
+        if hasattr(os, "chown"):
+            with suppress(PermissionError):
+                os.chown(draft, before.st_uid, before.st_gid)
+    with draft.open("r+b") as file:
+        os.fsync(file.fileno())
+    draft.chmod(mode)
+    draft.replace(place)
+
+
+@contextmanager
+def written(option: str, path: Path) -> Generator[Path]:
+    """Write a file whole or not at all, as `whole` does, for the user who has named it.
+
+    Raises:
+        ArgumentError: in one line, if it cannot be written.
+    """
     try:
-        # Half a character, which a file's name may bring, is written as the escape that JSON has for it.
-        with draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            draft.unlink()
+        with whole(path) as draft:
+            yield draft
+    except ArgumentError:
         raise
+    except Exception as error:  # of an exporter, a disk
+        reason = getattr(error, "strerror", None) or told(error)
+        raise ArgumentError(f"{_short(path)} cannot be written: {reason}; name another file, {option}") from None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text whole or not at all.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    # Half a character, which a file's name may bring, is written as the escape that JSON has for it.
+    with whole(path) as draft, draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.write(text)

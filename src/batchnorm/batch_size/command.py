@@ -1,5 +1,6 @@
 """What `batchnorm batch-size` asks about: a network and data by the names on the command line."""
 
+import stat
 from functools import partial
 from inspect import Parameter, signature
 from numbers import Integral
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.work import Loop
 from batchnorm.errors import ArgumentError
-from batchnorm.outputs import check_file
+from batchnorm.outputs import check_file, written
 from batchnorm.study.data import Dataset as Table
 from batchnorm.study.data import scaler
 from batchnorm.study.networks import DEPTH, WIDTH
@@ -66,6 +67,8 @@ def question(
         if model is None:
             raise ArgumentError(f"`--data {data}` is a {type(made).__name__}: name --model for it too")
         return Question(data or "", _model(model), _loss_of(made, data) if loss is None else _loss(loss), made)
+    if path is not None and stat.S_ISFIFO(path.stat().st_mode if path.exists() else 0):
+        raise ArgumentError(f"{path} is a pipe: write the table to a file first, and name that")
     table = chosen_data(path, target, task, data) or digits()
     x, y = _arrays(table)
     network = _network(x[0].size, table.outputs) if model is None else _model(model)
@@ -154,6 +157,8 @@ def optimizer(name: str | None, rate: float | None, model: nn.Module) -> torch.o
         return None
     if not 0 < rate < float("inf"):
         raise ArgumentError(f"`--rate` must be > 0, got {rate}")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ArgumentError(f"`--model` must have parameters that learn, {type(model).__name__} has none")
     return OPTIMIZERS[name or "sgd"](model.parameters(), lr=rate)
 
 
@@ -188,4 +193,5 @@ def write_picture(advice: Advice, out: Path) -> None:
     """Write the picture on white, in ink."""
     from batchnorm.study import pictures
 
-    pictures.save(advice.plot(), out)
+    with written("--out", out) as draft:
+        pictures.save(advice.plot(), draft)

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils.data import RandomSampler
 
 from batchnorm.batch_size import experiment, memory, ranks, training
 from batchnorm.batch_size.advice import Advice
@@ -32,6 +33,7 @@ USUAL = 64  # m, while the gradient noise is measured
 MOST_STEPS = 3000
 SWEEP_SHARE = 0.25  # of the time for the gradient noise
 HELD_OUT_SHARE = 0.03  # of it, for one look at the held-out rows
+MOST_SHUFFLED = 10**7  # rows: a DataLoader draws the order of all of them ahead of its first batch
 ADAPTIVE = ("adam", "rmsprop", "adagrad", "adadelta", "adafactor", "lion", "radam", "nadam")
 
 
@@ -90,7 +92,7 @@ class Course:
                 self._throughput()
                 if not self.found.seconds:
                     raise ArgumentError(
-                        f"a step of {self._sizes[0]} samples does not fit in memory: name smaller sizes"
+                        f"a step of {self._sizes[0]} samples {self.found.memory.obstacle}: name smaller sizes"
                     )
                 self._loader()
             with self._budget.share("gradient noise", 0.4 if repeats else 0.85):
@@ -127,7 +129,8 @@ class Course:
             def step(size: int = size) -> None:
                 known.bytes[size] = self._meter.bytes(partial(self._training.step, size))
 
-            if not known.attempt(size, step) or self._budget.left() < 0:
+            start = self._budget.clock()
+            if not known.attempt(size, step) or self._budget.left() < self._budget.clock() - start:
                 return
 
     def _throughput(self) -> None:
@@ -152,7 +155,11 @@ class Course:
                     break
 
     def _expected(self, size: int) -> float:
-        """Return about how long a step of a size takes: as before, or along the last two sizes timed."""
+        """Return about how long a step of a size takes, with the draw of its rows."""
+        return self._step_expected(size) + size * median(self._draws or [0.0])
+
+    def _step_expected(self, size: int) -> float:
+        """Return about how long it takes: as before, or along the last two sizes timed."""
         seconds = {known: median(times) for known, times in self.found.seconds.items()}
         if not seconds:
             return 0.0
@@ -182,6 +189,9 @@ class Course:
             step, draw = min(median(t) / b for b, t in self.found.seconds.items()), median(self._draws)
             self.found.loader_seconds = draw if draw > step else None  # rows by number, one after another
             return
+        if isinstance(loader.sampler, RandomSampler) and len(loader.sampler) > MOST_SHUFFLED:
+            self.found.skipped.append(f"the DataLoader, which would shuffle {len(loader.sampler):,} rows at once")
+            return
         with held_generators(loader):
             self.found.loader_seconds = self._seconds_of(iter(loader), size)
 
@@ -200,6 +210,9 @@ class Course:
     def _noise(self) -> None:
         """Measure gradient noise and the noise of batch statistics along a pilot run."""
         group = self.found.group = self._affordable_group()
+        if (expected := GROUPS * self._expected(group)) > self._budget.left():
+            self.found.skipped.append(f"the gradient noise: about {expected:.2g} s for {GROUPS} steps of {group}")
+            return
         self._work.at_once = self.found.memory.largest
         look = HELD_OUT_SHARE * self._budget.left() * group / max(self._expected(group), 1e-9)
         self._work.spare(int(min(look, MOST_HELD_OUT)))
@@ -229,7 +242,7 @@ class Course:
             group //= 2
         while group not in known.ran and not (known.fits(group) and known.attempt(group, partial(self._step, group))):
             if self._choice.group is not None or group < 4:
-                raise ArgumentError(f"a step of {group} samples does not fit in memory: nothing can be measured")
+                raise ArgumentError(f"a step of {group} samples {known.obstacle}: nothing can be measured")
             group //= 2
         return group
 

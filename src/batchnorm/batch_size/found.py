@@ -68,6 +68,7 @@ def together(parts: Sequence[Found]) -> Found:
     failed = min((m.failed for m in memories if m.failed is not None), default=None)
     memory = Memory(first.memory.source, min(m.available for m in memories), max(memories, key=_hunger).bytes)
     memory.failed, memory.ran = failed, set.intersection(*(m.ran for m in memories))
+    memory.failure = next((m.failure for m in memories if m.failed == failed), "")
     layers = [layer for p in parts for layer in p.layers]
     noisiest = {layer.name: layer for layer in sorted(layers, key=lambda layer: -layer.per_sample)}
     return Found(
@@ -124,6 +125,7 @@ def details(found: Found, speed: Throughput) -> dict[str, Any]:
         "memory": {
             "source": memory.source, "available": memory.available, "fixed": line[0], "per_sample": line[1],
             "bytes": memory.bytes, "ran": sorted(memory.ran), "failed": memory.failed,
+            "failure": memory.failure,
         },
         "throughput": {
             "fixed": speed.fixed, "per_sample": speed.per_sample, "error": speed.error, "is_line": speed.is_line,

@@ -41,7 +41,7 @@ def _memory_limit(memory: Memory, rows: int, processes: int) -> Limit:
         f"{remarks.size_of(memory.available)} free",
     ]
     if memory.failed is not None:
-        told.append(f"a step of {memory.failed * processes:,} ran out of memory")
+        told.append(f"a step of {memory.failed * processes:,} {'failed' if memory.failure else 'ran out of memory'}")
     told.append(f"{largest:,} has run" + (", all the rows there are" if largest >= rows else ""))
     if memory.error > WORST_FIT:
         told.append("no line: what it says of other sizes is rough")

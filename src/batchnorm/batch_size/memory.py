@@ -17,6 +17,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from batchnorm.errors import ArgumentError
+from batchnorm.outputs import told
+
 SIZES = 3
 SPARED = 0.10  # of what is free, for whatever else the machine does meanwhile
 WORST_FIT = 0.05
@@ -176,7 +179,8 @@ class Memory:
         available: Bytes that were free for steps.
         bytes: What a step of each size needed.
         ran: The sizes of which whole steps have run.
-        failed: The smallest size that ran out of memory; None if none did.
+        failed: The smallest size that ran out of memory, or failed otherwise; None if none did.
+        failure: How a step failed, if not for want of memory; "" if none did.
         base: Bytes that the process held at first.
         grown: How many more a step of a size made it hold, where that was more than ever: on a CPU it tells what the
             line leaves out, what is needed for a moment only.
@@ -187,6 +191,7 @@ class Memory:
     bytes: dict[int, int] = field(default_factory=dict[int, int])
     ran: set[int] = field(default_factory=set[int])
     failed: int | None = None
+    failure: str = ""
     base: int = field(default_factory=lambda: psutil.Process().memory_info().rss)
     grown: dict[int, int] = field(default_factory=dict[int, int])
 
@@ -221,18 +226,28 @@ class Memory:
         """The largest size that has run."""
         return max(self.ran, default=0)
 
+    @property
+    def obstacle(self) -> str:
+        """Why a step of the size that failed did not run."""
+        return f"failed, {self.failure}" if self.failure else "does not fit in memory"
+
     def fits(self, size: int) -> bool:
         """Whether a size may be tried: below whatever failed, and within the line."""
         return (self.failed is None or size < self.failed) and (not self.bytes or size <= self.projected)
 
     def attempt(self, size: int, step: Callable[[], None]) -> bool:
-        """Run a step of a size and note whether it fits; any other error is raised."""
+        """Run a step of a size and note whether it does; an error that has nothing to do with the size is raised.
+
+        A model that runs smaller batches only may be given those: what is larger counts as too large.
+        """
         before = highest()
         try:
             step()
         except Exception as error:
             if not is_out_of_memory(error):
-                raise
+                if isinstance(error, ArgumentError) or size <= self.largest or not self.ran:
+                    raise
+                self.failure = told(error)
             self.failed = size if self.failed is None else min(size, self.failed)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()

@@ -116,6 +116,7 @@ def notes(found: Found, speed: Throughput, size: int, *, group: int, processes: 
         *_of_the_rows(found, size),
         *_of_the_input(found, speed, size // processes),
         *_of_the_pilot(found),
+        *_of_the_failure(found, processes),
         *(f"no time for {text}" for text in found.skipped),
         *_of_the_experiment(found),
         *of_the_timing(found),
@@ -129,6 +130,16 @@ def of_the_timing(found: Found) -> list[str]:
     if UNSTEADY < slowed(found) < BUSY:  # beyond that it is a doubt
         return [f"the same step took {slowed(found):.1f} times as long at other times: the least counts"]
     return []
+
+
+def _of_the_failure(found: Found, processes: int) -> list[str]:
+    memory = found.memory
+    if not memory.failure or memory.failed is None:
+        return []
+    return [
+        f"a step of {memory.failed * processes:,} samples failed: {memory.failure}; this is advice among sizes up to "
+        f"{memory.largest * processes:,}, which ran: mend that, and ask again"
+    ]
 
 
 def _of_the_group(found: Found, size: int, *, group: int, processes: int) -> list[str]:

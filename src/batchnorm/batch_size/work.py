@@ -12,10 +12,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default
 
 from batchnorm.batch_size.memory import is_out_of_memory
 from batchnorm.errors import ArgumentError
+from batchnorm.outputs import told
 
 FEWEST_ROWS = 8
 HELD_OUT = 0.2
 MOST_HELD_OUT = 1000
+MOST_ROWS = 1 << 20  # to draw from: more would say the same, and take their time and memory
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Work:
             raise ArgumentError(f"`model` must have parameters that learn, {type(model).__name__} has none")
         self._seed, self.seen = seed, list[float]()
         self.restart()
-        order = torch.randperm(len(samples), generator=self._random).tolist()
+        order = _order(len(samples), self._random)
         aside = min(int(len(order) * HELD_OUT), MOST_HELD_OUT)
         self.held_out, self._train = order[:aside], order[aside:]
         self.rows = len(self._train)
@@ -185,7 +187,7 @@ class Work:
             if is_out_of_memory(error):
                 raise ArgumentError(f"a step of {size} samples does not fit in memory: {error}") from error
             raise ArgumentError(
-                f"model, loss and data do not go together: {type(error).__name__}: {error} (in a batch of {size})"
+                f"model, loss and data do not go together: {told(error)} (in a batch of {size})"
             ) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -218,6 +220,14 @@ class Work:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _order(rows: int, random: torch.Generator) -> list[int]:
+    """Return the numbers of all rows in a random order; of very many, those of a random part."""
+    if rows <= MOST_ROWS:
+        return torch.randperm(rows, generator=random).tolist()
+    drawn = torch.randint(rows, (MOST_ROWS,), generator=random).unique()
+    return drawn[torch.randperm(len(drawn), generator=random)].tolist()
 
 
 def _of_pairs(loss: Any) -> Callable[[nn.Module, Any], Tensor]:

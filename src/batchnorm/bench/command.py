@@ -1,5 +1,6 @@
 """What `batchnorm bench` is asked, and what it leaves behind."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -15,9 +16,10 @@ from batchnorm.bench.memory import MODES
 from batchnorm.bench.results import Results
 from batchnorm.bench.screen import WIDTH, page
 from batchnorm.errors import ArgumentError, MissingExtraError
-from batchnorm.outputs import check_file
+from batchnorm.outputs import check_file, written
 
 PICTURES = (".png", ".svg")
+ENDINGS = (".txt", ".json")
 ROUNDS, QUICK_ROUNDS = 15, 7
 DEFAULT_DTYPES = ("float32", "bfloat16")
 
@@ -87,7 +89,7 @@ def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] |
         ArgumentError: if a folder is not there, a chart's ending is no picture's, or it would show none of the cases.
         MissingExtraError: if there is nothing to draw a chart with.
     """
-    for file in [] if out is None else map(out.with_suffix, (".txt", ".json")):
+    for file in [] if out is None else files(out):
         check_file("--out", file)
     if chart is None:
         return
@@ -100,20 +102,35 @@ def check_files(out: Path | None, chart: Path | None, cases: Sequence[of.Case] |
         check(cases)
 
 
+def files(out: Path) -> tuple[Path, Path]:
+    """Return the files of the table and of the numbers: the ending is added, for 2.13 ends in none.
+
+    Raises:
+        ArgumentError: if there is no name to add it to.
+
+    >>> [file.name for file in files(Path("torch-2.13"))], [file.name for file in files(Path("run.json"))]
+    (['torch-2.13.txt', 'torch-2.13.json'], ['run.txt', 'run.json'])
+    """
+    stem = out.with_suffix("") if out.suffix.lower() in ENDINGS else out
+    if not stem.name or stem.name == "..":
+        raise ArgumentError(f"`--out` must be the name of files without their ending, got {out}; write {out}/bench")
+    return stem.with_name(f"{stem.name}.txt"), stem.with_name(f"{stem.name}.json")
+
+
 def write(results: Results, out: Path) -> tuple[Path, Path]:
     """Write the table to OUT.txt and the numbers to OUT.json; return both."""
-    text, numbers = out.with_suffix(".txt"), out.with_suffix(".json")
-    with text.open("w", encoding="utf-8") as file:
-        Console(file=file, width=WIDTH, color_system=None).print(page(results), highlight=False)
-    lines = [line.rstrip() for line in text.read_text(encoding="utf-8").splitlines()]
-    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    numbers.write_text(results.to_json(), encoding="utf-8")
+    text, numbers = files(out)
+    page_of = io.StringIO()
+    Console(file=page_of, width=WIDTH, color_system=None).print(page(results), highlight=False)
+    lines = [line.rstrip() for line in page_of.getvalue().splitlines()]
+    for path, content in ((text, "\n".join(lines) + "\n"), (numbers, results.to_json())):
+        with written("--out", path) as draft:
+            draft.write_text(content, encoding="utf-8")
     return text, numbers
 
 
-def show(results: Results) -> None:
+def show(results: Results, console: Console) -> None:
     """Print the table, the goals and what they were measured on."""
-    console = Console()
     console.width = max(console.width, WIDTH)
     console.print(page(results), highlight=False)
 
@@ -122,7 +139,8 @@ def draw(results: Results, chart: Path) -> None:
     """Write the chart."""
     from batchnorm.bench.chart import save
 
-    save(results, chart)
+    with written("--chart", chart) as draft:
+        save(results, draft)
 
 
 def wrong(results: Results) -> bool:

@@ -10,6 +10,9 @@ from typing import Any
 
 from batchnorm.bench.memory import ENVIRONMENT
 
+# Whatever lies in the working directory does not stand in for a module, here or in what a worker starts itself.
+START = "import sys; sys.path[:] = sys.argv[4:]; from batchnorm.bench.worker import main; main(*sys.argv[1:4])"
+
 
 class WorkerDiedError(RuntimeError):
     """A worker ended before it answered."""
@@ -34,9 +37,10 @@ class Process:
             "KERAS_BACKEND": "tensorflow",
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "JAX_PLATFORMS": "cpu",
+            "PYTHONSAFEPATH": "1",
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "batchnorm.bench.worker", framework, number, mode],
+            [sys.executable, "-P", "-c", START, framework, number, mode, *(entry for entry in sys.path if entry)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
+from batchnorm.bench import checking
 from batchnorm.bench.cases import Case
 from batchnorm.bench.contenders import BASELINE
 from batchnorm.errors import ArgumentError
 
-SCHEMA = 2
+SCHEMA = checking.SCHEMA
 SIGNIFICANT = 5  # digits that are written
 
 
@@ -68,17 +69,6 @@ def _written(value: Any) -> Any:
     return float(f"{value:.{SIGNIFICANT}g}") if math.isfinite(value) else None  # JSON knows no infinity
 
 
-def _row(found: dict[str, Any]) -> Row:
-    own = {name: value for name, value in found.items() if name in Row.__dataclass_fields__}
-    for name, value in own.items():
-        kinds = get_args(Row.__dataclass_fields__[name].type) or (str,)
-        if float in kinds and isinstance(value, int):
-            own[name] = float(value)
-        elif not isinstance(value, kinds):
-            raise TypeError(f"{name} is {value!r}")
-    return Row(case=Case.from_dict(found), **own)
-
-
 @dataclass
 class Results:
     """A run: on what, how, and what it has found so far."""
@@ -114,17 +104,13 @@ class Results:
         Raises:
             ArgumentError: if it is none, or of another version.
         """
-        try:
-            found = json.loads(text)
-            if found["schema"] != SCHEMA:
-                raise ArgumentError(
-                    f"the results must have schema {SCHEMA}, got {found['schema']!r}: measure them anew"
-                )
-            rows = [_row(row) for row in found["rows"]]
-            names = ("machine", "settings", "command", "notes")
-            return cls(**{name: found[name] for name in names}, rows=rows, finished=found["finished"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ArgumentError(f"these are no results of `batchnorm bench --out`: {error!r}") from None
+        found = checking.checked(text)
+        rows = [
+            Row(case=Case.from_dict(row), **{name: _as_float(name, row[name]) for name in checking.ROW})
+            for row in found["rows"]
+        ]
+        names = ("machine", "settings", "command", "notes")
+        return cls(**{name: found[name] for name in names}, rows=rows, finished=found["finished"])
 
     @classmethod
     def read(cls, path: Path) -> "Results":
@@ -133,7 +119,13 @@ class Results:
         Raises:
             ArgumentError: if it cannot be read, or holds no results.
         """
+        text = checking.content(path)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"{path} cannot be read: {error}") from None
+            return cls.from_json(text)
+        except ArgumentError as error:
+            raise ArgumentError(f"{path}: {error}") from None
+
+
+def _as_float(name: str, value: Any) -> Any:
+    kinds = get_args(Row.__dataclass_fields__[name].type)
+    return float(value) if float in kinds and value is not None else value

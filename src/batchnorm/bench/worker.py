@@ -1,15 +1,16 @@
 """A process with the contenders of one framework: prepares, checks and times what it is told to, a line of JSON each.
 
-    python -m batchnorm.bench.worker by_torch 2 kept
-
-Reads requests from its standard input until that ends, and answers on its standard output.
+Started by `process.py`, it reads requests from its standard input and answers on its standard output. When the input
+ends, which the end of whoever asks does too, it ends at once, whatever it is doing.
 """
 
 import gc
 import importlib
 import json
 import os
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,8 +111,24 @@ def _core(processor: int) -> str:
     return topology.read_text(encoding="utf-8") if topology.exists() else str(processor)
 
 
-def main(framework: str, threads: int, mode: str) -> None:
-    """Answer requests until there are no more."""
+def _receive(waiting: "queue.SimpleQueue[str]") -> None:
+    """Take requests from standard input; end this process when there can be no more."""
+    for line in sys.stdin:
+        waiting.put(line)
+    os._exit(0)
+
+
+def main(framework: str, number: str, mode: str) -> None:
+    """Answer requests until there are no more.
+
+    Args:
+        framework: The module of its contenders.
+        number: Of threads.
+        mode: How freed memory is treated.
+    """
+    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(waiting,), daemon=True).start()
+    threads = int(number)
     kept = memory.keep() if mode == "kept" else False
     _pin(threads)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -123,10 +140,6 @@ def main(framework: str, threads: int, mode: str) -> None:
 
     worker = Worker(framework, threads)
     answer({"versions": worker.versions, "kept": kept})
-    for line in sys.stdin:
-        request = json.loads(line)
+    while True:
+        request = json.loads(waiting.get())
         answer(getattr(worker, request.pop("do"))(**request))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -2,16 +2,16 @@
 
 import sys
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.markup import escape
 
-from batchnorm.cli import INTERRUPTED, app, fail
-from batchnorm.errors import BatchNormError, MissingExtraError
+from batchnorm.cli import app
+from batchnorm.cli.running import Terminal, echo_json, in_a_line, only_results
 from batchnorm.outputs import check_file
 
 Weights = Annotated[
@@ -59,7 +59,7 @@ def recalibrate(
 
     For averaged weights, before fine-tuning on other data, before export. The report says how far they were off.
     """
-    with _told_in_a_line(f"`--model {model}` on `--data {data}`"):
+    with _running(f"`--model {model}` on `--data {data}`", out):
         from batchnorm import surgery
         from batchnorm.surgery import factory
 
@@ -74,8 +74,9 @@ def recalibrate(
             made, batches, call=run, layers=named, max_samples=max_samples, sequential=sequential,
             allow_empty=allow_empty,
         )  # fmt: skip
-        lines = factory.write(made, out)
-    _report(report, as_json, lines)
+    _report(report, as_json)
+    with _running(f"`--model {model}`", out):
+        _wrote(factory.write(made, out))
 
 
 @app.command()
@@ -102,7 +103,7 @@ def fold(
 
     The report tells what became of each layer, and the largest difference of the outputs on the example inputs.
     """
-    with _told_in_a_line(f"`--model {model}` on `--inputs {inputs}`"):
+    with _running(f"`--model {model}` on `--inputs {inputs}`", out):
         from batchnorm import surgery
         from batchnorm.surgery import factory
 
@@ -113,34 +114,29 @@ def fold(
             factory.call_factory("--inputs", inputs),
         )
         report = surgery.fold(made.eval(), example, allow_empty=allow_empty)
-        lines = factory.write(report.model, out, example)
-    _report(report, as_json, lines)
+    _report(report, as_json)
+    with _running(f"`--model {model}`", out):
+        _wrote(factory.write(report.model, out, example))
 
 
 @contextmanager
-def _told_in_a_line(run: str) -> Generator[None]:
+def _running(run: str, out: Path) -> Generator[None]:
     """Load PyTorch, keep what a model prints off stdout, and end in one line and a status whatever goes wrong."""
-    console = Console(stderr=True)
-    try:
-        with console.status("Loading PyTorch"):
+    with in_a_line(lambda: f"Interrupted: nothing is written, {out} is as it was before.", run), only_results():
+        with Terminal(stderr=True).status("Loading PyTorch"):
             import_module("batchnorm.surgery.factory")
-        with redirect_stdout(sys.stderr):  # whatever a model prints is not the report
-            yield
-    except (BatchNormError, MissingExtraError) as error:
-        fail(error)
-    except KeyboardInterrupt:
-        console.print("\nInterrupted: nothing is written.")
-        raise typer.Exit(INTERRUPTED) from None
-    except Exception as error:  # of whatever kind the user's model and data bring about
-        from batchnorm.surgery.factory import told
-
-        fail(BatchNormError(f"{run} failed: {told(error)}"))
+        yield
 
 
-def _report(report: Any, as_json: bool, lines: Sequence[str]) -> None:
+def _report(report: Any, as_json: bool) -> None:
+    """Print the report, ahead of the files: a full disk is not to take it away."""
     if as_json:
-        typer.echo(report.to_json())
+        echo_json(report.to_json())
     else:
-        Console().print(report)
+        Terminal().print(report)
+    sys.stdout.flush()
+
+
+def _wrote(lines: Sequence[str]) -> None:
     for line in lines:
-        typer.echo(line, err=True)
+        Terminal(stderr=True).say(escape(line))

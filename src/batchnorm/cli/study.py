@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from batchnorm.cli import BAD_INPUT, Optimizer, Task, app, echo_json, in_a_line, only_results
+from batchnorm.cli import Optimizer, Task, app
+from batchnorm.cli.running import BAD_INPUT, Terminal, echo_json, in_a_line, only_results
 
 DATA, NETWORK, STUDY, REPORT, RUN = "Data", "Network", "Study", "Report", "Run"
 FACTORY = "MODULE:FACTORY"
@@ -206,7 +206,7 @@ def study(
     Should you use batch normalization here, where, with which learning rate, and what does it gain you? Networks are
     trained with and without it, each at its own best learning rate, and every claim gets a verdict with its interval.
     """
-    console = Console(stderr=as_json)
+    console = Terminal(stderr=as_json)
     with in_a_line(lambda: _left(out)):
         from batchnorm.study import command
         from batchnorm.study.options import Options

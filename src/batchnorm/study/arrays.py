@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from batchnorm.batch_size.memory import free_in_cgroup
+from batchnorm.outputs import told
 from batchnorm.study.data import FEWEST_PER_CLASS, DataError, Dataset, Task, checked
 from batchnorm.study.foreign import blaming, seeded
-from batchnorm.surgery.factory import call_factory, told
+from batchnorm.surgery.factory import call_factory
 
 Array = NDArray[Any]
 Kind = Literal["values", "unscaled", "integers", "mask"]

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from batchnorm.errors import ArgumentError
+from batchnorm.outputs import told
 from batchnorm.study.data import DataError
-from batchnorm.surgery.factory import told
 from batchnorm.torch.preserve import held_numbers
 
 
@@ -40,11 +40,7 @@ def blaming(option: str, name: str, failing: str) -> Generator[None]:
         yield
     except DataError:
         raise
-    except SystemExit as error:
-        raise DataError(
-            f"`{option} {name}` {failing}: it called sys.exit({error.code!r}); let it raise an exception, or return"
-        ) from None
-    except Exception as error:  # of whatever kind the user's code brings about
+    except (Exception, SystemExit) as error:  # of whatever kind the user's code brings about
         if isinstance(error, ArgumentError) and str(error).startswith(f"`{option}"):
             raise
         raise DataError(f"`{option} {name}` {failing}: {told(error)}") from None

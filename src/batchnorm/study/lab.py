@@ -171,7 +171,7 @@ def _trained(chunk: Sequence[Spec], problem: Problem) -> list[Outcome]:
         except (Exception, SystemExit) as error:  # of whatever kind the user's code brings about
             if problem.model is None:
                 raise
-            from batchnorm.surgery.factory import told
+            from batchnorm.outputs import told
 
             raise DataError(f"`--model {problem.model}` failed in training: {told(error)}") from None
         finally:

@@ -7,9 +7,9 @@ import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, WeightedRandomSampler
 from torch.utils.data import Dataset as TorchDataset
 
+from batchnorm.outputs import told
 from batchnorm.study.arrays import Array, Batch, check_size, divided, listed, owner
 from batchnorm.study.data import DataError
-from batchnorm.surgery.factory import told
 
 AT_A_TIME = 256  # rows of a dataset that are read together
 CHECKED_EVERY = 2**26  # bytes

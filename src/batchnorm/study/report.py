@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
-from batchnorm.outputs import plain
+from batchnorm.outputs import plain, write_whole
 from batchnorm.study import answer_picture, pictures, wording
 from batchnorm.study.answer_picture import LOOKS, arrival
 from batchnorm.study.bars import bar
@@ -160,9 +160,7 @@ def write(path: Path, results: Mapping[str, Any], pictures: Mapping[str, str]) -
     """Write the report whole or not at all: to a file beside it, then in its place."""
     page = render(results, pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(page, encoding="utf-8", newline="\n")
-    draft.replace(path)
+    write_whole(path, page)
 
 
 def repr_html(results: Mapping[str, Any]) -> str:

@@ -3,10 +3,8 @@
 import argparse
 import codecs
 import importlib
-import os
+import io
 import sys
-import sysconfig
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from importlib.util import find_spec
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
@@ -23,6 +20,7 @@ from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 from torch.utils._pytree import tree_leaves
 
 from batchnorm.errors import ArgumentError, MissingExtraError
+from batchnorm.outputs import told, written
 from batchnorm.surgery.flow import arguments
 from batchnorm.surgery.places import few
 
@@ -37,28 +35,6 @@ HARMLESS: list[Any] = [  # what may lie beside tensors in a checkpoint, and runs
     argparse.Namespace, np.dtype, codecs.encode, _SCALAR, (_SCALAR, "numpy.core.multiarray.scalar"),
     *{type(np.dtype(kind)) for kind in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"},
 ]  # fmt: skip
-SAID = 300  # characters of a message
-STANDARD = sysconfig.get_path("stdlib") + os.sep
-LIBRARIES = tuple(
-    f"{Path(file).parent}{os.sep}" for file in (str(Path(__file__).parent), torch.__file__, safetensors.__file__)
-)
-
-
-def told(error: BaseException) -> str:
-    """Return an exception in a line: its kind, its message, and where in the user's own code it was raised.
-
-    >>> told(KeyError("x"))
-    "KeyError: 'x'"
-    """
-    said = " ".join(str(error).split())[:SAID]
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}{said and f': {said}'}{where}"
-
-
-def _is_own(file: str) -> bool:
-    standard = file.startswith(STANDARD) and "site-packages" not in file
-    return not standard and not file.startswith(("<", *LIBRARIES))
 
 
 def named(option: str, name: str) -> Any:
@@ -77,7 +53,7 @@ def named(option: str, name: str) -> Any:
         sys.path.append(str(Path.cwd()))  # last: its files are not to stand in for modules of others
     try:
         return getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is imported
         raise ArgumentError(f"`{option} {name}` cannot be imported: {told(error)}") from None
 
 
@@ -112,7 +88,7 @@ def call_factory(option: str, name: str, *, once: bool = False) -> Any:
         raise ArgumentError(f"`{option} {name}` must be a function that returns a new one in each call, got a {kind}")
     try:
         return factory()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ArgumentError(f"`{option} {name}` failed: {told(error)}") from None
 
 
@@ -273,15 +249,47 @@ def write(model: nn.Module, path: Path, example_inputs: Any = None) -> list[str]
     Raises:
         ArgumentError: if it cannot be written.
     """
-    program = path.suffix.lower() in PROGRAMS
-    try:
-        files, notes = _write_program(model, path, example_inputs) if program else _write_weights(model, path)
-    except Exception as error:  # of an exporter, a disk
-        raise ArgumentError(f"{path} cannot be written: {told(error)}") from None
+    with written("--out", path) as draft:
+        notes = (_write_program if path.suffix.lower() in PROGRAMS else _write_weights)(model, draft, example_inputs)
+        names = sorted(file.name for file in draft.parent.iterdir())
+    files = [path.with_name(name) for name in names]
     return [*(f"wrote {file} ({decimal(file.stat().st_size)})" for file in files), *notes]
 
 
-def _write_weights(model: nn.Module, path: Path) -> tuple[list[Path], list[str]]:
+class _Sink(io.RawIOBase):
+    """A file that keeps an error of its disk for later: raised into the C++ of torch, it would end the process."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file, self._failure = path.open("wb"), None
+
+    def write(self, data: Any) -> int:
+        """Write, or do as if, once that has failed."""
+        size = memoryview(data).nbytes
+        if self._failure is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self._failure = error
+        return size
+
+    def seekable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def finish(self) -> None:
+        """Close the file; raise what has failed."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self._failure = self._failure or error
+        if self._failure is not None:
+            raise self._failure
+
+
+def _write_weights(model: nn.Module, path: Path, _: Any = None) -> list[str]:
     """Write weights from the CPU, so that they load where there is no other device."""
     state = model.state_dict()
     for name, value in state.items():
@@ -289,23 +297,25 @@ def _write_weights(model: nn.Module, path: Path) -> tuple[list[Path], list[str]]
     if path.suffix.lower() == ".safetensors":
         save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
     else:
-        torch.save(state, path)
-    return [path], []
+        sink: Any = _Sink(path)
+        torch.save(state, sink)
+        sink.finish()
+    return []
 
 
-def _write_program(model: nn.Module, path: Path, example_inputs: Any) -> tuple[list[Path], list[str]]:
-    """Export a model; return the files and what to know of them."""
-    files = [path]
+def _write_program(model: nn.Module, path: Path, example_inputs: Any) -> list[str]:
+    """Export a model; return what to know of the program."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec", FutureWarning)  # of torch, by torch
         program = _exported(model, example_inputs)
         if path.suffix.lower() == ".pt2":
-            torch.export.save(program, path)
+            held = io.BytesIO()  # torch would end the process where the disk is full
+            torch.export.save(program, held)
+            path.write_bytes(held.getbuffer())
         else:
             large = sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE
             torch.onnx.export(program, f=path, dynamo=True, verbose=False, external_data=large)
-            files += [path.with_name(f"{path.name}.data")] if large else []
-    return files, _fixed_batch(program, example_inputs)
+    return _fixed_batch(program, example_inputs)
 
 
 def _exported(model: nn.Module, example_inputs: Any) -> Any:
