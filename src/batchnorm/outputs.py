@@ -61,7 +61,10 @@ def told(error: BaseException) -> str:
         return f"it called sys.exit({error.code!r}); let it raise an exception, or return{where}"
     said = ""
     with suppress(Exception):  # of an exception that cannot even be shown
-        said = " ".join(printable(str(error)).split())[:SAID]
+        lines = printable(str(error)).strip().splitlines()
+        if any("Traceback (most recent call last)" in line for line in lines):  # of another process
+            lines = [lines[0], lines[-1]]
+        said = " ".join(" ".join(lines).split())[:SAID]
     return f"{type(error).__name__}{said and f': {said}'}{where}"
 
 

@@ -20,6 +20,7 @@ from attack.verdict import RULES, verdict
 PARTS = (tables, own_code, options, files, surroundings)
 SHOWN = 300  # characters of what was printed
 PROCESSES = 2
+MOST = 180  # command lines of a group, but for --all
 
 
 def attempts() -> list[Attempt]:
@@ -27,13 +28,20 @@ def attempts() -> list[Attempt]:
     return [attempt for part in PARTS for attempt in part.attempts()]
 
 
+def some() -> list[Attempt]:
+    """Return so many of each group as fit into ten minutes, drawn at random, but the same each time."""
+    drawn, found = random.Random(0), attempts()
+    groups = {group: [a for a in found if a.group == group] for group in sorted({a.group for a in found})}
+    return [a for of in groups.values() for a in (drawn.sample(of, MOST) if len(of) > MOST else of)]
+
+
 def sample(count: int, seed: int = 0) -> list[Attempt]:
     """Return some of each group that take no more than moments, the same each time."""
     drawn = random.Random(seed)
     quick = [a for a in attempts() if "--budget" not in a.arguments and a.seconds <= 60 and not a.prepare]
     groups = {attempt.group for attempt in quick}
-    some = {g: [a for a in quick if a.group == g] for g in sorted(groups)}
-    return [a for g in some for a in drawn.sample(some[g], min(len(some[g]), count // len(groups)))]
+    of = {g: [a for a in quick if a.group == g] for g in sorted(groups)}
+    return [a for g in of for a in drawn.sample(of[g], min(len(of[g]), count // len(groups)))]
 
 
 def tried(chosen: Iterable[Attempt]) -> Iterable[tuple[Attempt, Outcome, dict[str, str]]]:
@@ -58,12 +66,14 @@ def main(given: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="attack", description=__doc__)
     parser.add_argument("--group", help="only this one")
     parser.add_argument("--only", help="only commands that hold this text")
+    parser.add_argument("--all", action="store_true", help=f"every one, and not {MOST} of each group at most")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     asked = parser.parse_args(given)
     if asked.part is not None:
         return _part(asked)
     start = time.monotonic()
     more = [word for name in ("group", "only") if (value := getattr(asked, name)) for word in (f"--{name}", value)]
+    more += ["--all"] * asked.all
     parts = [
         subprocess.Popen(
             [sys.executable, "-m", "attack", "--part", f"{i}/{PROCESSES}", *more], stdout=subprocess.PIPE, text=True,
@@ -78,7 +88,12 @@ def main(given: Sequence[str]) -> int:
 def _part(asked: argparse.Namespace) -> int:
     """Run each so many-th command line; print a line for each, and failures."""
     index, parts = map(int, asked.part.split("/"))
-    chosen = [a for a in attempts() if asked.group in (None, a.group) and (asked.only or "") in a.command]
+    every = asked.all or asked.group or asked.only
+    chosen = [
+        a
+        for a in (attempts() if every else some())
+        if asked.group in (None, a.group) and (asked.only or "") in a.command
+    ]
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for attempt, outcome, broken in tried(chosen[index::parts]):
         print(f"COUNT\t{attempt.group}\t{','.join(broken) or 'kept'}\t{outcome.seconds:.2f}", flush=True)

@@ -185,7 +185,9 @@ def _become(attempt: Attempt, folder: Path, mark: str, theirs: list[int | None],
                 os.dup2(descriptor, at)
         for descriptor in {d for d in (*theirs, *ours) if d is not None and d > 2}:
             os.close(descriptor)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nowhere, 0)
+        os.close(nowhere)
         os.environ.update({**attempt.environment, MARK: mark, "TMPDIR": tempfile.gettempdir()})
         signal.signal(signal.SIGINT, signal.default_int_handler)
         sys.argv = ["batchnorm", *attempt.arguments]

@@ -46,7 +46,7 @@ def one_line(attempt: Attempt, outcome: Outcome) -> str | None:
     """Bad input is told in one line on stderr, which is the last, and only bad input is."""
     if attempt.output == "terminal" or outcome.hung or outcome.status == KILLED or "--help" in attempt.arguments:
         return None
-    lines = [line for line in outcome.err.decode("utf-8", "replace").splitlines() if line.strip()]
+    lines = [line for line in outcome.err.decode(attempt.encoding, "replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
     if outcome.status == BAD_INPUT and attempt.arguments:
         if len(told) != 1:

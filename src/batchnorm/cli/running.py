@@ -4,8 +4,10 @@ Whatever goes wrong there ends in one line on stderr and an exit status, and nev
 """
 
 import codecs
+import errno
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -43,6 +45,10 @@ class Terminal(Console):
         """Render without escape sequences but rich's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `in_a_line` that nobody reads any more, where rich would end the process with status 1."""
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     def say(self, line: str) -> None:
         """Print a line as it is, wherever the terminal's lines end."""
@@ -173,15 +179,25 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
     except BaseException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # which is no error to whoever asks for help
             raise
+        if isinstance(error.__context__ or error, BrokenPipeError) and _nobody_reads():
+            _let_go(STDOUT)
+            raise typer.Exit(NOBODY_READS) from None
         if isinstance(error, OSError) and not _arrives():
             _let_go(STDOUT)
-            if isinstance(error, BrokenPipeError):
-                raise typer.Exit(NOBODY_READS) from None
             fail(BatchNormError(f"the answer cannot be printed: {error.strerror}; send it elsewhere"))
         fail(error, doing)
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone."""
+    if not hasattr(select, "poll"):  # Windows
+        return True
+    poll = select.poll()
+    poll.register(STDOUT, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _arrives() -> bool:
