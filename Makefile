@@ -12,7 +12,7 @@ CMAKE := $(BIN)/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native check format test mutants sanitize study bench zoo clean
+.PHONY: help setup native check format test mutants attack sanitize study bench zoo clean
 
 help:  ## Show this help
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ test: $(READY)  ## Run every test, the examples in the documentation and the mut
 
 mutants: $(READY)  ## Show that the tests reject deliberate faults, and write down which test rejects which
 	$(BIN)/pytest -n 2 tests/test_mutants.py --remember-killers
+
+attack: $(READY)  ## Try more than a thousand hostile command lines, each judged by rules; 1 where one breaks a rule
+	PYTHONPATH=tests $(BIN)/python -m attack
 
 sanitize: $(INSTALLED)  ## Test the native kernels in C++, watched by the address and undefined behavior sanitizers
 	$(CONFIGURE) -B build/sanitize -DCMAKE_CXX_FLAGS_RELEASE="-O1 -g1" -DBATCHNORM_SANITIZE=address,undefined

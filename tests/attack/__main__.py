@@ -20,7 +20,7 @@ from attack.verdict import RULES, verdict
 PARTS = (tables, own_code, options, files, surroundings)
 SHOWN = 300  # characters of what was printed
 PROCESSES = 2
-MOST = 180  # command lines of a group, but for --all
+MOST = 130  # command lines of a group, but for --all
 
 
 def attempts() -> list[Attempt]:

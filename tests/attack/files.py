@@ -29,7 +29,7 @@ PLACES = {  # where an output is to go: what is there before, and whether it can
     "a" * 300 + "{}": ({}, False),
     "ä" * 100 + "{}": ({}, True),
     "\x1b]0;t\x07{}": ({}, True),
-    "[red]x[/blue]{}": ({}, True),
+    "[red]x[bold]{}": ({}, True),
     "\udcff{}": ({}, True),
     "a b 'c' \"d\"{}": ({}, True),
     "nul\x00{}": ({}, False),

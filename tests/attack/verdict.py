@@ -48,7 +48,8 @@ def one_line(attempt: Attempt, outcome: Outcome) -> str | None:
         return None
     lines = [line for line in outcome.err.decode(attempt.encoding, "replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
-    if outcome.status == BAD_INPUT and attempt.arguments:
+    profiled = "--check" in attempt.arguments and outcome.out and not told  # where stdout says it, beside each column
+    if outcome.status == BAD_INPUT and attempt.arguments and not profiled:
         if len(told) != 1:
             return f"{len(told)} lines begin with 'error: '"
         if lines[-1] != told[0] or len(told[0]) <= len("error: "):

@@ -175,6 +175,8 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     if path.suffix.lower() not in WEIGHTS:
         raise ArgumentError(f"weights must be a file in {', '.join(WEIGHTS)}, got {path}")
+    if path.is_fifo():
+        raise ArgumentError(f"{path} is a pipe, and weights are read here and there in their file: write them to one")
     try:
         if path.suffix.lower() == ".safetensors":
             found: Any = load_file(path)
