@@ -49,6 +49,31 @@ def loss():
 
 def three():
     return 3
+
+class Small(nn.Sequential):
+    def forward(self, x):
+        if len(x) > 8:
+            raise RuntimeError("room for eight")
+        return super().forward(x)
+
+def small():
+    return Small(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+def leaves():
+    raise SystemExit(0)
+
+class Long(torch.utils.data.Dataset):
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, i):
+        return x[i % 120], int(x[i % 120, 0] > 0)
+
+def long():
+    return DataLoader(Long(), batch_size=8, shuffle=True)
+
+def frozen():
+    return two().requires_grad_(False)
 """
 
 
@@ -148,6 +173,9 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], said: str) -> None:
         (("--data", "{}:loader"), "is a DataLoader: name --model for it too"),
         (("--data", "{}:values_loader", "--model", "{}:flat"), "gives no pairs of an input and a class: name --loss"),
         (("--model", "{}:three"), "must return a torch.nn.Module, got int"),
+        (("--model", "{}:leaves"), "failed: it called sys.exit(0); let it raise an exception, or return"),
+        (("--model", "{}:frozen"), "must have parameters that learn, Sequential has none"),
+        (("--model", "{}:frozen", "--rate", "0.1"), "must have parameters that learn, Sequential has none"),
         (("--loss", "{}:three"), "must return a function (output, target) or a Loop, got int"),
         (("--model", "{}:flat"), "model, loss and data do not go together"),
     ],
@@ -157,6 +185,26 @@ def test_bad_factories_are_one_line(arguments: tuple[str, ...], said: str, mine:
     assert code == 2
     assert said in error
     assert len(error.strip().splitlines()) == 1
+
+
+def test_a_model_that_fails_in_larger_batches_is_advised_among_the_smaller(mine: str) -> None:
+    names = ("--data", f"{mine}:loader", "--model", f"{mine}:small", "--loss", f"{mine}:loss")
+    code, out, err = invoke(*names, "--json", *SHORT)
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["batch_size"] <= 8
+    assert found["details"]["memory"]["failed"] > 8
+    assert any("failed: RuntimeError: room for eight" in note for note in found["notes"])
+
+
+def test_very_many_rows_take_neither_time_nor_memory(mine: str) -> None:
+    names = ("--data", f"{mine}:long", "--model", f"{mine}:two", "--loss", f"{mine}:loss")
+    start = time.monotonic()
+    code, out, err = invoke(*names, "--json", *SHORT)
+    assert code == 0, err
+    assert json.loads(out)["details"]["rows"] == 10**9
+    assert any("would shuffle 1,000,000,000 rows at once" in note for note in json.loads(out)["notes"])
+    assert time.monotonic() - start < 60
 
 
 def test_ctrl_c_answers_with_what_is_known() -> None:

@@ -175,18 +175,7 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """
     if path.suffix.lower() not in WEIGHTS:
         raise ArgumentError(f"weights must be a file in {', '.join(WEIGHTS)}, got {path}")
-    if path.is_fifo():
-        raise ArgumentError(f"{path} is a pipe, and weights are read here and there in their file: write them to one")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            found: Any = load_file(path)
-        else:
-            # Warnings are about files that are refused below.
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of whatever kind a damaged file brings about
-        raise ArgumentError(f"{path} {_unread(path, error)}") from None
-    return _state_in(found, path, key)
+    return _state_in(_content(path), path, key)
 
 
 def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
@@ -210,6 +199,20 @@ def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
         keys = few([str(name) for name in found]) or "no keys"
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got a dict with {keys}")
     return next(iter(inside.values()))
+
+
+def _content(path: Path) -> Any:
+    """Return what a file of weights holds: of a checkpoint nothing that could run code."""
+    if path.is_fifo():
+        raise ArgumentError(f"{path} is a pipe, and weights are read here and there in their file: write them to one")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return load_file(path)
+        # Warnings are about files that are refused below.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of whatever kind a damaged file brings about
+        raise ArgumentError(f"{path} {_unread(path, error)}") from None
 
 
 def _is_state(value: Any) -> bool:
