@@ -56,12 +56,30 @@ NATIVE = [
     ),
     Mutant("a repeated forward is remembered", "torch/direct.py", "layer.held or in_backward():", "layer.held:"),
     Mutant("batches are not put aside", "torch/direct.py", "if layer.collected is not None:", "if False:"),
-    Mutant("one value trains on the short way", "torch/direct.py", "or ready.size <= 1\n", "\n", part="torch"),
+    Mutant("one value trains on the short way", "torch/direct.py", "ready.size > 1 and counts", "counts", part="torch"),
     Mutant(
         "no gradient in inference",
         "torch/direct.py",
-        "if torch.is_grad_enabled() and any(",
-        "if False and any(",
+        "if torch.is_grad_enabled():\n",
+        "if False:\n",
+    ),
+    Mutant(
+        "an option is not checked again", "torch/direct.py", "_options(layer) == last.options", "True", part="torch"
+    ),
+    Mutant("a shape is not checked again", "torch/direct.py", "x.shape == last.shape", "True", part="torch"),
+    Mutant(
+        "a tensor that moved is not checked again",
+        "torch/direct.py",
+        "tuple(map(_address, last.tensors)) == last.addresses",
+        "True",
+        part="torch",
+    ),
+    Mutant(
+        "a tensor that was narrowed is not checked again",
+        "torch/direct.py",
+        "tuple(map(_elements, last.tensors)) == last.elements",
+        "True",
+        part="torch",
     ),
     Mutant("a bad batch leaves no count", "torch/direct.py", "return moved == 1", "return True"),
     Mutant("bits forgotten by who looks on", "torch/operators.py", 'list(wants), options.get("bits"))', "list(wants))"),

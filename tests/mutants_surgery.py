@@ -6,7 +6,7 @@ SURGERY = [
     Mutant(
         "fold without epsilon",
         "surgery/folding.py",
-        "layer.running_var.double() + layer.eps",
+        "layer.running_var.double() + epsilon(layer)",
         "layer.running_var.double()",
     ),
     Mutant(
@@ -42,11 +42,27 @@ SURGERY = [
     Mutant(
         "who else uses an output is not asked", "surgery/fold.py", "            if others:\n", "            if False:\n"
     ),
-    Mutant("a fold is not proven", "surgery/fold.py", "if not off <= allowed:", "if False:"),
+    Mutant("a fold is not proven", "surgery/fold.py", "if proof.excess > 1:", "if False:"),
     Mutant(
         "folded in training",
         "surgery/fold.py",
-        'if module.training and not getattr(module, "frozen", False):',
+        'if module.training and not (getattr(module, "frozen", False) or is_frozen_class(module)):',
+        "if False:",
+    ),
+    Mutant(
+        "what layers hand on is not compared",
+        "surgery/fold.py",
+        "same = [key for key in folding.now if key not in folding.other]",
+        "same = list[int]()",
+    ),
+    Mutant(
+        "subclasses are tried on the example alone", "surgery/folding.py", "for factor in SIZES", "for factor in (1.0,)"
+    ),
+    Mutant("features are taken as they come", "surgery/fold.py", "then.at(become.to(then.scale.device))", "then"),
+    Mutant(
+        "a negative variance is folded",
+        "surgery/fold.py",
+        "if least + epsilon(layer) <= 0:",
         "if False:",
     ),
     Mutant("an insertion that nothing calls", "surgery/insert.py", "called.count(key) != 1", "False"),
@@ -65,14 +81,16 @@ SURGERY = [
     Mutant("averaged over who knows what", "surgery/insert.py", "or of_source[1:].count(features) > 1", ""),
     Mutant("features that were turned around", "surgery/insert.py", "or functions & RESHAPING", ""),
     Mutant("NaN is no difference", "surgery/fold.py", ".nan_to_num(torch.inf).max()", ".nan_to_num(0.0).max()"),
-    Mutant("judged by any dtype", "surgery/fold.py", "off / allowed > worst[0] / worst[1]", "allowed > worst[1]"),
+    Mutant(
+        "judged by any dtype", "surgery/fold.py", "off / allowed > worst.off / worst.allowed", "allowed > worst.allowed"
+    ),
     Mutant(
         "NaN statistics are folded",
         "surgery/fold.py",
         "torch.isfinite(layer.running_mean + layer.running_var)",
         "torch.ones(1)",
     ),
-    Mutant("led past what was folded", "surgery/fold.py", "and len(flow.of(new)) != 1:", "and False:"),
+    Mutant("led past what was folded", "surgery/fold.py", "and len(now.of(new)) != 1:", "and False:"),
     Mutant(
         "a residual by its place",
         "surgery/flow.py",
@@ -199,7 +217,12 @@ SURGERY = [
         "        new.register_parameter(name, parameter)\n",
         "        pass\n",
     ),
-    Mutant("the mode is lost", "surgery/kinds.py", "    return new.train(old.training)", "    return new"),
+    Mutant(
+        "the mode is lost",
+        "surgery/kinds.py",
+        "parameter)\n    return new.train(old.training)",
+        "parameter)\n    return new",
+    ),
     Mutant(
         "options are lost in silence",
         "surgery/kinds.py",

@@ -54,6 +54,7 @@ PARTS = {
         "surgery_kinds",
         "surgery_fold",
         "surgery_fold_proof",
+        "surgery_fold_paths",
         "surgery_recalibrate",
         "surgery_passes",
         "surgery_settling",
