@@ -11,7 +11,6 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from batchnorm.cli import app
 
-    signal.signal(signal.SIGINT, heard)
     try:
         app(prog_name="batchnorm")
     finally:

@@ -122,12 +122,12 @@ def whole(path: Path) -> Generator[Path]:
     place = Path(os.path.realpath(path))
     beside = f".{place.name[:NAME_KEPT]}."  # a rename stays on one disk
     with TemporaryDirectory(dir=place.parent, prefix=beside, ignore_cleanup_errors=True) as folder:
-        draft = Path(folder, place.name)
+        draft = Path(folder, path.name)  # whose ending says what is written, not that of what a link leads to
         draft.touch()
         usual = stat.S_IMODE(draft.stat().st_mode)
         yield draft
         for file in sorted(draft.parent.iterdir(), key=draft.__eq__):  # itself last: the others are there when it is
-            _settle(file, place.with_name(file.name), usual)
+            _settle(file, place if file == draft else place.with_name(file.name), usual)
 
 
 def _settle(draft: Path, place: Path, mode: int) -> None:

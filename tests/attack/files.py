@@ -70,7 +70,7 @@ def _outputs() -> Iterator[Attempt]:
         for place, (there, good) in PLACES.items():
             name = place.format(f"x.{ending}") if "{}" in place else f"x.{ending}"
             laid = {key.format(name): content for key, content in there.items()}
-            written = [] if not good else ["target"] if place == "link" else [name]
+            written = [] if not good else ["target", name] if place == "link" else [name]
             if ending in ("svg", "png", "pdf", "onnx", "pt2") and place.startswith(("a b", "\udcff", "ä")):
                 continue  # as slow as the others, and the same code
             statuses = may(FINE) if good else may(BAD_INPUT)

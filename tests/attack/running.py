@@ -189,7 +189,7 @@ def _become(attempt: Attempt, folder: Path, mark: str, theirs: list[int | None],
         os.dup2(nowhere, 0)
         os.close(nowhere)
         os.environ.update({**attempt.environment, MARK: mark, "TMPDIR": tempfile.gettempdir()})
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `python -m batchnorm` begins
         sys.argv = ["batchnorm", *attempt.arguments]
         sys.stdout = _text(1, attempt)
         sys.stderr = _text(2, attempt)

@@ -56,7 +56,7 @@ def _signals() -> Iterator[Attempt]:
         for sent, status in STATUSES.items():
             for _ in range(count):
                 yield Attempt(
-                    "signals", command, may(status, FINE), laid, outputs, sent, drawn.uniform(0.0, most),
+                    "signals", command, may(status, FINE, -sent), laid, outputs, sent, drawn.uniform(0.0, most),
                     prepare=prepare,
                 )  # fmt: skip
 

@@ -3,7 +3,6 @@
 import io
 import json
 import re
-import signal
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -21,7 +20,6 @@ CRASHES = re.compile(
 # Whatever acts on a terminal, but for line ends and tabs.
 CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 STYLES = re.compile(rb"\x1b\[[0-9;]*[mKAGHJ]|\x1b\[\?25[lh]|\r")  # with which rich colours, and moves its bar
-KILLED = -signal.SIGKILL
 
 
 def no_traceback(attempt: Attempt, outcome: Outcome) -> str | None:
@@ -44,7 +42,7 @@ def right_status(attempt: Attempt, outcome: Outcome) -> str | None:
 
 def one_line(attempt: Attempt, outcome: Outcome) -> str | None:
     """Bad input is told in one line on stderr, which is the last, and only bad input is."""
-    if attempt.output == "terminal" or outcome.hung or outcome.status == KILLED or "--help" in attempt.arguments:
+    if attempt.output == "terminal" or outcome.hung or outcome.status < 0 or "--help" in attempt.arguments:
         return None
     lines = [line for line in outcome.err.decode(attempt.encoding, "replace").splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("error: ")]
@@ -61,7 +59,7 @@ def one_line(attempt: Attempt, outcome: Outcome) -> str | None:
 
 def json_is_json(attempt: Attempt, outcome: Outcome) -> str | None:
     """With --json, stdout holds one JSON document or, where something went wrong, nothing."""
-    if "--json" not in attempt.arguments or attempt.output not in ("pipes",) or outcome.status == KILLED:
+    if "--json" not in attempt.arguments or attempt.output not in ("pipes",) or outcome.status < 0:
         return None
     if not outcome.out and outcome.status not in (FINE, WRONG):
         return None
@@ -107,7 +105,7 @@ def files_are_whole(attempt: Attempt, outcome: Outcome) -> str | None:
         new = outcome.after.get(name)
         if new is not None and new != outcome.before.get(name) and (fault := fault_of(name, new)):
             return f"{name} is damaged: {fault}"
-    if outcome.status == KILLED:  # which leaves Python no time to tidy up
+    if outcome.status < 0:  # a signal that leaves Python no time to tidy up
         return None
     strays = [name for name in outcome.after if name not in outcome.before and name not in attempt.outputs]
     return f"left {strays[0]} behind" if strays else None

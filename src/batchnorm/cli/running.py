@@ -64,6 +64,8 @@ class Commands(TyperGroup):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Parse the options ahead of the command."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # which `python -m batchnorm` leaves to us
         _open_streams()
         codecs.register_error("plainly", _plainly)
         for stream in (sys.stdout, sys.stderr):
@@ -179,7 +181,7 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
     except BaseException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # which is no error to whoever asks for help
             raise
-        if isinstance(error.__context__ or error, BrokenPipeError) and _nobody_reads():
+        if _nobody_reads(error):
             _let_go(STDOUT)
             raise typer.Exit(NOBODY_READS) from None
         if isinstance(error, OSError) and not _arrives():
@@ -191,8 +193,12 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
             signal.signal(signal.SIGTERM, before)
 
 
-def _nobody_reads() -> bool:
-    """Whether stdout is a pipe whose reader has gone."""
+def _nobody_reads(error: BaseException) -> bool:
+    """Whether an error is that stdout is a pipe whose reader has gone."""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # by rich, for a page of help
+        return True
+    if not isinstance(error, BrokenPipeError):
+        return False
     if not hasattr(select, "poll"):  # Windows
         return True
     poll = select.poll()

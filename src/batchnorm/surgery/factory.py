@@ -4,6 +4,7 @@ import argparse
 import codecs
 import importlib
 import io
+import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -257,7 +258,8 @@ def write(model: nn.Module, path: Path, example_inputs: Any = None) -> list[str]
     with written("--out", path) as draft:
         notes = (_write_program if path.suffix.lower() in PROGRAMS else _write_weights)(model, draft, example_inputs)
         names = sorted(file.name for file in draft.parent.iterdir())
-    files = [path.with_name(name) for name in names]
+        real = draft.name
+    files = [path if name == real else Path(os.path.realpath(path)).with_name(name) for name in names]
     return [*(f"wrote {file} ({decimal(file.stat().st_size)})" for file in files), *notes]
 
 
