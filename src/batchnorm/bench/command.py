@@ -14,7 +14,7 @@ from batchnorm.bench.machine import busy, machine, usable_processors
 from batchnorm.bench.measure import Settings
 from batchnorm.bench.memory import MODES
 from batchnorm.bench.results import Results
-from batchnorm.bench.screen import WIDTH, page
+from batchnorm.bench.screen import WIDTH, on_screen, page
 from batchnorm.errors import ArgumentError, MissingExtraError
 from batchnorm.outputs import check_file, written
 
@@ -130,9 +130,8 @@ def write(results: Results, out: Path) -> tuple[Path, Path]:
 
 
 def show(results: Results, console: Console) -> None:
-    """Print the table, the goals and what they were measured on."""
-    console.width = max(console.width, WIDTH)
-    console.print(page(results), highlight=False)
+    """Print the table, a summary and what they were measured on, as wide as the terminal is."""
+    console.print(on_screen(results, console.width), highlight=False)
 
 
 def draw(results: Results, chart: Path) -> None:

@@ -15,7 +15,7 @@ from batchnorm.bench.contenders import BASELINE, CONTENDERS, OURS
 from batchnorm.bench.goals import Judged, judge
 from batchnorm.bench.results import Results, Row
 
-WIDTH = 124  # of a file, and at least of a terminal: rows are not to be broken
+WIDTH = 124  # of a file, and of a terminal that shows every contender: rows are not to be broken
 MARKS = {True: "[green]✓ met[/]", False: "[red]✗ missed[/]", None: "[dim]– not measured[/]"}
 ALWAYS_S = 0.5  # of work in a case, however small, in the length of the bar
 
@@ -163,6 +163,52 @@ def goals_table(judged: Sequence[Judged], mode: str) -> Table:
     return made
 
 
+def brief(rows: Sequence[Row], title: str) -> Table:
+    """Return the table for a narrow terminal: a row a case, of this layer alone."""
+    made = Table("case", title=title, title_justify="left", title_style="bold")
+    for column in ("ms", "vs torch", "roofline"):
+        made.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        if row.contender == OURS:
+            told = (milliseconds(row.min_s), times(row.ratio), times(row.share, "%"))
+            made.add_row(row.case.name, *(("[red]failed[/]", "", "") if row.failure is not None else told))
+    return made
+
+
+def summary(results: Results) -> list[str]:
+    """Return how the layer compares with torch's, a line a kind of case; nothing where the machine was busy."""
+    if results.notes:
+        return ["no summary: what is measured on a busy machine is no verdict; ask again on an idle one"]
+    return [
+        f"{one.says}: {times(one.mean, one.unit)} on average, {times(one.worst, one.unit)} at {one.where}"
+        for one in judge(results.rows)
+        if one.mean is not None and one.memory == results.settings["modes"][0]
+    ]
+
+
+def on_screen(results: Results, width: int) -> RenderableType:
+    """Return what a user reads on a terminal so wide: every contender where there is room for them."""
+    wide = width >= WIDTH
+    parts: list[Any] = [Text(note, "yellow") for note in results.notes]
+    parts.append(Text(heading(results), no_wrap=False))
+    for mode in dict.fromkeys(row.memory for row in results.rows):
+        of_mode = [row for row in results.rows if row.memory == mode]
+        parts.append((table if wide else brief)(of_mode, f"Memory {mode}"))
+    parts += [Text(line) for line in summary(results)]
+    if not wide:
+        parts.append(Text(f"{OURS} alone; --out and a terminal of {WIDTH} columns show every contender", "dim"))
+    parts += _failures(results)
+    return Group(*parts)
+
+
+def _failures(results: Results) -> list[Text]:
+    return [
+        Text(f"failed, memory {row.memory}: {row.contender}, {row.case.name}: {row.failure}")
+        for row in results.rows
+        if row.failure is not None
+    ]
+
+
 def page(results: Results) -> RenderableType:
     """Return all there is to say: heading, a table a mode, goals, and who the contenders are."""
     parts: list[Any] = [Text(heading(results), no_wrap=False)]
@@ -175,7 +221,4 @@ def page(results: Results) -> RenderableType:
             parts.append(goals_table(of_mode, mode))
     for name in dict.fromkeys(row.contender for row in results.rows):
         parts.append(Text(f"{name}: {CONTENDERS[name].says}" if name in CONTENDERS else name))
-    for row in results.rows:
-        if row.failure is not None:
-            parts.append(Text(f"failed, memory {row.memory}: {row.contender}, {row.case.name}: {row.failure}"))
-    return Group(*parts)
+    return Group(*parts, *_failures(results))

@@ -18,7 +18,6 @@ app = typer.Typer(
     cls=Commands,
     help="Batch normalization: what it is, and what it does on your data.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

@@ -1,5 +1,6 @@
 """The command `batchnorm batch-size`: its options, and what is printed."""
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -73,6 +74,8 @@ def batch_size(
             asked.model, asked.loss, asked.dataset, chosen, objective=objective.value, candidates=sizes,
             group=group, device=device, budget_s=budget, measure=measure,
         )  # fmt: skip
+    about = {**advice.measured_on, "data": f"{asked.name}, {advice.measured_on['data']}"}
+    advice = replace(advice, measured_on=about)
     _show(advice, console, as_json=as_json)
     if out is not None:
         with in_a_line(lambda: f"Interrupted: {out} is as it was before."):
