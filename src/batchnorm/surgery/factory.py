@@ -258,8 +258,8 @@ def write(model: nn.Module, path: Path, example_inputs: Any = None) -> list[str]
     with written("--out", path) as draft:
         notes = (_write_program if path.suffix.lower() in PROGRAMS else _write_weights)(model, draft, example_inputs)
         names = sorted(file.name for file in draft.parent.iterdir())
-        real = draft.name
-    files = [path if name == real else Path(os.path.realpath(path)).with_name(name) for name in names]
+    place = Path(os.path.realpath(path)) if path.is_symlink() else path
+    files = [path if name == path.name else place.with_name(name) for name in names]
     return [*(f"wrote {file} ({decimal(file.stat().st_size)})" for file in files), *notes]
 
 
