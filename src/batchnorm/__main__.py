@@ -3,9 +3,9 @@
 import signal
 import sys
 
-if __name__ == "__main__":
-    if not sys.flags.safe_path:
-        del sys.path[0]  # the working directory, whose files are not to stand in for modules of others
+
+def main() -> None:
+    """Run the command; a Ctrl-C ahead of it, while it is loaded, ends the process without a traceback."""
     heard = signal.getsignal(signal.SIGINT)
     if heard is signal.default_int_handler:  # ahead of the command there is nothing to tell: end, without a traceback
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -16,3 +16,9 @@ if __name__ == "__main__":
     finally:
         if heard is signal.default_int_handler:  # nor behind it
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the working directory, whose files are not to stand in for modules of others
+    main()

@@ -59,6 +59,13 @@ class Terminated(KeyboardInterrupt):
     """The process was asked to end, by SIGTERM: what Ctrl-C does, with another exit status."""
 
 
+def _without_types(options: list[Any]) -> list[Any]:
+    for option in options:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return options
+
+
 class Commands(TyperGroup):
     """Ends every command in one line whatever goes wrong, and prints on any terminal."""
 
@@ -74,15 +81,17 @@ class Commands(TyperGroup):
         with in_a_line():
             return super().make_context(*args, **kwargs)
 
+    def get_params(self, ctx: Any) -> Any:
+        """Return the options ahead of the command, without a type beside those that take no value."""
+        return _without_types(super().get_params(ctx))
+
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command; its help has no broken lines, and no type beside an option that takes no value."""
         command = super().get_command(ctx, cmd_name)
         if command is not None:
             paragraphs = cleandoc(command.help or "").split("\n\n")
             command.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-            for option in command.get_params(ctx):
-                if getattr(option, "is_flag", False):
-                    option.metavar = ""
+            _without_types(command.get_params(ctx))
         return command
 
     def invoke(self, ctx: Any) -> Any:
