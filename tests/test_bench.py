@@ -21,6 +21,7 @@ from batchnorm.bench.cases import DEFAULT_OPS, OPS, SHAPES, Case, cases, in_layo
 from batchnorm.bench.contenders import CONTENDERS, parsed_contenders
 from batchnorm.bench.goals import GOALS, judge
 from batchnorm.bench.results import SCHEMA, SIGNIFICANT, Results, Row
+from batchnorm.bench.screen import summary
 from batchnorm.bench.worker import Worker
 from batchnorm.cli import app
 
@@ -235,7 +236,7 @@ def test_the_goals_shown_are_those_of_the_committed_run() -> None:
     assert "swapped | ≥ 1.15× | 1.20× (without any layer: 1.30×) | – | met |" in table
 
 
-def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
+def test_a_quick_run_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, chart = tmp_path / "run", tmp_path / "run.png"
     arguments = ("--shapes", "64x3", "--dtypes", "float32", "--ops", "inference,train+add+relu", "--memory", "both")
     code, said, _ = invoke(*arguments, "--json", "--out", out, "--chart", chart, *FAST)
@@ -255,9 +256,24 @@ def test_a_quick_run_from_end_to_end(tmp_path: Path) -> None:
     table = out.with_suffix(".txt").read_text()
     for told in ("64×3", "train+add+relu", "torch in place", "Memory kept", "Memory default", "Goals", "1 threads"):
         assert told in table
-    code, shown, _ = invoke("--from", out.with_suffix(".json"))
-    words = [sorted(word for word in text.split() if word.isascii()) for text in (shown, table)]  # lines may differ
-    assert (code, words[0]) == (0, words[1])
+    monkeypatch.setenv("COLUMNS", "80")
+    code, narrow, _ = invoke("--from", out.with_suffix(".json"))
+    assert code == 0
+    assert max(map(len, narrow.splitlines())) <= 80
+    for told in ("64×3 NC float32 inference", "64×3 NC float32 train+add+relu", "Memory default", "batchnorm alone"):
+        assert told in narrow
+    monkeypatch.setenv("COLUMNS", "160")
+    code, wide, _ = invoke("--from", out.with_suffix(".json"))
+    rows = [line.split() for line in table.splitlines() if line.startswith("│") and "torch in place" in line]
+    assert all(row in [line.split() for line in wide.splitlines()] for row in rows)
+    assert "missed" not in narrow + wide  # goals are this project's own: they are in the files
+
+
+def test_on_a_busy_machine_there_is_no_verdict() -> None:
+    quiet = results(row(ratio=2.0))
+    busy = replace(quiet, notes=["the machine was busy before the run: a load of 12.0"])
+    assert any(": 2.00× on average" in line for line in summary(quiet))
+    assert summary(busy) == ["no summary: what is measured on a busy machine is no verdict; ask again on an idle one"]
 
 
 def test_ours_wrong_is_status_one(tmp_path: Path) -> None:

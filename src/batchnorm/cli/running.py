@@ -190,6 +190,9 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
     except BaseException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # which is no error to whoever asks for help
             raise
+        if _is_interruption(error):
+            _say(f"\n{escape(left())}")
+            raise typer.Exit(stopped()) from None
         if _nobody_reads(error):
             _let_go(STDOUT)
             raise typer.Exit(NOBODY_READS) from None
@@ -200,6 +203,13 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)
+
+
+def _is_interruption(error: BaseException | None) -> bool:
+    """Whether an error is what a library has made of Ctrl-C, while it was imported say."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _nobody_reads(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """The command `batchnorm study`: its options, and what is printed."""
 
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -228,7 +229,10 @@ def study(
 
 
 def _left(out: Path) -> str:
-    """Return what an interruption leaves."""
+    """Return what an interruption leaves; folders with nothing in them it does not."""
     if any((out / "runs").glob("*.json")):
         return f"Interrupted. What is finished is kept in {out}/runs: go on with --resume."
+    with suppress(OSError):  # where there is something else
+        (out / "runs").rmdir()
+        out.rmdir()
     return "Interrupted before any run was finished: nothing is kept."
