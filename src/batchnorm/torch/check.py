@@ -11,6 +11,7 @@ from torch import Tensor
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.layout import Axis, Plan, plan, weights_shape
 from batchnorm.steps import working_dtype
+from batchnorm.torch.snapshot import tracing
 from batchnorm.torch.transforms import readable, surely
 
 
@@ -29,7 +30,7 @@ def check_memory(name: str, t: Tensor | None) -> None:
         ArgumentError: then.
     """
     plain = type(t) is Tensor or type(t) is torch.nn.Parameter
-    if t is None or not plain or torch.compiler.is_compiling():
+    if t is None or not plain or torch.compiler.is_compiling() or tracing():
         return
     try:
         held = has_memory(t)

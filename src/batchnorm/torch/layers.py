@@ -189,6 +189,8 @@ class BatchNorm(Remembering):
         axis, features = self.axis, self.num_features
         if not isinstance(axis, int) or not isinstance(features, int) or not -input.dim() <= axis < input.dim():
             return
+        if tracing():  # where sizes are tensors, and to compare them would be noted
+            return
         held = next((t for t in (self.weight, self.running_mean) if t is not None), None)
         if input.shape[axis] != features and held is not None and held.shape == (features,):
             other = [i for i in range(1, input.dim()) if input.shape[i] == features]
