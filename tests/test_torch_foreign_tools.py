@@ -133,7 +133,7 @@ class TestExported:
     def test_what_does_not_fit_is_refused_as_by_the_layer(self) -> None:
         layer = BatchNorm2d(3).eval()
         for x, call in ((torch.randn(4, 5, 6, 6), {}), (images(), {"residual": images()[:1]})):
-            with pytest.raises(ShapeError, match=r"BatchNorm2d: (`running_mean`|expected 3 features)"):
+            with pytest.raises(ShapeError, match=r"BatchNorm2d: (`|expected 3 features)"):
                 torch.export.export(layer, (x,), call)
 
     def test_inference_by_the_batch_has_every_option(self) -> None:
