@@ -22,6 +22,7 @@ MINE = """
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from batchnorm.batch_size import Loop
 
 generator = torch.Generator().manual_seed(0)
 x = torch.randn(120, 6, generator=generator)
@@ -37,6 +38,8 @@ def values_loader():
 
 def own_loss(output, target):
     return nn.functional.cross_entropy(output, target)
+
+loop = Loop(lambda model, batch: nn.functional.cross_entropy(model(batch[0]), batch[1]))
 
 def flat():
     return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
@@ -243,6 +246,7 @@ def test_each_limit_has_its_sentence(binding: str) -> None:
         ("--loss", "torch.nn:CrossEntropyLoss"),
         ("--loss", "{}:loss"),
         ("--loss", "{}:own_loss"),
+        ("--loss", "{}:loop"),
     ],
     ids=lambda loss: " ".join(loss) or "none",
 )
@@ -251,5 +255,17 @@ def test_a_loss_is_a_function_or_what_makes_one_or_follows_from_the_classes(loss
     code, out, error = invoke(*(part.format(mine) for part in given), *SHORT, "--json")
     assert (code, error) == (0, "")
     told = json.loads(out)["measured_on"]["loss"]
-    assert told == {"torch.nn:CrossEntropyLoss": "CrossEntropyLoss", "{}:loss": "CrossEntropyLoss",
-                    "{}:own_loss": "own_loss"}.get(loss[1] if loss else "", "cross_entropy")  # fmt: skip
+    names = {
+        "torch.nn:CrossEntropyLoss": "CrossEntropyLoss",
+        "{}:loss": "CrossEntropyLoss",
+        "{}:own_loss": "own_loss",
+        "{}:loop": "Loop",
+    }
+    assert told == names.get(loss[1] if loss else "", "cross_entropy")
+
+
+def test_a_table_may_come_through_a_pipe() -> None:
+    command = [sys.executable, "-m", "batchnorm", "batch-size", "/dev/stdin", "--target", "placed", *SHORT, "--json"]
+    done = subprocess.run(command, input=Path(TABLE).read_bytes(), capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert json.loads(done.stdout)["measured_on"]["data"] == "stdin, arrays of 1,000 rows"

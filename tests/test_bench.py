@@ -273,6 +273,8 @@ def test_on_a_busy_machine_there_is_no_verdict() -> None:
     quiet = results(row(ratio=2.0))
     busy = replace(quiet, notes=["the machine was busy before the run: a load of 12.0"])
     assert any(": 2.00× on average" in line for line in summary(quiet))
+    told = replace(quiet, notes=["freed memory cannot be kept here"])
+    assert summary(told) == summary(quiet)
     assert summary(busy) == ["no summary: what is measured on a busy machine is no verdict; ask again on an idle one"]
 
 

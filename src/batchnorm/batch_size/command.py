@@ -1,8 +1,6 @@
 """What `batchnorm batch-size` asks about: a network and data by the names on the command line."""
 
-import stat
 from functools import partial
-from inspect import Parameter, signature
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,16 +13,17 @@ from torch.utils.data import DataLoader, Dataset
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.work import Loop
 from batchnorm.errors import ArgumentError
-from batchnorm.outputs import check_file, written
+from batchnorm.outputs import check_file, told, written
 from batchnorm.study.data import Dataset as Table
 from batchnorm.study.data import scaler
 from batchnorm.study.networks import DEPTH, WIDTH
+from batchnorm.study.own_loss import makes_one
 from batchnorm.study.shipped import digits
 from batchnorm.study.sources import chosen_data
-from batchnorm.surgery.factory import call_factory, load_factory, told
+from batchnorm.surgery.factory import call_factory, named
 from batchnorm.torch import BatchNorm
 
-FEWEST_TAKEN = 2  # by a loss: the output and the target
+PAIR = 2  # an input and a class
 PICTURES = (".svg", ".png", ".pdf")
 OPTIMIZERS: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -67,8 +66,6 @@ def question(
         if model is None:
             raise ArgumentError(f"`--data {data}` is a {type(made).__name__}: name --model for it too")
         return Question(data or "", _model(model), _loss_of(made, data) if loss is None else _loss(loss), made)
-    if path is not None and stat.S_ISFIFO(path.stat().st_mode if path.exists() else 0):
-        raise ArgumentError(f"{path} is a pipe: write the table to a file first, and name that")
     table = chosen_data(path, target, task, data) or digits()
     x, y = _arrays(table)
     network = _network(x[0].size, table.outputs) if model is None else _model(model)
@@ -101,25 +98,13 @@ def _model(name: str) -> nn.Module:
 
 def _loss(name: str) -> Any:
     """Return a loss by its name, or what a function of that name returns."""
-    loss = load_factory("--loss", name)
-    made = loss if _takes_two(loss) else call_factory("--loss", name, once=True)
+    loss = named("--loss", name)
+    made = call_factory("--loss", name, once=True) if makes_one(loss) else loss
     if not callable(made) and not isinstance(made, Loop):
         raise ArgumentError(
             f"`--loss {name}` must return a function (output, target) or a Loop, got {type(made).__name__}"
         )
     return made
-
-
-def _takes_two(function: Any) -> bool:
-    """Return whether a function needs an output and a target: then it is a loss, and no factory of one."""
-    if isinstance(function, type):
-        return False
-    try:
-        taken = signature(function).parameters.values()
-    except (TypeError, ValueError):  # a function in C that does not say
-        return False
-    positional = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.default is Parameter.empty and p.kind in positional for p in taken) >= FEWEST_TAKEN
 
 
 def _loss_of(data: Any, name: str | None) -> Any:
@@ -128,7 +113,7 @@ def _loss_of(data: Any, name: str | None) -> Any:
         first = next(iter(data)) if isinstance(data, DataLoader) else data[0]
     except Exception as error:  # of whatever kind a dataset brings about
         raise ArgumentError(f"`--data {name}` gives no sample: {told(error)}") from None
-    target = first[1] if isinstance(first, tuple | list) and len(first) == FEWEST_TAKEN else None
+    target = first[1] if isinstance(first, tuple | list) and len(first) == PAIR else None
     whole = isinstance(target, Integral) or (isinstance(target, torch.Tensor) and not target.is_floating_point())
     if target is None or not whole:
         raise ArgumentError(f"`--data {name}` gives no pairs of an input and a class: name --loss for it too")

@@ -11,6 +11,7 @@ import numpy as np
 from batchnorm import __version__
 
 BUSY = 0.25  # of the processors, over the last minute
+REMARK = "the machine was busy before the run"
 
 
 def usable_processors() -> int:
@@ -38,7 +39,7 @@ def busy() -> str | None:
     if not hasattr(os, "getloadavg"):
         return None
     load = os.getloadavg()[0]
-    return f"the machine was busy before the run: a load of {load:.1f}" if load > BUSY * usable_processors() else None
+    return f"{REMARK}: a load of {load:.1f}" if load > BUSY * usable_processors() else None
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A run on the terminal: how far it is, the table, the goals."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +14,7 @@ from rich.text import Text
 from batchnorm.bench.cases import Case, written
 from batchnorm.bench.contenders import BASELINE, CONTENDERS, OURS
 from batchnorm.bench.goals import Judged, judge
+from batchnorm.bench.machine import REMARK
 from batchnorm.bench.results import Results, Row
 
 WIDTH = 124  # of a file, and of a terminal that shows every contender: rows are not to be broken
@@ -177,7 +179,7 @@ def brief(rows: Sequence[Row], title: str) -> Table:
 
 def summary(results: Results) -> list[str]:
     """Return how the layer compares with torch's, a line a kind of case; nothing where the machine was busy."""
-    if results.notes:
+    if any(note.startswith(REMARK) for note in results.notes):
         return ["no summary: what is measured on a busy machine is no verdict; ask again on an idle one"]
     return [
         f"{one.says}: {times(one.mean, one.unit)} on average, {times(one.worst, one.unit)} at {one.where}"
@@ -190,7 +192,7 @@ def on_screen(results: Results, width: int) -> RenderableType:
     """Return what a user reads on a terminal so wide: every contender where there is room for them."""
     wide = width >= WIDTH
     parts: list[Any] = [Text(note, "yellow") for note in results.notes]
-    parts.append(Text(heading(results), no_wrap=False))
+    parts.append(Text(heading(replace(results, notes=[])), no_wrap=False))
     for mode in dict.fromkeys(row.memory for row in results.rows):
         of_mode = [row for row in results.rows if row.memory == mode]
         parts.append((table if wide else brief)(of_mode, f"Memory {mode}"))

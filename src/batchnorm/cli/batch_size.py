@@ -3,13 +3,13 @@
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from batchnorm.cli import Model, Optimizer, TableFile, Target, TaskName, app
-from batchnorm.cli.running import Terminal, echo_json, in_a_line, only_results, stopped
+from batchnorm.cli.running import Terminal, in_a_line, only_results, show, stopped
 
 
 class Objective(StrEnum):
@@ -76,21 +76,13 @@ def batch_size(
         )  # fmt: skip
     about = {**advice.measured_on, "data": f"{asked.name}, {advice.measured_on['data']}"}
     advice = replace(advice, measured_on=about)
-    _show(advice, console, as_json=as_json)
+    show(advice, console, as_json=as_json)
     if out is not None:
         with in_a_line(lambda: f"Interrupted: {out} is as it was before."):
             command.write_picture(advice, out)
         console.say(f"\nPicture: [bold]{escape(str(out))}[/]")
     if advice.interrupted:
         raise typer.Exit(stopped())
-
-
-def _show(advice: Any, console: Terminal, *, as_json: bool) -> None:
-    """Print the answer, which no file that cannot be written is to take away."""
-    if as_json:
-        echo_json(advice.to_json())
-    else:
-        console.print(advice)
 
 
 def _asked(model: str | None, data: str | None, loss: str | None) -> str:

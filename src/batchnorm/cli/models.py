@@ -1,17 +1,16 @@
 """The commands for models that exist: `batchnorm recalibrate` and `batchnorm fold`."""
 
-import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from batchnorm.cli import app
-from batchnorm.cli.running import Terminal, echo_json, in_a_line, only_results
+from batchnorm.cli.running import Terminal, in_a_line, only_results, show
 from batchnorm.outputs import check_file
 
 Weights = Annotated[
@@ -65,16 +64,14 @@ def recalibrate(
 
         check_file("--out", out, factory.WEIGHTS)
         run = None if call is None else factory.load_factory("--call", call)
-        made, batches = (
-            factory.made_model(model, weights, device, key=key, prefix=prefix),
-            factory.call_factory("--data", data),
-        )
+        made = factory.made_model(model, weights, device, key=key, prefix=prefix)
+        batches = factory.call_factory("--data", data)
         named = None if layers is None else [name.strip() for name in layers.split(",")]
         report = surgery.recalibrate(
             made, batches, call=run, layers=named, max_samples=max_samples, sequential=sequential,
             allow_empty=allow_empty,
         )  # fmt: skip
-    _report(report, as_json)
+    show(report, Terminal(), as_json=as_json)
     with _running(f"`--model {model}`", out):
         _wrote(factory.write(made, out))
 
@@ -109,12 +106,10 @@ def fold(
 
         check_file("--out", out, factory.WEIGHTS + factory.PROGRAMS)
         factory.check_exporter(out)
-        made, example = (
-            factory.made_model(model, weights, key=key, prefix=prefix),
-            factory.call_factory("--inputs", inputs),
-        )
+        made = factory.made_model(model, weights, key=key, prefix=prefix)
+        example = factory.call_factory("--inputs", inputs)
         report = surgery.fold(made.eval(), example, allow_empty=allow_empty)
-    _report(report, as_json)
+    show(report, Terminal(), as_json=as_json)
     with _running(f"`--model {model}`", out):
         _wrote(factory.write(report.model, out, example))
 
@@ -126,15 +121,6 @@ def _running(run: str, out: Path) -> Generator[None]:
         with Terminal(stderr=True).status("Loading PyTorch"):
             import_module("batchnorm.surgery.factory")
         yield
-
-
-def _report(report: Any, as_json: bool) -> None:
-    """Print the report, ahead of the files: a full disk is not to take it away."""
-    if as_json:
-        echo_json(report.to_json())
-    else:
-        Terminal().print(report)
-    sys.stdout.flush()
 
 
 def _wrote(lines: Sequence[str]) -> None:

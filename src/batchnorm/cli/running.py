@@ -184,9 +184,6 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
         yield
     except typer.Exit:
         raise
-    except KeyboardInterrupt:
-        _say(f"\n{escape(left())}")
-        raise typer.Exit(stopped()) from None
     except BaseException as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # which is no error to whoever asks for help
             raise
@@ -206,7 +203,7 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an error is what a library has made of Ctrl-C, while it was imported say."""
+    """Whether an error is Ctrl-C, or what a library has made of it, while it was imported say."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__
     return error is not None
@@ -260,6 +257,15 @@ def only_results(wanted: bool = True) -> Generator[None]:
         sys.stdout = own  # whatever the user's code has put there
         os.dup2(stdout, STDOUT)
         os.close(stdout)
+
+
+def show(answer: Any, console: Console, *, as_json: bool) -> None:
+    """Print an answer, ahead of its files: one that cannot be written, on a full disk say, is not to take it away."""
+    if as_json:
+        echo_json(answer.to_json())
+    else:
+        console.print(answer)
+    sys.stdout.flush()
 
 
 def echo_json(text: str) -> None:

@@ -57,15 +57,17 @@ def resolved(name: str) -> Function:
     """
     with blaming("--loss", name, "failed"):
         loss = named("--loss", name)
-        if callable(loss) and (isinstance(loss, type) or _takes_nothing(loss)):
+        if callable(loss) and makes_one(loss):
             loss = loss()
     if not callable(loss):
         raise DataError(f"`--loss {name}` must be a function (output, target) → loss, or return one, got {loss!r:.60}")
     return loss
 
 
-def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Return whether a function can be called without arguments, as a factory: a loss needs two."""
+def makes_one(function: Any) -> bool:
+    """Return whether it makes a loss: a class, or a function without arguments, where a loss needs two."""
+    if isinstance(function, type):
+        return True
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

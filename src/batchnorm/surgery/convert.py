@@ -33,7 +33,6 @@ from batchnorm.surgery.places import (
     Layers,
     Place,
     chosen,
-    few,
     is_frozen_class,
     is_normalization,
     places,
@@ -43,6 +42,7 @@ from batchnorm.surgery.places import (
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.layers import OPTIONS
+from batchnorm.torch.naming import few
 
 Target = Literal["batchnorm", "torch", "timm", "sync", "ghost", "renorm", "group", "instance", "layer"]
 
@@ -101,9 +101,9 @@ def options_of(module: nn.Module) -> dict[str, Any] | str:
     if type(module) in OURS:
         sync = isinstance(module, nn.SyncBatchNorm)
         return {"sync": True, "process_group": module.process_group} if sync else {}
-    if is_frozen_class(module) and not includes_activation(module):
-        return {}
     if not includes_activation(module):
+        if is_frozen_class(module):
+            return {}
         return f"a {type(module).__name__}, of which more than normalization might be lost"
     if not isinstance(module.drop, nn.Identity):
         return f"its {module.drop} would be lost"

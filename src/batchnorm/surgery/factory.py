@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from batchnorm.errors import ArgumentError, MissingExtraError
 from batchnorm.outputs import told, written
 from batchnorm.surgery.flow import arguments
-from batchnorm.surgery.places import few
+from batchnorm.torch.naming import few
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)

@@ -400,13 +400,13 @@ def _proven(report: Report, folding: _Folding, example_inputs: Any, before: Flow
         name: _difference(before.kept[old], now.kept.get(new, before.kept[old])) for name, (old, new) in same.items()
     }
     rounds = max(1, len(report.changes)) ** 0.5
-    all_ = {"the outputs": outputs, **{name: one for name, one in layers.items() if one is not None}}
-    where = max(all_, key=lambda name: all_[name].off / all_[name].allowed)
+    compared = {"the outputs": outputs, **{name: one for name, one in layers.items() if one is not None}}
+    where = max(compared, key=lambda name: compared[name].off / compared[name].allowed)
     numbers = {"difference": outputs.off, "allowed": outputs.allowed * rounds}
-    if len(all_) > 1:
-        numbers["difference_of_layers"] = max(one.off for name, one in all_.items() if name != "the outputs")
+    if len(compared) > 1:
+        numbers["difference_of_layers"] = max(one.off for name, one in compared.items() if name != "the outputs")
     report.numbers.update(numbers)
-    return Proof(report, all_[where].off / (all_[where].allowed * rounds), where, before.result)
+    return Proof(report, compared[where].off / (compared[where].allowed * rounds), where, before.result)
 
 
 def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:

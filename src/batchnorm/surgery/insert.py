@@ -10,9 +10,10 @@ from torch.nn.modules.batchnorm import _NormBase  # pyright: ignore[reportPrivat
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.surgery.flow import Call, Flow, Returned, is_one_call, record, tensors_in
 from batchnorm.surgery.folding import WEIGHTED, weighted
-from batchnorm.surgery.places import Layers, Place, chosen, few, is_frozen_class, places, put, trainable
+from batchnorm.surgery.places import Layers, Place, chosen, is_frozen_class, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
+from batchnorm.torch.naming import few
 
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,

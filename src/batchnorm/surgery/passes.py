@@ -278,10 +278,10 @@ def _notes(
     again = [one.calls > one.batches + one.skipped for one in populations]  # perhaps behind itself
     loose = [i for i, one in enumerate(populations) if one.calls and (again[i] or one.layer not in (settled or ()))]
     layers = f"not settled: {len(loose)} layer{'s' * (len(loose) > 1)} behind others"
-    if loose and not moved and not all(again[i] for i in loose):
-        notes.append(f"{layers}, as the data gave one pass; a list or a DataLoader gives more")
-    elif loose and not moved:
-        notes.append(f"{layers}, which is called more than once: sequential=True settles it")
+    if loose and not moved:
+        twice = all(again[i] for i in loose)
+        why = "as the data gave one pass; a list or a DataLoader gives more"
+        notes.append(f"{layers}, {'which is called more than once: sequential=True settles it' if twice else why}")
     elif loose and (by := max(moved[i] for i in loose)) > SETTLED:
         hint = "is a layer called more than once?" if settled is None else "sequential=True settles them"
         notes.append(f"{layers}, which the last pass moved by up to {by:.2g} σ: {hint}")

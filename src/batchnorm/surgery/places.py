@@ -12,10 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.parameter import is_lazy
 
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.torch.naming import few
 
 One = str | nn.Module | type[nn.Module]
 Layers = One | Iterable[One] | Callable[[str, nn.Module], bool]
-SHOWN = 3  # names in a message
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -130,16 +130,6 @@ def _is(place: Place, one: One) -> bool:
 
 def _written(one: Any) -> str:
     return repr(one) if isinstance(one, str) else (one if isinstance(one, type) else type(one)).__name__
-
-
-def few(names: Sequence[str]) -> str:
-    """Return names as a message lists them.
-
-    >>> few(["a", "b", "c", "d", "e"])
-    'a, b, c and 2 more'
-    """
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def require_numbers(model: nn.Module) -> None:

@@ -115,9 +115,8 @@ def recalibrate(
 
     Everything runs in inference, so that dropout is off, and without gradients. A layer that is frozen keeps its
     statistics: one of `batchnorm.torch` that is frozen, one in inference in a model that is in training, and a
-    FrozenBatchNorm2d unless `layers` names it. If the
-    data fail, or nothing comes, or somebody presses Ctrl-C, the model is as before, to the bit, with its modes,
-    gradients and random numbers.
+    FrozenBatchNorm2d unless `layers` names it. If the data fail, or nothing comes, or somebody presses Ctrl-C, the
+    model is as before, to the bit, with its modes, gradients and random numbers.
 
     Args:
         model: Changed in place, in its running statistics alone; `num_batches_tracked` is at least the batches seen.

@@ -13,7 +13,8 @@ from torch import nn
 
 from batchnorm.errors import BatchNormError
 from batchnorm.outputs import plain
-from batchnorm.surgery.places import few, scripted
+from batchnorm.surgery.places import scripted
+from batchnorm.torch.naming import few
 
 WIDTH = 110  # characters of a table as text
 REASONS = 8  # shown below it

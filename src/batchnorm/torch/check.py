@@ -90,9 +90,14 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
 def _way_out(name: str, x: Tensor, value: Tensor) -> str:
     if name.startswith(("renorm_", "running_stddev")):
         return "a tool that narrows `running_mean` must narrow the buffers of `renorm` too"
-    fitting = [i for i in range(1, x.ndim) if value.ndim == 1 and x.shape[i] == len(value)]
-    better = f"; axis={fitting[-1] - x.ndim} has {len(value)}" if fitting else ""
-    return f"`axis` names the axes of features{better}"
+    better = better_axis(x, len(value)) if value.ndim == 1 else ""
+    return f"`axis` names the axes of features{better and f'; {better}'}"
+
+
+def better_axis(x: Tensor, features: int) -> str:
+    """Return which axis of x has so many features, the last of them; "" if there is none."""
+    fitting = [i for i in range(1, x.ndim) if x.shape[i] == features]
+    return f"axis={fitting[-1] - x.ndim} has {features}" if fitting else ""
 
 
 def check_movable(statistics: Mapping[str, Tensor | None], batches: Tensor | None = None) -> None:

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.torch.layers import BatchNorm
+from batchnorm.torch.naming import few
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.training import Step
 
@@ -31,15 +32,11 @@ def _layers(model: Any) -> dict[str, BatchNorm]:
     found = _found(model)
     foreign = [f"{name} ({type(m).__name__})" for name, m in found.items() if not isinstance(m, BatchNorm)]
     if foreign:
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise ArgumentError(
-            f"`model` has layers that are not of batchnorm.torch: {', '.join(foreign[:3])}{more} (build it with "
+            f"`model` has layers that are not of batchnorm.torch: {few(foreign)} (build it with "
             "BatchNorm1d, 2d or 3d from there; the checkpoints fit)"
         )
     return {name: m for name, m in found.items() if isinstance(m, BatchNorm)}
-
-
-SHOWN = 3  # names in a description
 
 
 def _remembering(model: Any, purpose: str) -> dict[str, BatchNorm]:
@@ -81,9 +78,8 @@ class frozen:  # noqa: N801  # used like a function
 
     def __repr__(self) -> str:
         """Return which layers these are, and how many of them are frozen now."""
-        names, held = [*self._all], sum(layer.frozen for layer in self._all.values())
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        return f"<frozen: {held} of {len(names)} layers, {', '.join(n or 'the model' for n in names[:SHOWN])}{more}>"
+        held = sum(layer.frozen for layer in self._all.values())
+        return f"<frozen: {held} of {len(self._all)} layers, {few([*self._all])}>"
 
     def apply(self) -> "frozen":
         """Freeze for good; layers that are frozen already stay as they are."""

@@ -8,7 +8,7 @@ import math
 import struct
 from dataclasses import replace
 from functools import lru_cache
-from operator import attrgetter
+from operator import attrgetter, is_
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -307,11 +307,7 @@ class Checked(NamedTuple):
         shape: Of x.
         strides: Of x.
         dtype: Of x.
-        weight: γ.
-        bias: β.
-        mean: The running mean.
-        var: The running variance.
-        batches: The count of batches.
+        held: γ, β, the running mean and variance, and the count of batches.
         tensors: Those of the five that are not None.
         addresses: Of the tensors: to assign to `.data` leaves a tensor the same object.
         elements: How many numbers each of the tensors has, likewise.
@@ -325,11 +321,7 @@ class Checked(NamedTuple):
     shape: torch.Size
     strides: tuple[int, ...]
     dtype: torch.dtype
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor | None
-    var: Tensor | None
-    batches: Tensor | None
+    held: tuple[Tensor | None, ...]
     tensors: tuple[Tensor, ...]
     addresses: tuple[int, ...]
     elements: tuple[int, ...]
@@ -344,18 +336,16 @@ def _checked(layer: Any, x: Tensor, residual: Tensor | None) -> Checked | None:
         return None
     last: Checked | None = layer.checked
     try:
-        weight, bias = layer._parameters["weight"], layer._parameters["bias"]
-        buffers = layer._buffers
-        mean, var, batches = buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"]
+        parameters, buffers = layer._parameters, layer._buffers
+        held = (
+            parameters["weight"], parameters["bias"],
+            buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"],
+        )  # fmt: skip
     except KeyError:  # somebody has put something else in their place
         return None
     if (
         last is not None
-        and weight is last.weight
-        and bias is last.bias
-        and mean is last.mean
-        and var is last.var
-        and batches is last.batches
+        and all(map(is_, held, last.held))
         and x.dtype is last.dtype
         and x.shape == last.shape
         and x.stride() == last.strides
@@ -367,6 +357,7 @@ def _checked(layer: Any, x: Tensor, residual: Tensor | None) -> Checked | None:
         return last
     if not _right(layer, x):
         return None
+    weight, bias, mean, var, batches = held
     ready = prepare(x.shape, x.stride(), x.dtype, axis=layer.axis, eps=layer.eps, activation=layer.activation)
     if (
         ready is None
@@ -375,10 +366,10 @@ def _checked(layer: Any, x: Tensor, residual: Tensor | None) -> Checked | None:
         or not (plain(mean, ready) and plain(var, ready))
     ):
         return None
-    tensors = tuple(t for t in (weight, bias, mean, var, batches) if t is not None)
+    tensors = tuple(t for t in held if t is not None)
     narrow = any(p is not None and p.dtype is not ready.working for p in (weight, bias))
     layer._eager_because, layer.checked = None, Checked(
-        _options(layer), x.shape, x.stride(), x.dtype, weight, bias, mean, var, batches, tensors,
+        _options(layer), x.shape, x.stride(), x.dtype, held, tensors,
         tuple(map(_address, tensors)), tuple(map(_elements, tensors)),
         _trains_plainly(layer) and ready.size > 1 and counts(batches), ready,
         None if narrow or mean is None or var is None else _around(ready, mean, var, weight, bias),
@@ -403,14 +394,14 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     checked = _checked(layer, x, residual)
     if checked is None or not checked.trains:
         return None
-    ready, weight, mean, var = checked.prepared, checked.weight, checked.mean, checked.var
+    ready, (weight, bias, mean, var, batches) = checked.prepared, checked.held
     if weight is not None and "grad_sample" in vars(weight):
         return None
     numbers = x.new_empty(5 * ready.row // ready.working.itemsize, dtype=ready.working)
-    y = apply(x, weight, checked.bias, residual, ready, numbers, False)
+    y = apply(x, weight, bias, residual, ready, numbers, False)
     if mean is None or var is None or not layer.track_running_stats or layer.held or in_backward():
         return y
-    skip, estimator, running = layer.nonfinite == "skip", layer.running_variance, (mean, var, checked.batches)
+    skip, estimator, running = layer.nonfinite == "skip", layer.running_variance, (mean, var, batches)
     if layer.collected is not None:
         layer._remember(step(numbers, ready))
     elif not remember(running, numbers, ready, momentum=layer.momentum, estimator=estimator, skip=skip):
@@ -421,9 +412,11 @@ def train(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
 def infer(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor | None:
     """Return the output of a layer by its running statistics; None where this way does not serve."""
     checked = _checked(layer, x, residual)
-    if checked is None or checked.mean is None or checked.var is None:
+    if checked is None:
         return None
-    ready, weight, bias, mean, var = checked.prepared, checked.weight, checked.bias, checked.mean, checked.var
+    ready, (weight, bias, mean, var, _) = checked.prepared, checked.held
+    if mean is None or var is None:
+        return None
     if torch.is_grad_enabled():
         if layer.frozen:  # whatever `requires_grad` has been set to since
             weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))

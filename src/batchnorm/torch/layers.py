@@ -15,7 +15,7 @@ from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
 from batchnorm.torch import direct, exported, native
-from batchnorm.torch.check import check_movable, check_real
+from batchnorm.torch.check import better_axis, check_movable, check_real
 from batchnorm.torch.naming import layer_name, outermost
 from batchnorm.torch.recompute import in_backward
 from batchnorm.torch.snapshot import snapshot, tracing
@@ -193,11 +193,10 @@ class BatchNorm(Remembering):
             return
         held = next((t for t in (self.weight, self.running_mean) if t is not None), None)
         if input.shape[axis] != features and held is not None and held.shape == (features,):
-            other = [i for i in range(1, input.dim()) if input.shape[i] == features]
-            hint = f" (axis={other[-1] - input.dim()} has {features})" if other else ""
+            better = better_axis(input, features)
             raise ShapeError(
                 f"expected {features} features along axis={axis}, as num_features={features} says, got "
-                f"{input.shape[axis]} in an input of shape {tuple(input.shape)}{hint}"
+                f"{input.shape[axis]} in an input of shape {tuple(input.shape)}{better and f' ({better})'}"
             )
 
     def _check_sync(self) -> None:

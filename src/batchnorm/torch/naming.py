@@ -1,9 +1,12 @@
-"""The name of a layer, for its messages: a module does not know it, but whoever has called it does."""
+"""The name of a layer, for its messages: a module does not know it, but whoever has called it does; names in a row."""
 
 import sys
+from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+SHOWN = 3  # names in a message
 
 
 def outermost(layer: nn.Module) -> nn.Module:
@@ -24,3 +27,13 @@ def layer_name(layer: nn.Module) -> str:
         return kind
     name = next(name for name, module in outermost(layer).named_modules() if module is layer)
     return f"{name} ({kind})" if name else kind
+
+
+def few(names: Sequence[str]) -> str:
+    """Return names as a message lists them.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
