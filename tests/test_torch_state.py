@@ -281,7 +281,8 @@ def test_an_option_that_has_changed_is_checked_again(name: str, value: object, t
 def test_an_input_that_has_changed_is_checked_again(training: bool) -> None:
     layer, x = BatchNorm(3).train(training), torch.randn(6, 3, 4)
     with torch.set_grad_enabled(training):
-        for other in (x[:1], x[::2], x.transpose(0, 2), x.double(), x.bfloat16(), x[..., 0], x[:1, :, 0], x[:, :2]):
+        others = (x.transpose(0, 2), x.double(), x.bfloat16(), x[..., 0], x[:1, :, 0], x[:, :2])
+        for other in (torch.cat((x, x)), x[:1], x[::2], *others):
             layer(x)
             assert_as_if_new(layer, other)
 
