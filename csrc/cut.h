@@ -2,6 +2,8 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
+#include <new>
 
 #include "parallel.h"
 #include "sweeps.h"
@@ -92,20 +94,54 @@ struct Pieces {
     }
 };
 
-// Run `each(i)` for 0 ≤ i < n. Threads fetch the next i as they are done with one: cores are seldom equally free.
-template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n, const Each &each) {
+// Which of n pieces some thread has taken.
+class Taken {
+public:
+    explicit Taken(int64_t n) : more_(n > FEW ? new (std::nothrow) std::atomic<bool>[size_t(n)] : nullptr) {
+        pieces_ = n > FEW ? more_.get() : few_;
+        for (int64_t i = 0; pieces_ && i < n; ++i) pieces_[i].store(false, std::memory_order_relaxed);
+    }
+
+    bool has_memory() const { return pieces_; }
+    bool take(int64_t i) { return !pieces_[i].exchange(true, std::memory_order_relaxed); }
+
+private:
+    static constexpr int64_t FEW = 256;
+    std::atomic<bool> few_[FEW];
+    std::unique_ptr<std::atomic<bool>[]> more_;
+    std::atomic<bool> *pieces_;
+};
+
+// Run `each(i)` for 0 ≤ i < n. A thread begins with its own share, which is the same part of the memory in every call and
+// in the operations of frameworks: a good part of it is in the cache of the thread's core. Then it helps the others, from
+// the ends of their shares that they come to last, since cores are seldom equally free. `backwards`: each share from its end.
+template <class Each> int everywhere(const bn_call &c, int64_t bytes, int64_t n, const Each &each, bool backwards = false) {
     if (bytes <= INLINE_BYTES || n < 2) {
-        for (int64_t i = 0; i < n; ++i) each(i);
+        for (int64_t i = 0; i < n; ++i) each(backwards ? n - 1 - i : i);
         return BN_OK;
     }
     struct Job {
-        const Each *each;
+        const Each &each;
         int64_t n;
-        std::atomic<int64_t> next;
-    } job{&each, n, {0}};
-    const auto work = [](int64_t, int64_t, void *context) {
-        Job &own = *static_cast<Job *>(context);
-        for (int64_t i; (i = own.next.fetch_add(1, std::memory_order_relaxed)) < own.n;) (*own.each)(i);
+        bool backwards;
+        Taken taken;
+
+        void run(int64_t i) {
+            if (taken.take(i)) each(i);
+        }
+    } job{each, n, backwards, Taken(n)};
+    if (!job.taken.has_memory()) return BN_NO_MEMORY;
+    const auto work = [](int64_t first, int64_t last, void *context) {
+        Job &job = *static_cast<Job *>(context);
+        if (job.backwards) {
+            for (int64_t i = last - 1; i >= first; --i) job.run(i);
+            for (int64_t i = last; i < job.n; ++i) job.run(i);
+            for (int64_t i = 0; i < first; ++i) job.run(i);
+        } else {
+            for (int64_t i = first; i < last; ++i) job.run(i);
+            for (int64_t i = first - 1; i >= 0; --i) job.run(i);
+            for (int64_t i = job.n - 1; i >= last; --i) job.run(i);
+        }
     };
     return (c.parallel_for ? c.parallel_for : pool_parallel_for)(0, n, 1, work, &job) ? BN_BAD_PARALLEL_FOR : BN_OK;
 }

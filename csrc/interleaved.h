@@ -6,7 +6,7 @@
 namespace batchnorm::BN_ISA {
 
 inline constexpr int64_t STRIP = 64;  // rows of four vectors that are worked on at a time
-inline constexpr int64_t LEAST_STRIP = 8, STRIP_BYTES = 64 << 10;  // fewer, where they would not stay in a core's cache
+inline constexpr int64_t LEAST_STRIP = 8, STRIP_BYTES = 256 << 10;  // fewer, where they would not stay in a core's cache
 inline constexpr int64_t WIDE = 512;  // bytes of a row that a map takes alone, where it comes from memory
 
 struct Interleaved {

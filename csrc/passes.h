@@ -14,7 +14,7 @@
 
 namespace batchnorm {
 
-// Whether outputs go past the cache. A map alone, as in inference: where they and what is read beside them do not fit, so
+// Whether outputs go past the cache. A map alone, as in inference: where they and what is read beside them would fill it, so
 // that who reads them next would not find them there. After a sum, as in training: where they take more than a quarter, and
 // would push out what its backward reads again. Not where they take the place of what has just been read, nor where a
 // channel ends amid a cache line, which is then written twice, unless that is seldom. `bytes` are those of one array.
@@ -22,7 +22,7 @@ inline bool streams(const bn_call &c, int64_t bytes, bool alone) {
     const int64_t size = SIZES[c.dtype], run = (c.inner > 1 ? c.inner : c.channels) * size;
     const int64_t arrays = alone ? 1 + !!c.residual + !!c.y + !!c.dy + !!c.dx + !!c.dz : 4;
     const bool anew = (!c.y || c.y != c.x) && (!c.dx || c.dx != c.dy);
-    return anew && bytes * arrays > cache_bytes() && (run % 64 == 0 || (size >= 4 && run >= 512));
+    return anew && bytes * arrays >= cache_bytes() && (run % 64 == 0 || (size >= 4 && run >= 512));
 }
 
 inline const Sweeps &sweeps(const bn_call &c) { return (*instruction_set()->table)[c.dtype]; }
@@ -98,9 +98,8 @@ inline int gather_tiles(const bn_call &c, SumSweep sweep, bool moments, Sums *in
 inline int map_tiles(const bn_call &c, MapSweep sweep, bool alone) {
     const Pieces pieces(c);
     const int64_t n = pieces.count(c), bytes = pieces.rows * c.groups * c.channels * c.inner * SIZES[c.dtype];
-    return everywhere(c, bytes, n, [&](int64_t i) {  // after a sweep backwards: what that has left in the cache is the end
-        sweep(c, pieces.tile(alone ? i : n - 1 - i), streams(c, bytes, alone));
-    });
+    const auto each = [&](int64_t i) { sweep(c, pieces.tile(i), streams(c, bytes, alone)); };
+    return everywhere(c, bytes, n, each, !alone);  // after a sweep backwards: what that has left in the cache is the end
 }
 
 template <class A> int gather(const bn_call &c, SumSweep sweep, bool moments, Sums *into) {
