@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 from typer.testing import CliRunner
 
 from batchnorm.cli import app
@@ -77,6 +78,16 @@ class Picky(Talks):
     def forward(self, x):
         raise TypeError("not these")
 
+class Named(Talks):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__()
+
+    def forward(self, input, add_1, scale=2.0):
+        x = super().forward(input)
+        return {"linear": x + add_1.sum(), "add": (x * scale, add_1 * 1)}
+
+def two_batches(): return torch.ones(2, 3), torch.ones(4, 3), 3.0
 def second(model, batch): return model(batch["second"])
 def pairs(): return [{"first": torch.ones(4, 3), "second": torch.full((4, 3), 2.0)}]
 """
@@ -173,6 +184,31 @@ def test_programs_take_any_batch(own: Path, ending: str, inputs: str) -> None:
             assert b"BatchNorm" not in out.read_bytes()
             (found,) = onnxruntime.InferenceSession(out).run(None, {"input": x.numpy()})
         assert_close(found, expected, "float32", expected.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "takes", "returns"),
+    [
+        ("model", "example", [("input", "batch")], ["output"]),
+        ("Named", "two_batches", [("input", "batch"), ("add_1", "batch_add_1")], ["linear", "add_0"]),
+    ],
+)
+def test_inputs_outputs_and_batches_of_onnx_have_the_names_of_the_model(
+    own: Path, model: str, inputs: str, takes: list[tuple[str, str]], returns: list[str]
+) -> None:
+    assert invoke(*folding(model, inputs), "--out", "x.onnx")[0] == 0
+    session = onnxruntime.InferenceSession("x.onnx")
+    assert [(one.name, one.shape[0]) for one in session.get_inputs()] == takes
+    found = [one.name for one in session.get_outputs()]
+    assert (found[: len(returns)], set(found) & {name for name, _ in takes}) == (returns, set())
+    module = importlib.import_module("own_tools")
+    arrays = [torch.arange(15.0).reshape(5, 3), torch.arange(21.0).reshape(7, 3)][: len(takes)]
+    given = {name: x.numpy() for (name, _), x in zip(takes, arrays, strict=True)}
+    scale = () if model == "model" else (3.0,)
+    with torch.no_grad():
+        expected = tree_leaves(getattr(module, model)().eval()(*arrays, *scale))
+    for y, wanted in zip(session.run(None, given), expected, strict=True):
+        assert_close(torch.as_tensor(y), wanted, "float32", wanted.abs().max())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import codecs
 import importlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Collection, Mapping
@@ -18,7 +19,7 @@ from rich.filesize import decimal
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from batchnorm.errors import ArgumentError, MissingExtraError
 from batchnorm.outputs import told, written
@@ -321,8 +322,42 @@ def _write_program(model: nn.Module, path: Path, example_inputs: Any) -> list[st
             path.write_bytes(held.getbuffer())
         else:
             large = sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE
-            torch.onnx.export(program, f=path, dynamo=True, verbose=False, external_data=large)
+            made: Any = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=_free_axes(program))
+            _name_outputs(made.model.graph, program)
+            made.save(path, external_data=large)
     return _fixed_batch(program, example_inputs)
+
+
+def _free_axes(program: Any) -> list[dict[int, str]]:
+    """Return for each tensor that a program takes what its first axis is called where it is free: "batch"."""
+    called: set[str] = set()
+    axes: list[dict[int, str]] = []
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    for name in program.graph_signature.user_inputs:
+        if not isinstance(value := values.get(name), Tensor):
+            continue
+        free = value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
+        new = free and str(value.shape[0]) not in called  # inputs of one batch share its name
+        axes.append({0: f"batch_{name}" if called else "batch"} if new else {})
+        called |= {str(value.shape[0])} if new else set()
+    return axes
+
+
+def _name_outputs(graph: Any, program: Any) -> None:
+    """Call the outputs of an ONNX graph as the model does: by the keys of a dictionary, or "output"."""
+    returned = tree_unflatten(list(program.graph_signature.user_outputs), program.call_spec.out_spec)
+    places = [keystr(path) for path, name in tree_flatten_with_path(returned)[0] if name is not None]
+    others = {value.name: value for node in graph for value in node.outputs}
+    inputs = {value.name for value in graph.inputs}
+    for value, place in zip(graph.outputs, places, strict=False):
+        name = re.sub(r"\W+", "_", place).strip("_")
+        name = name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
+        if name in inputs or value.producer() is None:
+            continue
+        if (other := others.get(name)) is not None and other is not value:  # each name once
+            other.name = value.name
+            others[value.name] = other
+        value.name, others[name] = name, value
 
 
 def _exported(model: nn.Module, example_inputs: Any) -> Any:
