@@ -21,6 +21,7 @@ OLD = {"old.json": b'{"kept": 1}', "table.csv": b"a,b\n"}
 ASKED = Attempt("planted", ("bench", "--json"), may(FINE, BAD_INPUT), outputs=["old.json"])
 KEPT = Outcome(FINE, b"{}\n", b"", OLD, OLD)
 REFUSED = replace(KEPT, status=BAD_INPUT, out=b"", err=b"error: x must be 1, got 2: write 1\n")
+TOLD = replace(ASKED, says=b"x must be 1")
 PLANTED: dict[str, list[dict[str, Any]]] = {
     "no_traceback": [{"err": b"Traceback (most recent call last)\nerror: x\n"}, {"err": b"terminate called after\n"}],
     "no_hang": [{"hung": True}],
@@ -39,6 +40,14 @@ PLANTED: dict[str, list[dict[str, Any]]] = {
 }
 
 
+def test_files_that_were_to_be_written_are_asked_for() -> None:
+    asked = replace(ASKED, renewed=["old.json"], outputs=["old.json", "report/"])
+    new = replace(KEPT, after={**OLD, "old.json": b'{"new": 2}', "report/results.json": b"{}"})
+    assert verdict(asked, new) == {}
+    assert "files_are_whole" in verdict(asked, KEPT)
+    assert "files_are_whole" in verdict(asked, replace(new, after={**new.after, "report/results.json": b"{"}))
+
+
 def test_what_is_well_keeps_every_rule() -> None:
     assert verdict(ASKED, KEPT) == {}
     assert verdict(ASKED, REFUSED) == {}
@@ -53,7 +62,9 @@ def test_each_rule_can_be_broken(rule: str, planted: dict[str, Any]) -> None:
 def test_an_answer_beside_a_refusal_is_found() -> None:
     asked = replace(ASKED, outputs=[])
     assert "stdout_is_for_results" in verdict(asked, replace(REFUSED, out=b"{}\n"))
-    assert {*PLANTED, "stdout_is_for_results"} == {rule.__name__ for rule in RULES}
+    assert verdict(TOLD, REFUSED) == {}
+    assert verdict(TOLD, replace(REFUSED, err=b"error: the disk is full\n")).keys() == {"right_reason"}
+    assert {*PLANTED, "stdout_is_for_results", "right_reason"} == {rule.__name__ for rule in RULES}
 
 
 def test_there_are_more_than_a_thousand_of_all_kinds() -> None:

@@ -216,7 +216,7 @@ def test_ctrl_c_answers_with_what_is_known() -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    time.sleep(8)
+    time.sleep(4)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130

@@ -328,6 +328,24 @@ def test_a_limit_that_was_not_measured_decides_nothing() -> None:
     assert not any("heard" in line or "decided by statistics" in line for line in rest)
 
 
+def test_the_samples_normalised_together_decide_where_no_noise_was_to_be_measured() -> None:
+    unheard, plain = found(2.0, 2.0, worth=1.0), found(2.0, 2.0)
+    unheard.layers, unheard.listened, unheard.compiled = [], True, True
+    plain.layers, plain.normalizes = [], False
+    for advice in (judge(unheard, Choice()), judge(plain, Choice(group=64))):
+        assert advice.binding == "group"
+        assert "decided by the samples that are normalised together" in " ".join(str(advice).split())
+        assert "time to try" not in str(advice)
+
+
+def test_an_interruption_is_no_lack_of_time() -> None:
+    measured = found(50.0, 200.0)
+    measured.pilot, measured.interrupted = None, "the gradient noise"
+    advice = judge(measured, Choice())
+    assert advice.doubts[0].startswith("interrupted while measuring")
+    assert not any("not enough time" in doubt for doubt in advice.doubts)
+
+
 def test_a_larger_budget_than_the_last_is_proposed() -> None:
     measured = found(50.0, 200.0)
     measured.pilot, measured.budget_s = None, 300.0

@@ -302,26 +302,47 @@ def test_memory_is_kept_by_glibc() -> None:
     assert done.stdout.strip() == "True"
 
 
+def interrupted(out: Path, after: str) -> tuple[str, str]:
+    """Send Ctrl-C to a bench once its first line on stderr holds a text; return what it says."""
+    code = "from batchnorm.cli import app; import sys; print('starts', file=sys.stderr, flush=True); app()"
+    shapes = ["--shapes", "64x3,256x64,4x512x32x32", "--threads", "1", "--rounds", "20", "--contenders", "torch"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", code, "bench", *shapes, "--out", str(out)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert running.stderr is not None
+    while after not in (line := running.stderr.readline()):
+        assert line
+    running.send_signal(signal.SIGINT)
+    told, said = running.communicate(timeout=60)
+    assert running.returncode == 130, said
+    return told, said
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
 def test_ctrl_c_prints_what_is_finished(tmp_path: Path) -> None:
     out = tmp_path / "part"
-    command = [
-        sys.executable,
-        "-c",
-        "from batchnorm.cli import app; app()",
-        "bench",
-        "--shapes",
-        "64x3,256x64,4x512x32x32",
-    ]
-    command += ["--out", str(out), "--threads", "1", "--rounds", "20", "--contenders", "torch"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    assert "64×3 NC float32 inference: " in running.stderr.readline()
-    running.send_signal(signal.SIGINT)
-    said, _ = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert "INTERRUPTED" in said
+    told, _ = interrupted(out, "64×3 NC float32 inference: ")
+    assert "INTERRUPTED" in told
     found = json.loads(out.with_suffix(".json").read_text())
     assert found["finished"] is False
     assert found["rows"][0]["op"] == "inference"
     assert len(found["rows"]) < 2 * len(DEFAULT_OPS)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_takes_away_no_earlier_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [tmp_path / "run.txt", tmp_path / "run.json"]
+    for file in files:
+        file.write_text("whole")
+    _, said = interrupted(tmp_path / "run", "64×3 NC")
+    assert "as it was before" in said
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("batchnorm.bench.measure.measure", stopped)
+    code, told, said = invoke("--shapes", "64x3", "--out", tmp_path / "run")
+    assert (code, told) == (130, ""), said
+    assert "Interrupted before anything was timed." in said
+    assert [file.read_text() for file in files] == ["whole", "whole"]

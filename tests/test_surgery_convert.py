@@ -114,19 +114,22 @@ def test_other_normalizations_say_that_they_change_the_function(to: Any, options
     assert "changes what the model computes" in str(report)
     assert model(torch.randn(INPUTS[2])).shape == INPUTS[2]
     if to == "group":
-        assert model[0].num_groups == options.get("num_groups", 2)
+        assert model[0].num_groups == options.get("num_groups", 1)
 
 
 @pytest.mark.parametrize("features", [1, 2, 3, 4, 7, 8, 31, 32, 48, 64, 96, 1000])
-def test_no_group_is_a_single_value(features: int) -> None:
+def test_groups_of_one_position_leave_something_to_learn(features: int) -> None:
+    """A group of one value is β, and one of two is ±1, whatever they hold."""
     model = nn.Sequential(nn.BatchNorm1d(features))
-    if convert(model, "group", allow_empty=True).changes:
-        groups = model[0].num_groups
-        assert 1 <= groups <= 32
-        assert features // groups >= 2
-        assert model(torch.randn(5, features)).std() > 0.5
-    else:
+    if not convert(model, "group", allow_empty=True).changes:
         assert features == 1
+        return
+    groups = model[0].num_groups
+    assert 1 <= groups <= 32
+    assert groups == 1 or features // groups >= 8
+    y = model(torch.randn(50, features)).detach()
+    assert y.std() > 0.5
+    assert features < 8 or ((y.abs() - 1).abs() > 0.05).float().mean() > 0.75
 
 
 @pytest.mark.parametrize(("to", "options"), [("group", {"num_groups": 4}), ("instance", {})])
@@ -147,6 +150,22 @@ class FrozenBatchNorm2d(nn.Module):
     def forward(self, x: Any) -> Any:
         scale = self.weight * (self.running_var + 1e-5).rsqrt()
         return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+class WithoutEpsilon(FrozenBatchNorm2d):
+    """One that adds no ε, as an earlier library has it."""
+
+    def forward(self, x: Any) -> Any:
+        scale = self.weight * self.running_var.rsqrt()
+        return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+
+
+def test_a_frozen_layer_that_computes_something_else_is_left() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), WithoutEpsilon(4))
+    model[1].running_var.fill_(1e-5)
+    for tool in (convert, lambda net: fold(net.eval(), torch.ones(2, 3, 5, 5))):
+        with pytest.raises(BatchNormError, match=r"1: its forward computes something else than \(x − running_mean"):
+            tool(model)
 
 
 def detector() -> nn.Sequential:

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from batchnorm.errors import BatchNormError
 from batchnorm.surgery import Report, fold
-from tolerance import PROJECT_BOUND
+from batchnorm.torch import BatchNorm1d
+from tolerance import PROJECT_BOUND, assert_close
 
 folding: Any = sys.modules["batchnorm.surgery.fold"]  # the package has its function by that name
 
@@ -265,6 +266,113 @@ def test_a_network_that_amplifies_rounding_is_compared_in_float64() -> None:
     assert report.numbers["difference"] > report.numbers["allowed"]
     assert report.numbers["difference_in_float64"] < report.numbers["difference"] * PROJECT_BOUND
     assert "amplifies rounding" in report.notes[0]
+
+
+def far_from_zero() -> tuple[nn.Module, Tensor]:
+    """A layer ahead of a Linear, at means that a folded bias must cancel."""
+    model = nn.Sequential(BatchNorm1d(4), nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    nn.init.constant_(model[0].running_mean, 1e6)  # pyright: ignore
+    return model, torch.randn(64, 4) + 1e6
+
+
+def overflowing() -> tuple[nn.Module, Tensor]:
+    """In 16 bits: the folded weights are larger than any number."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    nn.init.constant_(model[0].weight, 300.0)  # pyright: ignore
+    nn.init.constant_(model[1].running_var, 1e-6)  # pyright: ignore
+    return model.half(), torch.full((4, 4), 1e-3, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("made", [far_from_zero, overflowing])
+def test_a_fold_that_is_right_in_float64_and_wrong_in_the_dtype_is_refused(made: Any) -> None:
+    model, x = made()
+    before = model.eval()(x)
+    with pytest.raises(BatchNormError, match=r"beside float64, .* would be off by .* where the model itself is by"):
+        fold(model, x)
+    assert before.isfinite().all()
+
+
+class Skips(nn.Linear):
+    """A Linear that adds what it is given."""
+
+    def forward(self, input: Tensor, skip: Tensor | None = None) -> Tensor:
+        made = super().forward(input)
+        return made if skip is None else made * skip
+
+
+class Beside(nn.Module):
+    """A model whose first layer is called in a way of its own, and whose second is an ordinary one."""
+
+    def __init__(self, first: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.bn, self.second, self.last = first, nn.BatchNorm1d(4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(torch.relu(self.bn(self.call(self.first, x)))))
+
+
+def wrapped() -> nn.Module:
+    """A Linear whose forward a library has exchanged, as accelerate does."""
+    linear = nn.Linear(4, 4)
+    inner = linear.forward
+    linear.forward = lambda input: 2 * inner(input)
+    return linear
+
+
+@pytest.mark.parametrize(
+    ("first", "call", "why"),
+    [
+        (Skips(4, 4), lambda layer, x: layer(x, x), "first is a Skips that is given more than one tensor"),
+        (wrapped(), lambda layer, x: layer(x), "first has a forward of its own, which some library has put there"),
+    ],
+)
+def test_one_layer_that_is_unfit_is_left_and_the_others_are_folded(first: nn.Module, call: Any, why: str) -> None:
+    report = fold(stirred(Beside(first, call)), torch.randn(3, 4))
+    assert report.names == ["last"]
+    assert report.left[0].why.startswith(why)
+
+
+class Copies(nn.Module):
+    """A layer whose input is used once more, by a function that takes only the dtype of its first argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.linear(x)
+        return self.bn(made) + x.new_tensor(made)
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+def test_what_a_new_tensor_is_made_of_is_used() -> None:
+    report = fold(stirred(Copies()), torch.randn(3, 4), allow_empty=True)
+    assert report.left[0].why.startswith("what linear makes is used elsewhere too; ")
+
+
+class Turned(nn.Module):
+    """A way on which the features stay in their places for a batch of one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.bn, self.last, self.end = (
+            nn.Linear(3, 4),
+            nn.BatchNorm1d(4),
+            nn.Linear(4, 4),
+            nn.BatchNorm1d(4),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.linear(x)
+        return self.end(self.last(self.bn(made.transpose(0, 1).reshape(made.shape))))
+
+
+def test_a_batch_of_one_is_taken_twice() -> None:
+    model = stirred(Turned())
+    folded: Any = fold(model, torch.randn(1, 3)).model
+    x = torch.randn(5, 3)
+    assert_close(folded(x).detach(), model(x).detach(), "float32", model(x).abs().max().item())
 
 
 class Clipped(nn.Conv2d):

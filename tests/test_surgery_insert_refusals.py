@@ -128,3 +128,7 @@ def test_clamps_are_activations_and_a_hint_helps_with_others() -> None:
     with pytest.raises(BatchNormError, match="`where` names layers to put it behind"):
         insert(Own(torch.sin), torch.randn(3, 4))
     assert insert(Own(torch.sin), torch.randn(3, 4), where="a").names == ["a"]
+    with pytest.raises(BatchNormError, match="Own: it is the model itself: name a module in it"):
+        insert(Own(torch.sin), torch.randn(3, 4), where=lambda name, _: not name)
+    with pytest.raises(BatchNormError, match="or `where` names none"):
+        insert(Own(torch.sin), torch.randn(3, 4), where=lambda *_: False)

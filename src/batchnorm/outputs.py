@@ -4,7 +4,6 @@ import math
 import os
 import re
 import stat
-import sys
 import sysconfig
 import traceback
 from collections.abc import Generator, Mapping, Sequence
@@ -22,7 +21,7 @@ CONTROLS = re.compile(
 NAME_KEPT = 20  # characters of a file's name that the folder of its draft has
 SAID = 300  # characters of a message
 STANDARD = sysconfig.get_path("stdlib") + os.sep
-LIBRARIES = ("batchnorm", "torch", "safetensors")  # whose lines are not the user's own
+OWN = f"{Path(__file__).parent}{os.sep}"
 
 
 def plain(value: Any) -> Any:
@@ -69,10 +68,8 @@ def told(error: BaseException) -> str:
 
 
 def _is_own(file: str) -> bool:
-    standard = file.startswith(STANDARD) and "site-packages" not in file
-    modules = (getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES)
-    folders = tuple(f"{Path(module).parent}{os.sep}" for module in modules if module)
-    return not standard and not file.startswith(("<", *folders))
+    installed = "site-packages" in file or "dist-packages" in file
+    return not installed and not file.startswith(("<", STANDARD, OWN))
 
 
 def check_file(option: str, path: Path, endings: Sequence[str] | None = None) -> None:
@@ -156,9 +153,19 @@ def written(option: str, path: Path) -> Generator[Path]:
             yield draft
     except ArgumentError:
         raise
-    except Exception as error:  # of an exporter, a disk
-        reason = getattr(error, "strerror", None) or told(error)
-        raise ArgumentError(f"{_short(path)} cannot be written: {reason}; name another file, {option}") from None
+    except Exception as error:  # of a disk, an exporter
+        reason = told(_first(error))
+        if isinstance(error, OSError) and error.strerror:
+            reason = f"{error.strerror}; name another file, {option}"
+        raise ArgumentError(f"{_short(path)} cannot be written: {reason}") from None
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what has caused an error in the first place: an exporter tells much else beside it."""
+    seen = [error]
+    while (cause := seen[-1].__cause__) is not None and cause not in seen:
+        seen.append(cause)
+    return seen[-1]
 
 
 def write_whole(path: Path, text: str) -> None:

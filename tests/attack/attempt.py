@@ -17,7 +17,8 @@ class Attempt:
         statuses: Those that it may end with.
         files: In its folder, by name, before it starts; a trailing slash makes a folder, a trailing | a pipe, and
             name@ a link to what it holds.
-        outputs: Names of files that it may write: each must be its old self afterwards, or a new one that is whole.
+        outputs: Names of files that it may write: each must be its old self afterwards, or a new one that is whole;
+            with a trailing slash, those of a folder.
         signal: That it is sent; None for none.
         after: Seconds until then.
         largest: Bytes that a file may have: a disk that fills up; None for no limit.
@@ -26,6 +27,8 @@ class Attempt:
         environment: Further variables.
         seconds: That it may take.
         prepare: Python that runs ahead of it in its process, to make things hard or fast.
+        renewed: Names of outputs that it must have written.
+        says: What stderr must hold.
     """
 
     group: str
@@ -41,6 +44,8 @@ class Attempt:
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     seconds: float = 60.0
     prepare: str = ""
+    renewed: Sequence[str] = ()
+    says: bytes = b""
 
     @property
     def command(self) -> str:

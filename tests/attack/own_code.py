@@ -20,6 +20,7 @@ KINDS = {
     "own": "raise type('Theirs', (BaseException,), {})('theirs')",
     "silent": "raise type('Silent', (Exception,), {'__str__': lambda self: 1 / 0})()",
     "acts": "raise RuntimeError('\\x1b]0;owned\\x07 \\x1b[31mred [/red]x [bold]b \\x9b31m')",
+    "circle": "exec('try:\\n raise ValueError(1)\\nexcept ValueError as error:\\n raise error from error')",
     "text": "raise UnicodeError('\\udcff half a character')",
     "assertion": "assert False",
 }

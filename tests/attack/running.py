@@ -209,7 +209,10 @@ def _text(descriptor: int, attempt: Attempt) -> Any:
         return None
     stream = io.FileIO(descriptor, "w", closefd=False)
     lines = descriptor == 2 or stream.isatty()
-    return io.TextIOWrapper(io.BufferedWriter(stream), encoding=attempt.encoding, line_buffering=lines)
+    at_once = "PYTHONUNBUFFERED" in attempt.environment
+    return io.TextIOWrapper(
+        io.BufferedWriter(stream), encoding=attempt.encoding, line_buffering=lines, write_through=at_once
+    )
 
 
 def _ran() -> int:

@@ -48,7 +48,7 @@ def _signals() -> Iterator[Attempt]:
         ((*BATCH_SIZE, "--budget", "2", "--json", "--out", "x.svg"), {**files, "x.svg": OLD}, ["x.svg"], 3.0, "", 12),
         (("bench", "--shapes", "64x3", "--ops", "inference", "--contenders", "torch", "--rounds", "300", "--threads",
           "1", "--out", "run", "--json"), {"run.txt": OLD}, ["run.txt", "run.json"], 6.0, "", 4),
-        ((*study, "--jobs", "2"), table, [], 12.0, STUDY, 3),
+        ((*study, "--jobs", "2"), table, ["report/"], 12.0, STUDY, 3),
         (("study", "t.csv", "--target", "y", "--check"), table, [], 0.4, "", 5),
         (("info",), {}, [], 0.2, "", 5),
     )  # fmt: skip
@@ -85,10 +85,13 @@ def _terminals() -> Iterator[Attempt]:
             )  # fmt: skip
         for output in ("terminal", "closed"):
             yield Attempt("terminals", command, right, run, outputs, output=output)
-        quiet = right if BAD_INPUT in right else may(BAD_INPUT)
-        yield Attempt("terminals", command, quiet, run, outputs, output="full")
+        unread = {"renewed": outputs, "says": b"" if BAD_INPUT in right else b"the answer cannot be printed"}
+        for variables in ({}, {"PYTHONUNBUFFERED": "1"}):
+            yield Attempt(
+                "terminals", command, may(BAD_INPUT), run, outputs, output="full", environment=variables, **unread
+            )
         broken = right if BAD_INPUT in right else may(NOBODY_READS)
-        yield Attempt("terminals", command, broken, run, outputs, output="broken")
+        yield Attempt("terminals", command, broken, run, outputs, renewed=outputs, output="broken")
     whole = ("bench", "--from", "run.json")
     content = {"run.json": MEASURED.read_bytes()}
     for output in ("pipes", "terminal", "closed"):

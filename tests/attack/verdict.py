@@ -101,14 +101,24 @@ def files_are_whole(attempt: Attempt, outcome: Outcome) -> str | None:
             return f"{name} is lost"
         if name not in attempt.outputs and outcome.after[name] != content:
             return f"{name} was changed"
-    for name in attempt.outputs:
+    folders = tuple(name for name in attempt.outputs if name.endswith("/"))
+    for name in [*attempt.outputs, *(name for name in outcome.after if folders and name.startswith(folders))]:
         new = outcome.after.get(name)
         if new is not None and new != outcome.before.get(name) and (fault := fault_of(name, new)):
             return f"{name} is damaged: {fault}"
+    for name in attempt.renewed:
+        if outcome.after.get(name) == outcome.before.get(name):
+            return f"{name} was not written"
     if outcome.status < 0:  # a signal that leaves Python no time to tidy up
         return None
-    strays = [name for name in outcome.after if name not in outcome.before and name not in attempt.outputs]
+    known = {*outcome.before, *attempt.outputs}
+    strays = [name for name in outcome.after if name not in known and not (folders and name.startswith(folders))]
     return f"left {strays[0]} behind" if strays else None
+
+
+def right_reason(attempt: Attempt, outcome: Outcome) -> str | None:
+    """What is told is what happened, where only one thing can have."""
+    return None if attempt.says in outcome.err else f"stderr does not hold {attempt.says!r}"
 
 
 def no_memory_eaten(attempt: Attempt, outcome: Outcome) -> str | None:
@@ -171,8 +181,8 @@ CHECKS: dict[str, Callable[[bytes], Any]] = {
 }
 
 RULES = (
-    no_traceback, no_hang, right_status, one_line, json_is_json, nothing_acts, stdout_is_for_results, files_are_whole,
-    no_memory_eaten, nobody_left,
+    no_traceback, no_hang, right_status, right_reason, one_line, json_is_json, nothing_acts, stdout_is_for_results,
+    files_are_whole, no_memory_eaten, nobody_left,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from batchnorm.batch_size.decision import Objective
 from batchnorm.outputs import plain
 
 LimitName = Literal["memory", "throughput", "gradient_noise", "statistics_noise"]
-Binding = Literal["memory", "throughput", "gradient_noise", "statistics_noise", "data", "budget"]
+Binding = Literal["memory", "throughput", "gradient_noise", "statistics_noise", "group", "data", "budget"]
 Confidence = Literal["high", "medium", "low"]
 
 
@@ -41,8 +41,9 @@ class Advice:
     Attributes:
         batch_size: B, the samples of one optimizer step, over all processes.
         group_size: m, the samples that are normalised together. Accumulation and more processes raise B, never m.
-        binding: The limit that decides; "data" where there are too few rows for more, "budget" where there was no time
-            to measure the limit that would.
+        binding: The limit that decides; "data" where there are too few rows for more, "group" where smaller batches
+            would do but for how many samples are to be normalised together, "budget" where there was no time to
+            measure the limit that would.
         limits: "memory", "throughput", "gradient_noise" and "statistics_noise", each a `Limit`.
         objective: Least "time" or little "compute".
         best: B*, where the predicted time is least.

@@ -117,7 +117,7 @@ def _about(
     count = sum(p.numel() for p in parameters)
     dtypes = {str(p.dtype).removeprefix("torch.") for p in parameters}
     data = "arrays" if isinstance(dataset, tuple) else type(getattr(dataset, "dataset", dataset)).__name__
-    rates = [f"{group['lr']:g}" for group in optimizer.param_groups] if optimizer is not None else []
+    rates = [f"{float(group['lr']):g}" for group in optimizer.param_groups] if optimizer is not None else []
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return {
         "data": f"{data} of {rows:,} rows",

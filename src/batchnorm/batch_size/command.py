@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from batchnorm.batch_size.advice import Advice
 from batchnorm.batch_size.work import Loop
@@ -90,7 +90,7 @@ def _network(inputs: int, outputs: int) -> nn.Module:
 
 
 def _model(name: str) -> nn.Module:
-    made = call_factory("--model", name)
+    made = call_factory("--model", name, once=True)
     if not isinstance(made, nn.Module):
         raise ArgumentError(f"`--model {name}` must return a torch.nn.Module, got {type(made).__name__}")
     return made
@@ -109,8 +109,12 @@ def _loss(name: str) -> Any:
 
 def _loss_of(data: Any, name: str | None) -> Any:
     """Return the cross entropy where the data are pairs of an input and a class."""
+    loader = data if isinstance(data, DataLoader) else None
+    rows: Any = data if loader is None else loader.dataset
+    if isinstance(rows, IterableDataset):  # which `Samples` refuses, and says what to do
+        return nn.functional.cross_entropy
     try:
-        first = next(iter(data)) if isinstance(data, DataLoader) else data[0]
+        first = rows[0] if loader is None else loader.collate_fn([rows[0]])
     except Exception as error:  # of whatever kind a dataset brings about
         raise ArgumentError(f"`--data {name}` gives no sample: {told(error)}") from None
     target = first[1] if isinstance(first, tuple | list) and len(first) == PAIR else None

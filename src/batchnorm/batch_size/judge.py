@@ -74,7 +74,7 @@ def judge(found: Found, choice: Choice) -> Advice:
         found, speed, noise, _worst(size, setting, noise, choice.objective), choice.objective
     )
     known = limits(found, speed, noise, group=together, processes=processes)
-    if binding not in ("data", "budget") and known[binding].value is None:  # what was not measured decides nothing
+    if binding in known and known[binding].value is None:  # what was not measured decides nothing
         binding = "budget"
     current = found.current * processes if found.current else USUAL_BATCH
     measured = found.experiment.times(speed.least) if found.experiment else {}
@@ -180,7 +180,9 @@ def _choose(
     group = choice.group or (max(setting.fewest, decision.SMALLEST_GROUP) if found.normalizes else 1)
     least = min(group * processes, setting.largest)
     if decision.pick(low, high, allowed) < least:
-        low, high, binding = *decision.reaching(least, allowed), "statistics_noise"
+        asked_or_unheard = choice.group or (found.listened and not found.layers)
+        binding = "group" if asked_or_unheard else "statistics_noise"
+        low, high = decision.reaching(least, allowed)
     if high > setting.largest:
         wanted = decision.pick(low, high, choice.candidates)
         low, high = min(low, setting.largest), float(setting.largest)

@@ -28,6 +28,8 @@ DECIDES = {
     "gradient_noise": "gradient noise: a larger batch would cost little more a step still, but saves hardly any steps",
     "statistics_noise": "statistics noise: smaller batches would do, but fewer than m_min, or 16, are too few to "
     "normalise by",
+    "group": "the samples that are normalised together: smaller batches would do, but for the number that you ask for, "
+    "or 16",
     "budget": "what there was time to try: the limit that would decide was not measured",
     "data": "the data: a larger batch would be faster, but these are all the rows, or all there was time to try",
 }

@@ -87,7 +87,8 @@ def doubts(found: Found, speed: Throughput, noise_known: bool) -> list[str]:
         missing = "neither the noise of gradients nor the time of more than one size was measured" if single else (
             "the noise of gradients was not measured"
         )  # fmt: skip
-        told.append(f"not enough time, {missing}: {more}" if not (found.pilot and found.pilot.failed) else missing)
+        in_time = found.interrupted or (found.pilot and found.pilot.failed)
+        told.append(missing if in_time else f"not enough time, {missing}: {more}")
     if slowed(found) >= BUSY:
         told.append(
             f"the same step took {slowed(found):.1f} times as long at other times: ask again on an idle machine"

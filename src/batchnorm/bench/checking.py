@@ -68,6 +68,10 @@ def _of(known: Collection[str]) -> Rule:
     return Rule(is_known, " or ".join(known))
 
 
+def _modes(value: Any) -> bool:
+    return _texts(value) and bool(value) and {*value} <= {*MODES}
+
+
 def _or_none(holds: Callable[[Any], bool], words: str) -> Rule:
     def is_none_or_holds(value: Any) -> bool:
         return value is None or holds(value)
@@ -78,6 +82,7 @@ def _or_none(holds: Callable[[Any], bool], words: str) -> Rule:
 TEXT, TEXTS = Rule(_is_text, "a text"), Rule(_texts, "a list of texts")
 COUNT, MAYBE_COUNT = Rule(_count, "a whole number ≥ 1"), _or_none(_count, "a whole number ≥ 1")
 MEASURED, ERROR = _or_none(_measured, "a number > 0"), _or_none(_number, "a number ≥ 0")
+MEMORY = Rule(_modes, f"a list of {' or '.join(MODES)}")
 MAYBE_TEXT, OBJECT = _or_none(_is_text, "a text"), Rule(_kind(dict), "an object")
 RUN = {
     "machine": OBJECT,
@@ -93,7 +98,7 @@ MACHINE = {
     "system": TEXT,
     "versions": Rule(_versions, "an object of names and versions"),
 }
-SETTINGS = {"threads": COUNT, "rounds": COUNT, "modes": TEXTS}
+SETTINGS = {"threads": COUNT, "rounds": COUNT, "modes": MEMORY}
 CASE = {"shape": Rule(_shape, "2 to 5 whole numbers ≥ 1"), "layout": TEXT, "dtype": _of(BYTES), "op": _of(OPS)}
 ROW = {
     "memory": _of(MODES),

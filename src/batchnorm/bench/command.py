@@ -117,8 +117,8 @@ def files(out: Path) -> tuple[Path, Path]:
     return stem.with_name(f"{stem.name}.txt"), stem.with_name(f"{stem.name}.json")
 
 
-def write(results: Results, out: Path) -> tuple[Path, Path]:
-    """Write the table to OUT.txt and the numbers to OUT.json; return both."""
+def write(results: Results, out: Path) -> None:
+    """Write the table to OUT.txt and the numbers to OUT.json."""
     text, numbers = files(out)
     page_of = io.StringIO()
     Console(file=page_of, width=WIDTH, color_system=None).print(page(results), highlight=False)
@@ -126,7 +126,6 @@ def write(results: Results, out: Path) -> tuple[Path, Path]:
     for path, content in ((text, "\n".join(lines) + "\n"), (numbers, results.to_json())):
         with written("--out", path) as draft:
             draft.write_text(content, encoding="utf-8")
-    return text, numbers
 
 
 def show(results: Results, console: Console) -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from batchnorm.cli import Model, Optimizer, TableFile, Target, TaskName, app
-from batchnorm.cli.running import Terminal, in_a_line, only_results, show, stopped
+from batchnorm.cli.running import Terminal, in_a_line, only_results, shown, stopped
 
 
 class Objective(StrEnum):
@@ -33,7 +33,9 @@ def batch_size(
     model: Model = None,
     loss: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:FACTORY", help="A function that returns your loss (output, target) → mean."),
+        typer.Option(
+            metavar="MODULE:LOSS", help="Your loss (output, target) → mean, or what makes it. Default: as the data are."
+        ),
     ] = None,
     optimizer: Annotated[
         Optimizer | None, typer.Option(help="The optimizer, with --rate. Default: SGD at a rate that is looked for.")
@@ -76,11 +78,11 @@ def batch_size(
         )  # fmt: skip
     about = {**advice.measured_on, "data": f"{asked.name}, {advice.measured_on['data']}"}
     advice = replace(advice, measured_on=about)
-    show(advice, console, as_json=as_json)
-    if out is not None:
-        with in_a_line(lambda: f"Interrupted: {out} is as it was before."):
-            command.write_picture(advice, out)
-        console.say(f"\nPicture: [bold]{escape(str(out))}[/]")
+    with shown(advice, console, as_json=as_json):
+        if out is not None:
+            with in_a_line(lambda: f"Interrupted: {out} is as it was before."):
+                command.write_picture(advice, out)
+            console.say(f"\nPicture: [bold]{escape(str(out))}[/]")
     if advice.interrupted:
         raise typer.Exit(stopped())
 

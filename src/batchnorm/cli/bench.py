@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from batchnorm.cli import app
-from batchnorm.cli.running import WRONG, Terminal, echo_json, in_a_line, stopped
+from batchnorm.cli.running import WRONG, Terminal, echo_json, in_a_line, printed, stopped
 
 
 class Memory(StrEnum):
@@ -71,12 +72,16 @@ def bench(
         if not read:
             with suppress(KeyboardInterrupt), Screen(console, cases, len(chosen.modes)) as watcher:
                 measure(cases, chosen, into=results, watcher=watcher)
-        if as_json:  # ahead of the files: a full disk is not to take away what was measured
-            echo_json(results.to_json())
-        else:
-            command.show(results, Terminal())
-    with in_a_line(lambda: "Interrupted: a file that is not written is as it was before."):
-        if out is not None:
+    if not results.rows and not read:
+        console.say("\nInterrupted before anything was timed.")
+        raise typer.Exit(stopped())
+    with (
+        in_a_line(lambda: "Interrupted: a file that is not written is as it was before."),
+        printed(lambda: echo_json(results.to_json()) if as_json else command.show(results, Terminal())),
+    ):
+        if out is not None and not (results.finished or read) and command.files(out)[1].exists():
+            console.say(escape(f"Interrupted: {command.files(out)[1]} is as it was before."))  # that may be whole
+        elif out is not None:
             command.write(results, out)
         if chart is not None:
             command.draw(results, chart)

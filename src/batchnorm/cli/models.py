@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from batchnorm.cli import app
-from batchnorm.cli.running import Terminal, in_a_line, only_results, show
+from batchnorm.cli.running import Terminal, in_a_line, only_results, shown
 from batchnorm.outputs import check_file
 
 Weights = Annotated[
@@ -71,8 +71,7 @@ def recalibrate(
             made, batches, call=run, layers=named, max_samples=max_samples, sequential=sequential,
             allow_empty=allow_empty,
         )  # fmt: skip
-    show(report, Terminal(), as_json=as_json)
-    with _running(f"`--model {model}`", out):
+    with shown(report, Terminal(), as_json=as_json), _running(f"`--model {model}`", out):
         _wrote(factory.write(made, out))
 
 
@@ -109,8 +108,7 @@ def fold(
         made = factory.made_model(model, weights, key=key, prefix=prefix)
         example = factory.call_factory("--inputs", inputs)
         report = surgery.fold(made.eval(), example, allow_empty=allow_empty)
-    show(report, Terminal(), as_json=as_json)
-    with _running(f"`--model {model}`", out):
+    with shown(report, Terminal(), as_json=as_json), _running(f"`--model {model}`", out):
         _wrote(factory.write(report.model, out, example))
 
 

@@ -4,6 +4,7 @@ Whatever goes wrong there ends in one line on stderr and an exit status, and nev
 """
 
 import codecs
+import ctypes
 import errno
 import json
 import os
@@ -38,6 +39,20 @@ LAST_ASCII = 126  # of those that show
 _asked = {"to end": False}  # by SIGTERM, of which code that takes Ctrl-C for an early end must not lose sight
 
 
+class UnprintedError(OSError):
+    """An answer cannot be printed: the disk that stdout goes to is full, say."""
+
+
+@contextmanager
+def _printing() -> Generator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UnprintedError(error.errno, error.strerror) from error
+
+
 class Terminal(Console):
     """A console on which no text of the user's acts: names of columns and files, messages of exceptions."""
 
@@ -49,6 +64,11 @@ class Terminal(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to `in_a_line` that nobody reads any more, where rich would end the process with status 1."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, and tell an answer that does not arrive from the other files that cannot be written."""
+        with _printing():
+            super().print(*objects, **options)
 
     def say(self, line: str) -> None:
         """Print a line as it is, wherever the terminal's lines end."""
@@ -157,7 +177,7 @@ def _reason(error: BaseException, doing: str) -> str:
     if isinstance(error, USAGE_ERROR):
         return _usage(error)
     failed = f"{doing} failed: " if doing else ""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes | os.PathLike) and error.strerror:
         return f"{failed}{os.fsdecode(error.filename)}: {error.strerror}"
     return failed + told(error)
 
@@ -193,7 +213,7 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
         if _nobody_reads(error):
             _let_go(STDOUT)
             raise typer.Exit(NOBODY_READS) from None
-        if isinstance(error, OSError) and not _arrives():
+        if isinstance(error, UnprintedError) or (isinstance(error, OSError) and not _arrives()):
             _let_go(STDOUT)
             fail(BatchNormError(f"the answer cannot be printed: {error.strerror}; send it elsewhere"))
         fail(error, doing)
@@ -204,9 +224,11 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
 
 def _is_interruption(error: BaseException | None) -> bool:
     """Whether an error is Ctrl-C, or what a library has made of it, while it was imported say."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: set[int] = set()  # of causes that cause one another
+    while error is not None and not isinstance(error, KeyboardInterrupt) and id(error) not in seen:
+        seen.add(id(error))
         error = error.__cause__
-    return error is not None
+    return isinstance(error, KeyboardInterrupt)
 
 
 def _nobody_reads(error: BaseException) -> bool:
@@ -255,17 +277,39 @@ def only_results(wanted: bool = True) -> Generator[None]:
             yield
     finally:
         sys.stdout = own  # whatever the user's code has put there
+        _flush(own)
         os.dup2(stdout, STDOUT)
         os.close(stdout)
 
 
-def show(answer: Any, console: Console, *, as_json: bool) -> None:
-    """Print an answer, ahead of its files: one that cannot be written, on a full disk say, is not to take it away."""
-    if as_json:
-        echo_json(answer.to_json())
-    else:
-        console.print(answer)
-    sys.stdout.flush()
+def _flush(stream: Any) -> None:
+    """Write what Python and C still hold of stdout to where it goes now."""
+    with suppress(OSError, ValueError):
+        stream.flush()
+    with suppress(OSError, AttributeError, TypeError):  # on a system whose C library is not found this way
+        ctypes.CDLL(None).fflush(None)
+
+
+@contextmanager
+def printed(printing: Callable[[], None]) -> Generator[None]:
+    """Print an answer, then write its files: neither a full disk nor a reader who has gone takes away the other."""
+    unread: OSError | None = None
+    try:
+        printing()
+        with _printing():
+            sys.stdout.flush()
+    except OSError as error:
+        unread = error
+    yield
+    if unread is not None:
+        raise unread
+
+
+@contextmanager
+def shown(answer: Any, console: Console, *, as_json: bool) -> Generator[None]:
+    """Print an answer as JSON or as it shows itself, then write its files."""
+    with printed(lambda: echo_json(answer.to_json()) if as_json else console.print(answer)):
+        yield
 
 
 def echo_json(text: str) -> None:
@@ -276,4 +320,5 @@ def echo_json(text: str) -> None:
         text = json.dumps(json.loads(text), indent=1) + "\n"
     for character in {c for c in text if ord(c) > LAST_ASCII and CONTROLS.match(c)}:
         text = text.replace(character, f"\\u{ord(character):04x}")
-    typer.echo(text if text.endswith("\n") else f"{text}\n", nl=False)
+    with _printing():
+        typer.echo(text if text.endswith("\n") else f"{text}\n", nl=False)

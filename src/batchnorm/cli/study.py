@@ -208,7 +208,8 @@ def study(
     trained with and without it, each at its own best learning rate, and every claim gets a verdict with its interval.
     """
     console = Terminal(stderr=as_json)
-    with in_a_line(lambda: _left(out)):
+    known = out.is_dir()
+    with in_a_line(lambda: _left(out, keep=known)):
         from batchnorm.study import command
         from batchnorm.study.options import Options
 
@@ -228,11 +229,12 @@ def study(
         raise typer.Exit(BAD_INPUT)
 
 
-def _left(out: Path) -> str:
-    """Return what an interruption leaves; folders with nothing in them it does not."""
+def _left(out: Path, *, keep: bool) -> str:
+    """Return what an interruption leaves; folders with nothing in them it does not, unless that was there before."""
     if any((out / "runs").glob("*.json")):
         return f"Interrupted. What is finished is kept in {out}/runs: go on with --resume."
     with suppress(OSError):  # where there is something else
         (out / "runs").rmdir()
-        out.rmdir()
+        if not keep:
+            out.rmdir()
     return "Interrupted before any run was finished: nothing is kept."

@@ -33,7 +33,7 @@ def carries(call: Call) -> bool:
 
 
 def _marks(features: int) -> Tensor:
-    """Return a number for each feature; the mean of some is none of them."""
+    """Return a number for each feature; the mean of some is hardly ever that of another."""
     return torch.arange(2, features + 2, dtype=torch.float64).sqrt()
 
 

@@ -38,6 +38,7 @@ from batchnorm.surgery.places import (
     places,
     put,
     trainable,
+    unlike_its_class,
 )
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
@@ -158,6 +159,8 @@ def _frozen(old: nn.Module, to: Target, options: dict[str, Any], activation: nn.
     """Return our layer, frozen as the class is that was frozen for good, or why there is none."""
     if to != "batchnorm":
         return f'a {type(old).__name__} is frozen for good: to="batchnorm" makes a layer of it that can be thawed'
+    if (unknown := unlike_its_class(old)) is not None:
+        return unknown
     new: Any = _by_ours(unfrozen(old), options, activation, fused=fused)
     if not isinstance(new, str):
         layer: Any = new[0] if isinstance(new, Followed) else new

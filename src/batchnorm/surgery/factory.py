@@ -182,7 +182,8 @@ def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
 
 def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
     """Return the one state_dict in what a file holds, or that of a key."""
-    for name in key.split(".") if key is not None else ():
+    whole = isinstance(found, dict) and key in [str(name) for name in found]  # with dots in it
+    for name in () if key is None else (key,) if whole else key.split("."):
         inside = [str(one) for one in found] if isinstance(found, dict) else []
         if name not in inside:
             raise ArgumentError(f"`--key {key}` is not in {path}: there is {few(inside) or 'nothing'} and no {name}")

@@ -29,7 +29,7 @@ IN_PLACE = {"__setitem__", "copy_"}
 SHAPED_LIKE = {"reshape_as", "view_as", "expand_as"}  # of the second tensor they take the shape alone
 ONLY_SHAPED_LIKE = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"} | {
     f"new_{kind}" for kind in ("zeros", "ones", "empty", "full", "tensor")
-}  # and of the first too
+}  # of the first they take the shape or the dtype alone
 
 
 class Call(NamedTuple):
@@ -102,7 +102,7 @@ class Flow:
         """Add a call."""
         taken = tensors_in(given)
         if name in SHAPED_LIKE | ONLY_SHAPED_LIKE:
-            taken = taken[: name in SHAPED_LIKE]
+            taken = taken[:1] if name in SHAPED_LIKE else taken[1:]
         inputs = tuple(self.number(leaf) for leaf in taken)
         tensors = tensors_in(made)
         if name in IN_PLACE and taken:
@@ -190,7 +190,7 @@ class _Operators(TorchDispatchMode):
         return made
 
 
-def tensors_in(value: Any, seen: tuple[int, ...] = ()) -> list[Tensor]:
+def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
     """Return the tensors in a value: in tuples, lists, mappings, and objects with attributes, dataclasses say.
 
     >>> import torch
@@ -199,6 +199,7 @@ def tensors_in(value: Any, seen: tuple[int, ...] = ()) -> list[Tensor]:
     """
     if isinstance(value, Tensor):
         return [value]
+    seen = set() if seen is None else seen
     if isinstance(value, type | nn.Module) or id(value) in seen:
         return []
     if isinstance(value, Mapping):
@@ -207,7 +208,8 @@ def tensors_in(value: Any, seen: tuple[int, ...] = ()) -> list[Tensor]:
         parts = value
     else:
         parts = vars(value).values() if hasattr(value, "__dict__") else ()
-    return [tensor for part in parts for tensor in tensors_in(part, (*seen, id(value)))]
+    seen.add(id(value))
+    return [tensor for part in parts for tensor in tensors_in(part, seen)]
 
 
 def is_one_call(module: nn.Module) -> bool:

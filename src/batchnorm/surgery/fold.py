@@ -16,7 +16,15 @@ from batchnorm.surgery.carried import carries, features_behind
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
 from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, obeys, weighted
-from batchnorm.surgery.places import epsilon, is_frozen_class, is_normalization, places, put, trainable
+from batchnorm.surgery.places import (
+    epsilon,
+    is_frozen_class,
+    is_normalization,
+    places,
+    put,
+    trainable,
+    unlike_its_class,
+)
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
 PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -30,6 +38,9 @@ DROPPING = {
     "dropout3d",
 }
 UNREACHED = "the example inputs do not reach it, or do by another way than calling it"
+OUTPUTS = "the outputs"
+SHRUNK = 1e-4  # what is rounding is far less than this in float64, of what it was before; a mistake is as large
+WORSE = 3.0  # times as far from float64 as the model itself: no worse than the rounding that happened to come
 POWER = 0.7  # of ε, times √layers: rounding stays below, mistakes do not
 
 
@@ -116,7 +127,11 @@ class _Folding:
             return f"the weight of {name} is used elsewhere too"
         if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:  # pyright: ignore
             return f"{name} has hooks, or a weight that is computed anew in each call (weight_norm, pruning: remove it)"
-        if not weighted(module) and not obeys(module, self.flow.tensor(call.inputs[0]), outputs=outputs):
+        if "forward" in vars(module):
+            return f"{name} has a forward of its own, which some library has put there"
+        if not weighted(module) and len(call.inputs) > 1:
+            return f"{name} is a {type(module).__name__} that is given more than one tensor"
+        if not weighted(module) and not obeys(module, *map(self.flow.tensor, call.inputs), outputs=outputs):
             what = f"a scale and shift of its {'outputs' if outputs else 'inputs'}"
             return f"{name} is a {type(module).__name__}, whose weight and bias cannot take in {what}"
         return None
@@ -157,6 +172,8 @@ def _refused(folding: _Folding, call: Call) -> str | None:
     found = normalization(layer)
     if isinstance(found, str):
         return found
+    if (unknown := unlike_its_class(layer)) is not None:
+        return unknown
     values = call.inputs[1:]
     if len(values) > 1 or (values and values[0] == call.inputs[0]):
         return "it is given more than an input and a residual"
@@ -255,7 +272,7 @@ def _difference(before: Any, now: Any) -> Difference | None:
         finite = a[a.isfinite()]
         largest = (float(finite.abs().max()) if finite.numel() else 0.0) or 1.0
         same = (a == b) | (a.isnan() & b.isnan())
-        off = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf).max()) / largest
+        off = float(torch.where(same, 0.0, (a - b).abs()).nan_to_num(torch.inf, torch.inf).max()) / largest
         if (finite.numel() or off) and (worst is None or off / allowed > worst.off / worst.allowed):
             worst = Difference(off, allowed)
     return worst
@@ -274,9 +291,10 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
     means. A subclass of such a layer that computes in a way of its own is folded into where that holds for it too.
 
     The model is run to see what feeds what, and the folded one to compare: the outputs, and what each folded layer
-    hands on. What these inputs do not show (a branch that they do not take, a feature that is kept and not returned,
-    inputs of another rank) is not proven. Where a network amplifies the rounding of its dtype beyond what one of usual
-    condition does, it is folded and compared once more in float64. A layer is left as it is, and the report says why,
+    hands on; a batch of one is taken twice, where the model takes two. What these inputs do not show (a branch that
+    they do not take, a feature that is kept and not returned, inputs of another rank) is not proven.
+    Where a network amplifies the rounding of its dtype beyond what one of usual condition does, it is folded and
+    compared once more in float64. A layer is left as it is, and the report says why,
     where what comes before it is used elsewhere or called twice, where a convolution that follows it pads with zeros,
     or where it keeps no running statistics. The copy is in inference throughout.
 
@@ -291,8 +309,9 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
 
     Raises:
         BatchNormError: if the model is in training or cannot be copied, if a difference is more than rounding explains
-            (ε^0.7·√layers, ε of the output's dtype, in float64 as many times more as in that dtype), if the outputs
-            hold nothing finite to compare, or if there was nothing to fold.
+            (ε^0.7·√layers, ε of the output's dtype) and is hardly less in float64, or the folded model is further from
+            float64 than three times the model itself; if the outputs hold nothing finite to compare, or if there was
+            nothing to fold.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
     >>> report = fold(net, torch.randn(2, 3, 8, 8))
@@ -302,6 +321,7 @@ def fold(model: nn.Module, example_inputs: Any, *, allow_empty: bool = False) ->
     for name, module in ((place.name, place.module) for place in places(model, is_normalization)):
         if module.training and not (getattr(module, "frozen", False) or is_frozen_class(module)):
             raise BatchNormError(f"{name} is in training, where it normalises by the batch: model.eval() first")
+    example_inputs = _twice(model, example_inputs)
     proof = _folded(_copy(model), example_inputs, allow_empty)
     if proof.excess > 1:
         proof = _in_float64(model, example_inputs, proof)
@@ -314,14 +334,29 @@ class Proof(NamedTuple):
     Attributes:
         report: Of what was folded.
         excess: The largest difference, in units of what is allowed.
+        off: That over the largest number.
         where: The layer that hands it on, or "the outputs".
-        result: What the model returned before.
+        compared: What was compared: what the model returned, or a layer handed on, before and now.
     """
 
     report: Report
     excess: float
+    off: float
     where: str
-    result: Any
+    compared: dict[str, tuple[Any, Any]]
+
+
+def _twice(model: nn.Module, example_inputs: Any) -> Any:
+    """Return a batch of one twice, where the model takes that: what depends on the size of the batch shows then."""
+    tensors = tensors_in(example_inputs)
+    if not tensors or any(one.ndim == 0 or one.shape[0] != 1 for one in tensors):
+        return example_inputs
+    both = tree_map(_beside_itself, example_inputs)
+    try:
+        record(model, both)
+    except Exception:  # of a model that takes one only
+        return example_inputs
+    return both
 
 
 def _folded(copied: nn.Module, example_inputs: Any, allow_empty: bool) -> Proof:
@@ -393,24 +428,29 @@ def _proven(report: Report, folding: _Folding, example_inputs: Any, before: Flow
             raise BatchNormError(
                 f"{folding.places[old].name} is called by another way than its name, which leads past what was folded"
             )
-    outputs = _difference(before.result, now.result)
-    if outputs is None:
+    compared = {OUTPUTS: (before.result, now.result)}
+    compared |= {name: (before.kept[old], now.kept.get(new, before.kept[old])) for name, (old, new) in same.items()}
+    found = {name: one for name, pair in compared.items() if (one := _difference(*pair)) is not None}
+    if OUTPUTS not in found:
         raise BatchNormError("the outputs hold no finite floating-point numbers that could show that nothing changed")
-    layers = {
-        name: _difference(before.kept[old], now.kept.get(new, before.kept[old])) for name, (old, new) in same.items()
-    }
-    rounds = max(1, len(report.changes)) ** 0.5
-    compared = {"the outputs": outputs, **{name: one for name, one in layers.items() if one is not None}}
-    where = max(compared, key=lambda name: compared[name].off / compared[name].allowed)
-    numbers = {"difference": outputs.off, "allowed": outputs.allowed * rounds}
-    if len(compared) > 1:
-        numbers["difference_of_layers"] = max(one.off for name, one in compared.items() if name != "the outputs")
+    where = max(found, key=lambda name: found[name].off / found[name].allowed)
+    numbers = {"difference": found[OUTPUTS].off, "allowed": found[OUTPUTS].allowed * _rounds(report)}
+    if len(found) > 1:
+        numbers["difference_of_layers"] = max(one.off for name, one in found.items() if name != OUTPUTS)
     report.numbers.update(numbers)
-    return Proof(report, compared[where].off / (compared[where].allowed * rounds), where, before.result)
+    excess = found[where].off / (found[where].allowed * _rounds(report))
+    return Proof(report, excess, found[where].off, where, compared)
+
+
+def _rounds(report: Report) -> float:
+    return max(1, len(report.changes)) ** 0.5
 
 
 def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
-    """Fold once more in float64, where rounding is far smaller and a mistake is as large as before."""
+    """Fold once more in float64, where a mistake is as large as before, and rounding far smaller.
+
+    Then what the folded model makes may be off by as much as what the model itself makes, some times over.
+    """
     numbers = proof.report.numbers
     told = (
         f"what the folded model makes differs by more than rounding explains ({proof.where}: {proof.excess:.2g} times "
@@ -420,11 +460,21 @@ def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
         again = _folded(_copy(model).double(), tree_map(_doubled, example_inputs), allow_empty=True)
     except Exception as error:
         raise BatchNormError(f"{told}, and it cannot be compared in float64 ({error}): not folded") from error
-    if again.report.names != proof.report.names or not again.excess <= proof.excess:
-        raise BatchNormError(
-            f"{told}, and in float64 too ({again.where}: {again.excess:.2g} times as much): not folded"
-        )
-    own = _difference(again.result, proof.result)
+    if again.report.names != proof.report.names or not (again.excess <= 1 or again.off <= SHRUNK * proof.off):
+        raise BatchNormError(f"{told}, and in float64 too ({again.where}: {again.off:.1e} of the largest): not folded")
+    for name, (before, now) in proof.compared.items():
+        exact, usual = again.compared[name][0], _difference(before, now)
+        own, folded = _difference(exact, before), _difference(exact, now)
+        if own is None or folded is None or usual is None:
+            continue
+        if not (
+            folded.off <= max(WORSE * own.off, usual.allowed * _rounds(proof.report)) and math.isfinite(folded.off)
+        ):
+            raise BatchNormError(
+                f"{told}: beside float64, {name} would be off by {folded.off:.1e} of the largest where the model "
+                f"itself is by {own.off:.1e}, as folding makes it subtract large numbers or overflow: not folded"
+            )
+    own = _difference(again.compared[OUTPUTS][0], proof.compared[OUTPUTS][0])
     numbers["difference_in_float64"] = again.report.numbers["difference"]
     note = (
         "this network amplifies rounding: in its own dtype its outputs differ by "
@@ -432,6 +482,10 @@ def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
         f"float64 they differ by {again.report.numbers['difference']:.1e}"
     )
     return proof._replace(report=replace(proof.report, notes=[*proof.report.notes, note]))
+
+
+def _beside_itself(leaf: Any) -> Any:
+    return torch.cat((leaf, leaf)) if isinstance(leaf, Tensor) else leaf
 
 
 def _doubled(leaf: Any) -> Any:

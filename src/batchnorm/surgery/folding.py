@@ -19,7 +19,8 @@ def weighted(module: Any) -> bool:
     """Return whether a module is a Linear or convolution, or of a subclass that computes as it does."""
     kind = next((kind for kind in WEIGHTED if isinstance(module, kind)), None)
     return kind is not None and all(
-        getattr(type(module), name, None) is getattr(kind, name, None) for name in ("forward", "_conv_forward")
+        name not in vars(module) and getattr(type(module), name, None) is getattr(kind, name, None)
+        for name in ("forward", "_conv_forward")
     )
 
 

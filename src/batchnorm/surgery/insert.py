@@ -146,7 +146,10 @@ def _by_flow(flow: Flow, position: str, picked: dict[int, Place] | None) -> list
     found = [(call.name, ALREADY if _normalised(flow, call) else _spot(flow, call, True)) for call in calls]
     taken = {call.outputs for call in calls}
     for key, place in picked.items():
-        for one in flow.returned[key] if "" not in place.names else []:
+        if "" in place.names and not flow.of(place.module):
+            found.append((place.name, "it is the model itself: name a module in it"))
+            continue
+        for one in flow.returned[key]:
             if one.values not in taken:  # else it is what a module in it has made, which is normalised itself
                 taken.add(one.values)
                 found.append((place.name, _behind(flow, place, one)))

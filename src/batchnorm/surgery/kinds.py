@@ -28,6 +28,7 @@ ACTIVATIONS: dict[ActivationName, Callable[[], nn.Module]] = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "silu": nn.SiLU,
     "gelu": nn.GELU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
 }  # fmt: skip
+FEWEST_IN_GROUP = 8  # features
 ONE_SAMPLE = "say rank=3 if the inputs are (N, C, L)"
 ANY_RANK = "it takes inputs of any rank, and torch has a class for each: say rank="  # with the batch axis
 
@@ -206,8 +207,11 @@ def _layer_norm(features: int, *, affine: bool, **options: Any) -> nn.Module:
 
 
 def _groups(features: int) -> int:
-    """Return the largest power of two up to 32 that makes equal groups of two features or more."""
-    return next((n for n in (32, 16, 8, 4, 2) if features % n == 0 and features > n), 1)
+    """Return the largest power of two up to 32 that makes equal groups of eight features or more.
+
+    On (N, C), and on maps of one position, a group of two is ±1 whatever it holds, and one of four hardly more.
+    """
+    return next((n for n in (32, 16, 8, 4, 2) if features % n == 0 and features // n >= FEWEST_IN_GROUP), 1)
 
 
 def other(

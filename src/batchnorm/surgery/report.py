@@ -130,8 +130,10 @@ def written(value: Any) -> str:
     return f"{value:,.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.3g}"
 
 
-def _nothing(model: nn.Module) -> str:
+def _nothing(tool: str, model: nn.Module) -> str:
     """Say that there is nothing to work on; and name the classes that sound as if they were."""
+    if tool == "insert":
+        return "it has no Linear or convolution whose output is activated on its way to another, or `where` names none"
     foreign = dict.fromkeys(type(m).__name__ for m in model.modules() if "BatchNorm" in type(m).__name__)
     return f"it has no batch normalization of a class that is known{f', but {few([*foreign])}' if foreign else ''}"
 
@@ -159,7 +161,7 @@ def require_change(report: Report, allow_empty: bool) -> Report:
     report = replace(report, left=[*report.left, *hidden])
     if report.changes or allow_empty:
         return report
-    why = "; ".join([*reasons(report.left), *report.notes]) or _nothing(report.model)
+    why = "; ".join([*reasons(report.left), *report.notes]) or _nothing(report.tool, report.model)
     raise BatchNormError(
         f"{report.tool} has found nothing to change in {type(report.model).__name__}"
         f" ({why}); allow_empty=True if that is right"
