@@ -380,3 +380,51 @@ def test_the_flow_follows_functions_modules_and_changes_in_place() -> None:
         assert set(before.outputs) & set(after.inputs)
     assert flow.results == {flow.calls[-1].outputs[0]}
     assert flow.shapes[flow.calls[0].outputs[0]] == (3, 2)
+
+
+def test_what_an_exporter_makes_of_an_interruption_is_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*_: object) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos 1217 vs 1170")
+
+    monkeypatch.setattr(torch, "save", save)
+    Path("old.pt").write_bytes(b"old")
+    code, _, err = invoke(*RECALIBRATE, "--out", "old.pt")
+    assert (code, err) == (130, "Interrupted: nothing is written, old.pt is as it was before.")
+    assert Path("old.pt").read_bytes() == b"old"
+
+
+def test_the_first_cause_is_told_and_no_false_way_out(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export(*_: object, **__: object) -> None:
+        try:
+            raise ValueError("no operator for that")
+        except ValueError as error:
+            raise RuntimeError("much else " * 100) from error
+
+    monkeypatch.setattr(torch.onnx, "export", export)
+    code, _, err = invoke(*FOLD, "--out", "x.onnx")
+    assert code == 2
+    assert err.startswith("error: x.onnx cannot be written: ValueError: no operator for that (")
+    assert "name another file" not in err
+
+
+@pytest.mark.parametrize("command", [RECALIBRATE, FOLD])
+def test_weights_are_written_though_nobody_reads_the_report(
+    own: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("batchnorm.cli.running.Console.print", full)
+    code, _, _ = invoke(*command, "--out", "x.safetensors")
+    assert code == 2
+    assert load_file("x.safetensors")
+
+
+def test_causes_that_cause_one_another_end(own: Path) -> None:
+    with Path("own_tools.py").open("a") as file:
+        file.write("def circle(*_):\n try: raise ValueError('x')\n except ValueError as e: raise e from e\n")
+    code, _, err = invoke(*RECALIBRATE, "--call", "own_tools:circle", "--out", "x.pt")
+    assert (code, "failed: ValueError: x" in err) == (2, True), err

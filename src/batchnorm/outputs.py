@@ -157,7 +157,7 @@ def written(option: str, path: Path) -> Generator[Path]:
         reason = told(_first(error))
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}; name another file, {option}"
-        raise ArgumentError(f"{_short(path)} cannot be written: {reason}") from None
+        raise ArgumentError(f"{_short(path)} cannot be written: {reason}") from error
 
 
 def _first(error: BaseException) -> BaseException:

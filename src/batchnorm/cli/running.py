@@ -223,11 +223,11 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
 
 
 def _is_interruption(error: BaseException | None) -> bool:
-    """Whether an error is Ctrl-C, or what a library has made of it, while it was imported say."""
+    """Whether an error is Ctrl-C, or what a library has made of it: while it was imported, or wrote a file."""
     seen: set[int] = set()  # of causes that cause one another
     while error is not None and not isinstance(error, KeyboardInterrupt) and id(error) not in seen:
         seen.add(id(error))
-        error = error.__cause__
+        error = error.__cause__ or error.__context__
     return isinstance(error, KeyboardInterrupt)
 
 

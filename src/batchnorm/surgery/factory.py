@@ -288,8 +288,11 @@ class _Sink(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Close the file; raise what has failed."""
+        if self.closed:
+            return
+        super().close()
         try:
             self._file.close()
         except OSError as error:
@@ -306,9 +309,8 @@ def _write_weights(model: nn.Module, path: Path, _: Any = None) -> list[str]:
     if path.suffix.lower() == ".safetensors":
         save_file({name: value.contiguous().clone() for name, value in state.items()}, path)
     else:
-        sink: Any = _Sink(path)
-        torch.save(state, sink)
-        sink.finish()
+        with _Sink(path) as sink:
+            torch.save(state, sink)  # pyright: ignore[reportArgumentType]
     return []
 
 
