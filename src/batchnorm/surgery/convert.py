@@ -235,7 +235,7 @@ def convert(
     | "sync" | torch's become SyncBatchNorm, ours `sync=True` | `process_group` |
     | "ghost" | ours with virtual batches | `virtual_batch_size` |
     | "renorm" | ours with batch renormalization | those of `Renorm` |
-    | "group" | GroupNorm | `num_groups`: else up to 32 groups of two features or more; `rank` |
+    | "group" | GroupNorm | `num_groups`: else up to 32 groups of eight features or more, or one; `rank` |
     | "instance" | InstanceNorm1d/2d/3d | `rank` |
     | "layer" | LayerNorm; GroupNorm(1, C) where features come first | |
 
