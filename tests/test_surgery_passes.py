@@ -227,11 +227,15 @@ class Cloud:
         self.points, self.labels = torch.randn(points, 3), torch.zeros(points)
 
 
-@pytest.mark.parametrize("make", [lambda n: Graphs(n, 5 * n), lambda n: Cloud(n)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda n: Graphs(n, 5 * n), Cloud, lambda n: (Graphs(n, 5 * n), torch.zeros(5 * n)), lambda n: [Graphs(n, 9)]],
+)
 def test_samples_of_batches_that_are_objects(make: Any) -> None:
     model = nn.Sequential(nn.BatchNorm1d(3)).eval()
 
     def call(model: nn.Module, batch: Any) -> Any:
+        batch = batch[0] if isinstance(batch, tuple | list) else batch
         return model(batch.x if isinstance(batch, Graphs) else batch.points)
 
     assert recalibrate(model, [make(4), make(7)], call=call).numbers == {"samples": 11, "batches": 2}

@@ -93,7 +93,7 @@ class _Folding:
                 return made, way[::-1]
             way.append(made)
             value = made.inputs[0]
-        return "its input comes from outside"
+        return "its input is an input of the model"
 
     def consumer(self, call: Call) -> tuple[Call, list[Call]] | str:
         """Return the call that alone uses what a layer makes, and the way there; or why there is none."""

@@ -95,12 +95,14 @@ def first_of(model: nn.Module, batch: Any) -> Any:
 def samples_in(batch: Any) -> int:
     """Return the size of the first axis that most tensors of a batch share; of two as frequent the larger.
 
-    A batch that is an object of a class of its own, graphs say, knows its samples, or its tensors do.
+    An object of a class of its own, graphs say, knows its samples, beside a target too, or its tensors do.
     """
-    for name in ("num_graphs", "batch_size"):
-        known = None if isinstance(batch, Mapping) else getattr(batch, name, None)
-        if isinstance(known, int):
-            return known
+    inside: Any = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else ()
+    for part in (batch, *inside):
+        for name in ("num_graphs", "batch_size"):
+            known = None if isinstance(part, Mapping) else getattr(part, name, None)
+            if isinstance(known, int):
+                return known
     sizes = Counter(int(leaf.shape[0]) for leaf in tensors_in(batch) if leaf.ndim)
     return max(sizes, key=lambda size: (sizes[size], size), default=1)
 
