@@ -80,7 +80,11 @@ SURGERY = [
     ),
     Mutant("averaged over who knows what", "surgery/insert.py", "or of_source[1:].count(features) > 1", ""),
     Mutant("features that were turned around", "surgery/insert.py", "or functions & RESHAPING", ""),
-    Mutant("NaN is no difference", "surgery/fold.py", ".nan_to_num(torch.inf).max()", ".nan_to_num(0.0).max()"),
+    Mutant(
+        "NaN is no difference", "surgery/fold.py", ".nan_to_num(torch.inf, torch.inf)", ".nan_to_num(0.0, torch.inf)"
+    ),
+    Mutant("a fold may lose digits", "surgery/fold.py", "WORSE * own.off", "math.inf"),
+    Mutant("a batch of one shows all", "surgery/fold.py", "_twice(model, example_inputs)", "example_inputs"),
     Mutant(
         "judged by any dtype", "surgery/fold.py", "off / allowed > worst.off / worst.allowed", "allowed > worst.allowed"
     ),

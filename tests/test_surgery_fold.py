@@ -142,7 +142,7 @@ def normed() -> nn.Module:
         (
             nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)),
             torch.randn(1, 4, 5, 5),
-            "1 is a ReLU, no Linear",
+            "beside it is 1, a ReLU: no Linear",
         ),
         (nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 4, 3)), torch.randn(1, 4, 5, 5), "1 pads with zeros"),
         (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)), torch.randn(3, 4), "no running"),

@@ -247,3 +247,15 @@ def test_samples_are_what_most_tensors_have() -> None:
     model = nn.Sequential(BatchNorm1d(2))
     report = recalibrate(model, data, call=lambda m, batch: m(batch["x"] * batch["scale"]), max_samples=10)
     assert report.numbers["samples"] == report.changes[0].numbers["values"] == 10
+
+
+@pytest.mark.parametrize(
+    ("model", "batch"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), torch.randn(3, 8, 8)),
+        (nn.Sequential(nn.Identity(), BatchNorm1d(4)), torch.randn(4)),
+    ],
+)
+def test_an_input_that_does_not_fit_names_the_layer_and_the_way_out(model: nn.Module, batch: torch.Tensor) -> None:
+    with pytest.raises(BatchNormError, match=r"1 was given an input of shape .* `call`, a function"):
+        recalibrate(model, [batch])

@@ -98,6 +98,8 @@ def doubts(found: Found, speed: Throughput, noise_known: bool) -> list[str]:
     if found.pilot and found.pilot.failed:
         rate = "that of the optimizer" if found.own else f"{found.pilot.rate:g}"
         told.append(f"training diverged, or learned nothing, at the learning rate tried last ({rate})")
+    if found.pilot and any(math.isinf(noise.value) for noise, _ in found.pilot.weighed):
+        told.append("the gradients are zero: the loss does not depend on the weights")
     if found.pilot and found.pilot.dropped:
         told.append(f"{found.pilot.dropped} blocks of gradients were not finite: look for NaN in the data")
     if single and noise_known:

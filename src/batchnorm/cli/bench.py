@@ -83,6 +83,7 @@ def bench(
             console.say(escape(f"Interrupted: {command.files(out)[1]} is as it was before."))  # that may be whole
         elif out is not None:
             command.write(results, out)
+            console.say(f"wrote {escape(' and '.join(map(str, command.files(out))))}")
         if chart is not None:
             command.draw(results, chart)
     if not results.finished and not read:

@@ -1,5 +1,6 @@
 """The command `batchnorm study`: its options, and what is printed."""
 
+import os
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
@@ -208,7 +209,7 @@ def study(
     trained with and without it, each at its own best learning rate, and every claim gets a verdict with its interval.
     """
     console = Terminal(stderr=as_json)
-    known = out.is_dir()
+    known = os.path.isdir(out)  # which takes names that are too long, too
     with in_a_line(lambda: _left(out, keep=known)):
         from batchnorm.study import command
         from batchnorm.study.options import Options

@@ -326,9 +326,28 @@ def _write_program(model: nn.Module, path: Path, example_inputs: Any) -> list[st
         else:
             large = sum(value.nbytes for value in program.state_dict.values()) > ONE_FILE
             made: Any = torch.onnx.export(program, dynamo=True, verbose=False, dynamic_shapes=_free_axes(program))
-            _name_outputs(made.model.graph, program)
+            _name(made.model.graph, program)
             made.save(path, external_data=large)
-    return _fixed_batch(program, example_inputs)
+            _check_program(path)
+    return [*_fixed_batch(program, example_inputs), *_of_float64(program, path)]
+
+
+def _check_program(path: Path) -> None:
+    """Refuse an .onnx that no runtime takes."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(path, full_check=True)
+    except Exception as error:  # of whatever kind the checker raises
+        raise ArgumentError(
+            f"the exporter made no valid ONNX of the model (a model in bfloat16? model.float() first): {told(error)}"
+        ) from None
+
+
+def _of_float64(program: Any, path: Path) -> list[str]:
+    if path.suffix.lower() != ".onnx" or all(v.dtype != torch.float64 for v in program.state_dict.values()):
+        return []
+    return ["note: the program is in float64, for which onnxruntime has no convolutions: model.float() makes another"]
 
 
 def _free_axes(program: Any) -> list[dict[int, str]]:
@@ -346,21 +365,24 @@ def _free_axes(program: Any) -> list[dict[int, str]]:
     return axes
 
 
-def _name_outputs(graph: Any, program: Any) -> None:
-    """Call the outputs of an ONNX graph as the model does: by the keys of a dictionary, or "output"."""
-    returned = tree_unflatten(list(program.graph_signature.user_outputs), program.call_spec.out_spec)
+def _name(graph: Any, program: Any) -> None:
+    """Call the inputs of an ONNX graph as the model does, and the outputs by the keys of a dictionary, or "output"."""
+    signature, known = program.graph_signature, {node.name: node.meta.get("val") for node in program.graph.nodes}
+    arguments_ = [name for name in signature.user_inputs if isinstance(known.get(name), Tensor)]
+    returned = tree_unflatten(list(signature.user_outputs), program.call_spec.out_spec)
     places = [keystr(path) for path, name in tree_flatten_with_path(returned)[0] if name is not None]
-    others = {value.name: value for node in graph for value in node.outputs}
-    inputs = {value.name for value in graph.inputs}
-    for value, place in zip(graph.outputs, places, strict=False):
-        name = re.sub(r"\W+", "_", place).strip("_")
-        name = name if name and not name[0].isdigit() else f"output_{name}".rstrip("_")
-        if name in inputs or value.producer() is None:
-            continue
-        if (other := others.get(name)) is not None and other is not value:  # each name once
-            other.name = value.name
-            others[value.name] = other
-        value.name, others[name] = name, value
+    keys = [re.sub(r"\W+", "_", place).strip("_") for place in places]
+    results = [key if key and not key[0].isdigit() else f"output_{key}".rstrip("_") for key in keys]
+    values = {value.name: value for value in [*graph.inputs, *(one for node in graph for one in node.outputs)]}
+    given = set(graph.initializers)
+    made = [(value, name) for value, name in zip(graph.outputs, results, strict=False) if value.producer() is not None]
+    for value, name in [*zip(graph.inputs, arguments_, strict=False), *made]:
+        while name in given:
+            name = f"{name}_out"
+        given.add(name)
+        other = values.get(name, value)
+        other.name, value.name = value.name, name  # each name once
+        values |= {other.name: other, name: value}
 
 
 def _exported(model: nn.Module, example_inputs: Any) -> Any:

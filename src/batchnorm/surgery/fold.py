@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -119,14 +120,14 @@ class _Folding:
         if is_parametrized(module):
             return f"{name} is parametrized: torch.nn.utils.parametrize.remove_parametrizations makes it plain"
         if not isinstance(module, WEIGHTED):
-            kind = f"a {type(module).__name__}" if module is not None else "a function, perhaps of a class of its own"
-            return f"{name} is {kind}, no Linear or convolution of torch.nn"
+            kind = "a function" if module is None else f"a {type(module).__name__}"
+            return f"beside it is {name}, {kind}: no Linear or convolution of torch.nn"
         if self.once(module):
             return self.once(module)
-        if any(id(p) in self.flow.outside for p in module.parameters()):
-            return f"the weight of {name} is used elsewhere too"
         if module._forward_pre_hooks or module._forward_hooks or "weight" not in module._parameters:  # pyright: ignore
             return f"{name} has hooks, or a weight that is computed anew in each call (weight_norm, pruning: remove it)"
+        if any(id(p) in self.flow.outside for p in module.parameters()):
+            return f"the weight of {name} is used elsewhere too"
         if "forward" in vars(module):
             return f"{name} has a forward of its own, which some library has put there"
         if not weighted(module) and len(call.inputs) > 1:
@@ -168,7 +169,7 @@ def _refused(folding: _Folding, call: Call) -> str | None:
         return "its running statistics hold inf or NaN"
     least = float(layer.running_var.double().min()) if layer.running_var.numel() else 0.0
     if least + epsilon(layer) <= 0:
-        return f"its running variance is negative, {least:.3g}, beyond eps={epsilon(layer):g}"
+        return f"its running variance plus ε is no more than zero: {least:.3g}, with eps={epsilon(layer):g}"
     found = normalization(layer)
     if isinstance(found, str):
         return found
@@ -474,12 +475,12 @@ def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
                 f"{told}: beside float64, {name} would be off by {folded.off:.1e} of the largest where the model "
                 f"itself is by {own.off:.1e}, as folding makes it subtract large numbers or overflow: not folded"
             )
-    own = _difference(again.compared[OUTPUTS][0], proof.compared[OUTPUTS][0])
     numbers["difference_in_float64"] = again.report.numbers["difference"]
+    exact, before, now = again.compared[OUTPUTS][0], *proof.compared[OUTPUTS]
+    own, folded = (math.nan if one is None else one.off for one in map(partial(_difference, exact), (before, now)))
     note = (
-        "this network amplifies rounding: in its own dtype its outputs differ by "
-        f"{math.nan if own is None else own.off:.1e} of the largest from those in float64, folded or not; folded in "
-        f"float64 they differ by {again.report.numbers['difference']:.1e}"
+        f"this network amplifies rounding: beside float64 its outputs are off by {own:.1e} of the largest as it is, "
+        f"and by {folded:.1e} folded; in float64 folding changes them by {numbers['difference_in_float64']:.1e}"
     )
     return proof._replace(report=replace(proof.report, notes=[*proof.report.notes, note]))
 

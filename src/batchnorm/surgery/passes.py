@@ -65,6 +65,10 @@ def listening(populations: list[Population], before: list[Population], settled: 
         x = named.get("input", next(iter(named.values()), None))
         if not isinstance(x, Tensor):
             raise BatchNormError(f"{population.place.name} was given {type(x).__name__}, no tensor: {HINT}")
+        features, axis = population.layer.running_mean.numel(), getattr(population.layer, "axis", 1)
+        if isinstance(axis, int) and (not -x.ndim <= axis < x.ndim or x.shape[axis] != features):
+            shape = f"an input of shape {tuple(x.shape)}, where its {features} features lie along axis={axis}"
+            raise BatchNormError(f"{population.place.name} was given {shape}: {HINT}")
         if population.arrival is None:
             population.arrival = next(arrived)
         population.take(x.detach(), named.get("weights"))
