@@ -182,6 +182,8 @@ def test_a_damaged_file_is_told_by_the_kind_of_error(ending: str, damage: Callab
         (lambda: {"params": {"x": torch.ones(1)}, "params_ema": state()}, {"key": "params_ema"}),
         (lambda: {"ema": {"module": state(), "step": 3}, "step": 4}, {"key": "ema.module"}),
         (lambda: {"state_dict": under("encoder.") | {"head.weight": torch.ones(1)}}, {"prefix": "encoder."}),
+        (lambda: {"state_dict": under("encoder.") | {"head.weight": torch.ones(1)}}, {"prefix": "encoder"}),
+        (lambda: {"net.teacher": state(), "net": {"student": under("module.")}}, {"key": "net.teacher"}),
         (lambda: {"model": state(), "args": argparse.Namespace(lr=0.1, path="x")}, {}),
         (lambda: {"model": state(), "best": np.float64(0.5), "epoch": np.int64(3), "ok": np.bool_(True)}, {}),
     ],
@@ -205,6 +207,11 @@ def test_what_is_not_in_a_checkpoint_is_named(chosen: dict[str, str], says: str)
     with pytest.raises(ArgumentError) as refused:
         factory.made_model("own_nets:net", Path("x.pt"), **chosen)
     assert str(refused.value).startswith(says)
+
+
+def test_the_prefix_that_would_do_is_told() -> None:
+    torch.save(under("student.") | {f"teacher.{name}": value for name, value in state().items()}, "x.pt")
+    assert refusal("x.pt").endswith("; --prefix student. takes those that do")
 
 
 def test_to_choose_among_weights_needs_weights() -> None:

@@ -115,9 +115,11 @@ def made_model(
     if weights is None and (key or prefix):
         raise ArgumentError("`--key` and `--prefix` choose among the weights of a file: give `--weights` too")
     if weights is not None:
-        faults = _load(model, _behind(prefix, read(weights, key), weights))
-        if faults:
-            raise ArgumentError(f"{weights} does not fit `--model {name}`: {'; '.join(faults)}")
+        state = _behind(prefix, read(weights, key), weights)
+        if faults := _load(model, state):
+            before = _prefix_of(model, state)
+            way_out = f"; --prefix {before} takes those that do" if before else ""
+            raise ArgumentError(f"{weights} does not fit `--model {name}`: {'; '.join(faults)}{way_out}")
     try:
         return model if device is None else model.to(torch.device(device))
     except Exception as error:  # of whatever kind a device brings about
@@ -161,10 +163,19 @@ def _behind(prefix: str | None, state: dict[str, Tensor], path: Path) -> dict[st
     """Return the weights whose names begin with a prefix, without it."""
     if not prefix:
         return state
+    if any(name.startswith(f"{prefix}.") for name in state):
+        prefix = f"{prefix}."
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not inner:
         raise ArgumentError(f"no weight in {path} begins with `--prefix {prefix}`, there are {few([*state])}")
     return inner
+
+
+def _prefix_of(model: nn.Module, state: dict[str, Tensor]) -> str:
+    """Return with what the names of the weights of a model begin in a state_dict that holds others too; "" for none."""
+    own = [*model.state_dict()]
+    found = [name.removesuffix(own[0]) for name in state if own and name.endswith(own[0])]
+    return next((before for before in found if before and all(before + name in state for name in own)), "")
 
 
 def read(path: Path, key: str | None = None) -> dict[str, Tensor]:
