@@ -154,18 +154,18 @@ def written(option: str, path: Path) -> Generator[Path]:
     except ArgumentError:
         raise
     except Exception as error:  # of a disk, an exporter
-        reason = told(_first(error))
+        reason = told(causes(error)[-1])  # an exporter tells much else beside it
         if isinstance(error, OSError) and error.strerror:
             reason = f"{error.strerror}; name another file, {option}"
         raise ArgumentError(f"{_short(path)} cannot be written: {reason}") from error
 
 
-def _first(error: BaseException) -> BaseException:
-    """Return what has caused an error in the first place: an exporter tells much else beside it."""
+def causes(error: BaseException, *, handled: bool = False) -> list[BaseException]:
+    """Return an error and what has caused it, the first cause last; `handled`: or was being handled when it came up."""
     seen = [error]
-    while (cause := seen[-1].__cause__) is not None and cause not in seen:
+    while (cause := seen[-1].__cause__ or (seen[-1].__context__ if handled else None)) and cause not in seen:
         seen.append(cause)
-    return seen[-1]
+    return seen
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from batchnorm.study.networks import DEPTH, WIDTH
 from batchnorm.study.own_loss import makes_one
 from batchnorm.study.shipped import digits
 from batchnorm.study.sources import chosen_data
-from batchnorm.surgery.factory import call_factory, named
+from batchnorm.surgery.factory import call_factory, made_model, named
 from batchnorm.torch import BatchNorm
 
 PAIR = 2  # an input and a class
@@ -65,10 +65,12 @@ def question(
     if isinstance(made, Dataset | DataLoader):
         if model is None:
             raise ArgumentError(f"`--data {data}` is a {type(made).__name__}: name --model for it too")
-        return Question(data or "", _model(model), _loss_of(made, data) if loss is None else _loss(loss), made)
+        return Question(
+            data or "", made_model(model, None), _loss_of(made, data) if loss is None else _loss(loss), made
+        )
     table = chosen_data(path, target, task, data) or digits()
     x, y = _arrays(table)
-    network = _network(x[0].size, table.outputs) if model is None else _model(model)
+    network = _network(x[0].size, table.outputs) if model is None else made_model(model, None)
     return Question(table.name, network, _usual_loss(table) if loss is None else _loss(loss), (x, y))
 
 
@@ -87,13 +89,6 @@ def _network(inputs: int, outputs: int) -> nn.Module:
     for features in (inputs, *[WIDTH] * (DEPTH - 1)):
         layers += [nn.Linear(features, WIDTH), BatchNorm(WIDTH), nn.Sigmoid()]
     return nn.Sequential(*layers, nn.Linear(WIDTH, outputs))
-
-
-def _model(name: str) -> nn.Module:
-    made = call_factory("--model", name, once=True)
-    if not isinstance(made, nn.Module):
-        raise ArgumentError(f"`--model {name}` must return a torch.nn.Module, got {type(made).__name__}")
-    return made
 
 
 def _loss(name: str) -> Any:

@@ -79,11 +79,12 @@ def bench(
         in_a_line(lambda: "Interrupted: a file that is not written is as it was before."),
         printed(lambda: echo_json(results.to_json()) if as_json else command.show(results, Terminal())),
     ):
-        if out is not None and not (results.finished or read) and command.files(out)[1].exists():
-            console.say(escape(f"Interrupted: {command.files(out)[1]} is as it was before."))  # that may be whole
+        text, numbers = command.files(out) if out is not None else (None, None)
+        if numbers is not None and numbers.exists() and not (results.finished or read):
+            console.say(escape(f"Interrupted: {numbers} is as it was before."))  # that may be whole
         elif out is not None:
             command.write(results, out)
-            console.say(f"wrote {escape(' and '.join(map(str, command.files(out))))}")
+            console.say(escape(f"wrote {text} and {numbers}"))
         if chart is not None:
             command.draw(results, chart)
     if not results.finished and not read:

@@ -25,7 +25,7 @@ from rich.segment import Segment
 from typer.core import TyperGroup
 
 from batchnorm.errors import BatchNormError, MissingExtraError
-from batchnorm.outputs import CONTROLS, printable, told
+from batchnorm.outputs import CONTROLS, causes, printable, told
 
 WRONG = 1
 BAD_INPUT = 2
@@ -121,7 +121,8 @@ class Commands(TyperGroup):
             try:
                 return super().invoke(ctx)
             finally:
-                sys.stdout.flush()
+                with _printing():
+                    sys.stdout.flush()
 
 
 def _open_streams() -> None:
@@ -213,7 +214,7 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
         if _nobody_reads(error):
             _let_go(STDOUT)
             raise typer.Exit(NOBODY_READS) from None
-        if isinstance(error, UnprintedError) or (isinstance(error, OSError) and not _arrives()):
+        if isinstance(error, UnprintedError):
             _let_go(STDOUT)
             fail(BatchNormError(f"the answer cannot be printed: {error.strerror}; send it elsewhere"))
         fail(error, doing)
@@ -222,13 +223,9 @@ def in_a_line(left: Callable[[], str] = lambda: "Interrupted.", doing: str = "")
             signal.signal(signal.SIGTERM, before)
 
 
-def _is_interruption(error: BaseException | None) -> bool:
+def _is_interruption(error: BaseException) -> bool:
     """Whether an error is Ctrl-C, or what a library has made of it: while it was imported, or wrote a file."""
-    seen: set[int] = set()  # of causes that cause one another
-    while error is not None and not isinstance(error, KeyboardInterrupt) and id(error) not in seen:
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return isinstance(error, KeyboardInterrupt)
+    return any(isinstance(one, KeyboardInterrupt) for one in causes(error, handled=True))
 
 
 def _nobody_reads(error: BaseException) -> bool:
@@ -242,15 +239,6 @@ def _nobody_reads(error: BaseException) -> bool:
     poll = select.poll()
     poll.register(STDOUT, select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-
-
-def _arrives() -> bool:
-    """Whether stdout takes what is printed on it."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def stopped() -> int:

@@ -10,6 +10,7 @@ from batchnorm.activations import ActivationName
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.layout import normalise_axis
 from batchnorm.renorm import Renorm
+from batchnorm.surgery.folding import unlike_its_class
 from batchnorm.surgery.kinds import (
     ACTIVATIONS,
     BY_RANK,
@@ -38,7 +39,6 @@ from batchnorm.surgery.places import (
     places,
     put,
     trainable,
-    unlike_its_class,
 )
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm

@@ -361,14 +361,18 @@ def _of_float64(program: Any, path: Path) -> list[str]:
     return ["note: the program is in float64, for which onnxruntime has no convolutions: model.float() makes another"]
 
 
+def _taken(program: Any) -> dict[str, Tensor]:
+    """Return the tensors that a program takes, by the names of the model's arguments."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    given = {name: values.get(name) for name in program.graph_signature.user_inputs}
+    return {name: value for name, value in given.items() if isinstance(value, Tensor)}
+
+
 def _free_axes(program: Any) -> list[dict[int, str]]:
     """Return for each tensor that a program takes what its first axis is called where it is free: "batch"."""
     called: set[str] = set()
     axes: list[dict[int, str]] = []
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    for name in program.graph_signature.user_inputs:
-        if not isinstance(value := values.get(name), Tensor):
-            continue
+    for name, value in _taken(program).items():
         free = value.ndim > 0 and isinstance(value.shape[0], torch.SymInt)
         new = free and str(value.shape[0]) not in called  # inputs of one batch share its name
         axes.append({0: f"batch_{name}" if called else "batch"} if new else {})
@@ -378,16 +382,14 @@ def _free_axes(program: Any) -> list[dict[int, str]]:
 
 def _name(graph: Any, program: Any) -> None:
     """Call the inputs of an ONNX graph as the model does, and the outputs by the keys of a dictionary, or "output"."""
-    signature, known = program.graph_signature, {node.name: node.meta.get("val") for node in program.graph.nodes}
-    arguments_ = [name for name in signature.user_inputs if isinstance(known.get(name), Tensor)]
-    returned = tree_unflatten(list(signature.user_outputs), program.call_spec.out_spec)
+    returned = tree_unflatten(list(program.graph_signature.user_outputs), program.call_spec.out_spec)
     places = [keystr(path) for path, name in tree_flatten_with_path(returned)[0] if name is not None]
     keys = [re.sub(r"\W+", "_", place).strip("_") for place in places]
     results = [key if key and not key[0].isdigit() else f"output_{key}".rstrip("_") for key in keys]
     values = {value.name: value for value in [*graph.inputs, *(one for node in graph for one in node.outputs)]}
     given = set(graph.initializers)
     made = [(value, name) for value, name in zip(graph.outputs, results, strict=False) if value.producer() is not None]
-    for value, name in [*zip(graph.inputs, arguments_, strict=False), *made]:
+    for value, name in [*zip(graph.inputs, _taken(program), strict=False), *made]:
         while name in given:
             name = f"{name}_out"
         given.add(name)

@@ -3,7 +3,6 @@
 import copy
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,17 @@ from batchnorm.errors import BatchNormError
 from batchnorm.surgery.carried import carries, features_behind
 from batchnorm.surgery.convert import activation_of, options_of
 from batchnorm.surgery.flow import Call, Flow, record, tensors_in
-from batchnorm.surgery.folding import TRANSPOSED, WEIGHTED, affine, after, ahead, merged, obeys, weighted
+from batchnorm.surgery.folding import (
+    TRANSPOSED,
+    WEIGHTED,
+    affine,
+    after,
+    ahead,
+    merged,
+    obeys,
+    unlike_its_class,
+    weighted,
+)
 from batchnorm.surgery.places import (
     epsilon,
     is_frozen_class,
@@ -24,7 +33,6 @@ from batchnorm.surgery.places import (
     places,
     put,
     trainable,
-    unlike_its_class,
 )
 from batchnorm.surgery.report import Change, Left, Report, require_change
 
@@ -463,24 +471,25 @@ def _in_float64(model: nn.Module, example_inputs: Any, proof: Proof) -> Proof:
         raise BatchNormError(f"{told}, and it cannot be compared in float64 ({error}): not folded") from error
     if again.report.names != proof.report.names or not (again.excess <= 1 or again.off <= SHRUNK * proof.off):
         raise BatchNormError(f"{told}, and in float64 too ({again.where}: {again.off:.1e} of the largest): not folded")
+    off: dict[str, tuple[float, float]] = {}  # from float64: as it is, and folded
     for name, (before, now) in proof.compared.items():
         exact, usual = again.compared[name][0], _difference(before, now)
         own, folded = _difference(exact, before), _difference(exact, now)
         if own is None or folded is None or usual is None:
             continue
-        if not (
-            folded.off <= max(WORSE * own.off, usual.allowed * _rounds(proof.report)) and math.isfinite(folded.off)
-        ):
+        off[name] = own.off, folded.off
+        most = max(WORSE * own.off, usual.allowed * _rounds(proof.report))
+        if not (folded.off <= most and math.isfinite(folded.off)):
             raise BatchNormError(
                 f"{told}: beside float64, {name} would be off by {folded.off:.1e} of the largest where the model "
                 f"itself is by {own.off:.1e}, as folding makes it subtract large numbers or overflow: not folded"
             )
     numbers["difference_in_float64"] = again.report.numbers["difference"]
-    exact, before, now = again.compared[OUTPUTS][0], *proof.compared[OUTPUTS]
-    own, folded = (math.nan if one is None else one.off for one in map(partial(_difference, exact), (before, now)))
+    as_it_is, when_folded = off.get(OUTPUTS, (math.nan, math.nan))
     note = (
-        f"this network amplifies rounding: beside float64 its outputs are off by {own:.1e} of the largest as it is, "
-        f"and by {folded:.1e} folded; in float64 folding changes them by {numbers['difference_in_float64']:.1e}"
+        f"this network amplifies rounding: beside float64 its outputs are off by {as_it_is:.1e} of the largest as it "
+        f"is, and by {when_folded:.1e} folded; in float64 folding changes them by "
+        f"{numbers['difference_in_float64']:.1e}"
     )
     return proof._replace(report=replace(proof.report, notes=[*proof.report.notes, note]))
 

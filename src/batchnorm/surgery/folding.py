@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from batchnorm.surgery.places import epsilon
+from batchnorm.surgery.places import epsilon, is_frozen_class
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -78,6 +78,23 @@ def affine(layer: Any) -> Affine:
         scale = scale * layer.weight.detach().double()
     shift = -layer.running_mean.double() * scale
     return Affine(scale, shift if layer.bias is None else shift + layer.bias.detach().double())
+
+
+@torch.no_grad()
+def unlike_its_class(layer: Any) -> str | None:
+    """Return why a frozen layer whose class has no ε as an attribute is not known; None where it is."""
+    if not is_frozen_class(layer) or hasattr(layer, "eps"):
+        return None
+    formula = f"(x − running_mean)·weight/√(running_var + {epsilon(layer):g}) + bias"
+    mean = layer.running_mean.reshape(1, -1, 1, 1)
+    x = torch.cat((mean - 1, mean + 2))
+    expected = affine(layer).on(x.double(), 1)
+    try:
+        off = (layer(x).double() - expected).abs()
+    except Exception as error:  # of whatever kind a class brings about
+        return f"its forward fails where it was to be {formula}: {type(error).__name__}: {error}"
+    same = bool((off <= torch.finfo(x.dtype).eps ** 0.5 * (1 + expected.abs())).all())
+    return None if same else f"its forward computes something else than {formula}"
 
 
 def _weights(module: Any, scale: Tensor, *, outputs: bool) -> Tensor:

@@ -59,29 +59,6 @@ def epsilon(layer: Any) -> float:
     return getattr(layer, "eps", 1e-5)
 
 
-@torch.no_grad()
-def unlike_its_class(layer: Any) -> str | None:
-    """Return why a frozen layer whose class has no ε as an attribute is not known; None where it is."""
-    if not is_frozen_class(layer) or hasattr(layer, "eps"):
-        return None
-    mean, var, weight, bias = (
-        getattr(layer, part).double().reshape(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    x = torch.cat((mean - 1, mean + 2))
-    expected = (x - mean) * weight / torch.sqrt(var + epsilon(layer)) + bias
-    formula = f"(x − running_mean)·weight/√(running_var + {epsilon(layer):g}) + bias"
-    try:
-        got = layer(x.to(layer.running_mean.dtype)).double()
-    except Exception as error:  # of whatever kind a class brings about
-        return f"its forward fails where it was to be {formula}: {type(error).__name__}: {error}"
-    allowed = torch.finfo(layer.running_mean.dtype).eps ** 0.5 * (1 + expected.abs())
-    return (
-        None
-        if bool(((got - expected).abs() <= allowed).all())
-        else f"its forward computes something else than {formula}"
-    )
-
-
 class Place(NamedTuple):
     """A module and where it hangs.
 
