@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from batchnorm.bench.cases import written
 from batchnorm.bench.memory import keep
 from batchnorm.bench.timing import interleaved
-from batchnorm.kernels import native
+from batchnorm.kernels.native import abi
 from batchnorm.torch import BatchNorm
 
 SHAPES = [(64, 3), (8, 480, 6, 6), (8, 672, 7, 7), (32, 96, 56, 56), (32, 256, 14, 14), (4096, 1024)]
@@ -77,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     keep()
-    library = native.load()
+    library = abi.load()
     kernel = library if isinstance(library, str) else library.instruction_set
     machine = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, native kernel: {kernel}"
     print(f"one thread, torch {torch.__version__}, {machine}; unfused ÷ fused, torch ÷ fused")

@@ -18,11 +18,14 @@ from rich.table import Table
 from torch import Tensor
 
 from batchnorm.bench.timing import interleaved
+from batchnorm.core import step
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.policy import Batch
 from batchnorm.layout import plan
 from batchnorm.statistics import Running
-from batchnorm.steps import Inputs, Recipe
 from batchnorm.torch import BatchNorm, Renorm
-from batchnorm.torch.training import remember, train
+from batchnorm.torch.autograd import FRONTEND
+from batchnorm.torch.state import write
 
 SHAPES = [(64, 3), (4096, 1024), (32, 64, 56, 56), (32, 512, 7, 7)]
 THREADS = 2
@@ -32,20 +35,21 @@ class Plain(BatchNorm):
     """The passes alone: nothing checked, nothing chosen, nothing guarded."""
 
     def forward(self, input: Tensor, residual: Any = None, weights: Any = None) -> Tensor:
-        recipe = Recipe(plan(input.ndim, 1), self.eps)
-        y, step = train(Inputs(input, self.weight, self.bias), recipe, self)
-        running = Running(self.running_mean, self.running_var)
-        remember(running, step, self.momentum, estimator="unbiased", good=None)
+        spec, inputs = self.spec, NormInputs(input, self.weight, self.bias)
+        call, running = FRONTEND.plan(spec, inputs, plan(input.ndim, 1)), Running(self.running_mean, self.running_var)
+        y, batch = step.train(FRONTEND, spec, call, inputs, Batch(), running)
+        after, _ = step.update(running, batch, spec, self.momentum, FRONTEND.xp)
+        write(running, after)
         self.num_batches_tracked.add_(1)
         return y
 
 
 def stepper(layer: BatchNorm, x: Tensor, dy: Tensor, **call: Any) -> Callable[[], None]:
-    def step() -> None:
+    def one_step() -> None:
         x.grad = None
         layer(x, **call).backward(dy)
 
-    return step
+    return one_step
 
 
 def contenders(x: Tensor, dy: Tensor) -> dict[str, Callable[[], None]]:

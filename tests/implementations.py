@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from batchnorm import statistics
-from batchnorm.kernels import Kernel, Wanted, native
-from batchnorm.kernels import numpy as numpy_kernel
+from batchnorm.kernels.native import abi
+from batchnorm.kernels.native import numpy as numpy_kernel
+from batchnorm.kernels.native.memory import memory_layout
 from batchnorm.layout import plan
 from batchnorm.torch import BatchNorm, batch_norm, operators
-from choosing import without_direct, without_native
+from choosing import without_fast_step, without_native
+from kernel_calls import Called, Wanted
 from namespaces import NAMESPACES, Namespace, to_numpy, to_torch
 from regimes import EPSILON, Case, data
 from tolerance import working
@@ -51,20 +53,19 @@ class Implementation(NamedTuple):
 class ByNative(Namespace):
     """An array namespace with a native kernel, which must be given."""
 
-    served: Kernel | None = None
+    served: Any = None
 
     @property
-    def kernel(self) -> Kernel:
-        assert self.served is not None
+    def kernel(self) -> Called:
         assert self.served.name == "native"
-        return self.served
+        return Called(self.served, self.xp)
 
 
 def lies_apart(case: Case) -> bool:
     """Return whether the native kernel does not serve how a case lies in memory, nor should it."""
     x = data(case).x
     strides, features = tuple(s // x.itemsize for s in x.strides), plan(x.ndim, case.axis).kept_shape(x.shape)
-    return isinstance(native.arrangement(x.shape, strides, features), str)
+    return isinstance(memory_layout(x.shape, strides, features), str)
 
 
 def dense(case: Case) -> Array:
@@ -84,8 +85,6 @@ def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
         return None if array is None else namespace.array(array.reshape(kept).astype(precise), precise)
 
     running, gamma, beta = (enter(d.running_mean), enter(d.running_var)), enter(d.gamma), enter(d.beta)
-    assert kernel.forward is not None
-    assert kernel.backward is not None
     if training:
         y, moments, inv_std, bits = kernel.forward(x, layout, gamma, beta, eps=EPSILON)
         assert bits is None
@@ -206,14 +205,14 @@ IMPLEMENTATIONS = [
     *(Implementation(f"eager-{n.name}", n.dtypes, partial(_by_kernel, n)) for n in NAMESPACES),
     Implementation("torch-function", TORCH_DTYPES, _by_torch_function),
     Implementation("torch-layer", TORCH_DTYPES, _by_torch_layer),
-    Implementation("torch-layer-general", TORCH_DTYPES, partial(_within, without_direct, _by_torch_layer)),
+    Implementation("torch-layer-general", TORCH_DTYPES, partial(_within, without_fast_step, _by_torch_layer)),
     Implementation("torch-layer-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_layer)),
     Implementation("torch-function-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_function)),
 ]
-if not isinstance(native.load(), str):
+if not isinstance(abi.load(), str):
     _NATIVE = [
         ByNative("arrays", np, to_ml_dtypes, TORCH_DTYPES, served=numpy_kernel.KERNEL),
-        ByNative("operators", array_api_compat.torch, to_torch, TORCH_DTYPES, served=operators.KERNEL),
+        ByNative("operators", array_api_compat.torch, to_torch, TORCH_DTYPES, served=operators.OperatorKernel()),
     ]
     IMPLEMENTATIONS += [
         Implementation(f"native-{n.name}{how}", n.dtypes, partial(run, n), empty=False)

@@ -13,7 +13,7 @@ ROWS = [
     "cli",
     "study+batch_size+bench+audit+surgery",
     "torch keras jax numpy",
-    "steps",
+    "core",
     "kernels",
     "statistics+layout+conventions+activations+renorm",
     "reference outputs",
@@ -24,7 +24,7 @@ DOORS = {"batchnorm.keras.by_torch": "torch"}  # the one module each through whi
 LEVEL = {part: level for level, row in enumerate(ROWS) for part in row.replace("+", " ").split()}
 # What beyond the standard library and this package each lower part may import; the rows above it are free to.
 OUTSIDE = {
-    "steps": set(),
+    "core": set(),
     "kernels": {"numpy"},  # whose arrays the native kernel takes
     "statistics": set(),
     "layout": set(),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchnorm.kernels import Kernel, eager
+from kernel_calls import Called, eager
 
 
 class ReadOnly(np.ndarray[Any, Any]):
@@ -53,8 +53,8 @@ class Namespace:
     cascade: bool = False  # whether the kernel may take it that sums are added in a tree
 
     @property
-    def kernel(self) -> Kernel:
-        return eager.kernel(self.xp, cascade=self.cascade)
+    def kernel(self) -> Called:
+        return eager(self.xp, cascade=self.cascade)
 
 
 NAMESPACES = [

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from batchnorm import statistics
 from batchnorm.activations import ACTIVATIONS
-from batchnorm.kernels import eager
 from batchnorm.layout import plan
 from batchnorm.statistics import Moments, Observed, Running, Statistics
+from kernel_calls import eager
 from namespaces import NAMESPACES, Namespace, to_numpy
 from tolerance import DIFFERENCE_ROUNDINGS, DIFFERENCE_STEP, assert_close, assert_within_project_bound
 
@@ -57,7 +57,7 @@ def test_moments_of_many_values_that_are_added_one_after_another(
         x[(0 if values.endswith("first") else -1,) * (len(shape) - 1)] = 1e4
     x = {"far": x + 1e6, "sparse": x * (drawn(5, shape) > 3.0)}.get(values, x).astype(np.float32)
     w = (drawn(4, (*shape[:-1], 1)) > -0.5).astype(np.float32) if weighted else None
-    got = eager.kernel(xp).moments(x, plan(len(shape), -1), w)
+    got = eager(xp).moments(x, plan(len(shape), -1), w)
     rows = x.reshape(-1, 2).astype(np.float64)
     kept = rows if w is None else rows[w.ravel() > 0.0]
     mean = got.mean.astype(np.float64) + got.mean_low
@@ -183,11 +183,15 @@ def test_moments_that_are_not_heard_give_way_to_the_running_ones(namespace: Name
     )
     batch = statistics.of_batch(Moments(count, mean, m2, mean * 0.0), 0.0, xp)
     zero = mean * 0.0
-    using = statistics.where_heard(batch, count, statistics.of_running(zero + 7.0, zero + 4.0, 0.0, xp), least=0, xp=xp)
+    using = statistics.with_fallback(
+        batch, count, statistics.of_running(zero + 7.0, zero + 4.0, 0.0, xp), max_fallback_count=0, xp=xp
+    )
     np.testing.assert_array_equal(to_numpy(using.mean), [1.0, 7.0])
     np.testing.assert_array_equal(to_numpy(using.inv_std), [0.5, 0.5])
     np.testing.assert_array_equal(to_numpy(using.per_count), [0.5, 0.0])
-    both = statistics.where_heard(batch, count, statistics.of_running(zero, zero + 4.0, 0.0, xp), least=2, xp=xp)
+    both = statistics.with_fallback(
+        batch, count, statistics.of_running(zero, zero + 4.0, 0.0, xp), max_fallback_count=2, xp=xp
+    )
     np.testing.assert_array_equal(to_numpy(both.per_count), [0.0, 0.0])
 
 

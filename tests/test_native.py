@@ -14,16 +14,18 @@ import pytest
 
 from batchnorm import kernels
 from batchnorm.activations import ACTIVATIONS
-from batchnorm.kernels import Wanted, native
-from batchnorm.kernels.numpy import KERNEL, serve
+from batchnorm.kernels import Facts
+from batchnorm.kernels.native import abi, numpy
 from batchnorm.layout import plan
 from batchnorm.statistics import Statistics
 from choosing import counting
 from implementations import TORCH_DTYPES, Array, dense, lies_apart, to_ml_dtypes
+from kernel_calls import Called, Wanted
 from regimes import CASES, Case, data
 from tolerance import assert_close, working
 
-LIBRARY = native.load()
+LIBRARY = abi.load()
+KERNEL = Called(numpy.KERNEL, np)
 pytestmark = pytest.mark.skipif(isinstance(LIBRARY, str), reason=f"no native kernel: {LIBRARY}")
 SECONDS = 60.0
 # More than a thread is worth waking for, in every way to cut: whole planes, their parts, rows, and few channels.
@@ -32,6 +34,12 @@ LARGE = [((6, 5, 60, 61), 1), ((2, 3, 40001), 1), ((9001, 17), 1), ((20011, 3), 
 
 def drawn(seed: int, shape: tuple[int, ...], dtype: str = "float32") -> Any:
     return to_ml_dtypes(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def selected(x: Any, axis: int | tuple[int, ...], residual: str | None = None) -> kernels.Choice:
+    """Return the kernel that serves an array, and why no faster one does."""
+    dtype = x.dtype.name if x.dtype.isnative else str(x.dtype)
+    return kernels.select(Facts(plan(x.ndim, axis), x.shape, numpy.strides(x), dtype, residual=residual), np)
 
 
 def everything(
@@ -50,13 +58,13 @@ def everything(
     along = tuple(1 if i in layout.kept else n for i, n in enumerate(shape))
     weights = np.abs(drawn(5, along, precise)) if weighted else None
     given: dict[str, Any] = {"activation": activation, "residual": residual}
-    assert KERNEL.forward is not None
-    assert KERNEL.backward is not None
     y, moments, inv_std, bits = KERNEL.forward(x, layout, gamma, beta, eps=1e-5, weights=weights, **given)
     count = np.broadcast_to(np.asarray(moments.count, precise), kept)
     using = Statistics(moments.mean, moments.mean_low, inv_std, 1.0 / count)
     wants = Wanted(dx=True, dz=True, sums=True)
-    gradients = KERNEL.backward(dy, x, using, gamma * inv_std, beta, bits=bits, weights=weights, wants=wants, **given)
+    gradients = KERNEL.backward(
+        dy, x, using, gamma * inv_std, beta, reserve=bits, weights=weights, wants=wants, **given
+    )
     pieces = KERNEL.moments(x, layout, weights)[1:], KERNEL.affine(x, using, gamma * inv_std, beta, **given)
     reduced = KERNEL.backward_reduce(dy, x, layout, using)
     found = y, *moments[1:], inv_std, *gradients, *pieces[0], pieces[1], *reduced  # of the bits a few are unused
@@ -76,8 +84,8 @@ def handle() -> Iterator[Any]:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_native_kernel_serves_what_is_dense(case: Case) -> None:
     x = to_ml_dtypes(dense(case), case.dtype)
-    chosen = kernels.select(x, plan(x.ndim, case.axis), np)
-    assert (chosen.name, chosen.reason) == ("native", "")
+    chosen = selected(x, case.axis)
+    assert (chosen.kernel.name, chosen.reason) == ("native", "")
     assert lies_apart(case) == (dense(case) is not data(case).x)
 
 
@@ -89,20 +97,20 @@ def test_any_number_of_threads_gives_the_same_bits(
     found = []
     for threads in (1, 2, 3, 4):
         handle.bn_use_threads(threads)
-        assert native.Library({}, handle).threads == threads
+        assert abi.Library({}, handle).threads == threads
         found.append(everything(shape, axis, weighted=weighted))
     assert all(bits == found[0] for bits in found)
 
 
 @pytest.mark.parametrize("dtype", TORCH_DTYPES)
-@pytest.mark.parametrize("activation", native.ACTIVATIONS)
+@pytest.mark.parametrize("activation", abi.ACTIVATIONS)
 def test_any_instruction_set_gives_the_same_bits(activation: str | None, dtype: str, handle: Any) -> None:
     shapes = [((3, 5, 37), 1), ((67, 21), 1), ((29, 3), 1), ((5, 7, 33), -1)]
     found, sets = [], [n for n in (b"portable", b"avx2", b"avx512") if handle.bn_use_instruction_set(n) == 0]
     smooth = activation is not None and not ACTIVATIONS[activation].by_sign
     for name in sets[1:] or sets if smooth else sets:  # on x86, portable code rounds twice where the others round once
         assert handle.bn_use_instruction_set(name) == 0
-        assert native.Library({}, handle).instruction_set == name.decode()
+        assert abi.Library({}, handle).instruction_set == name.decode()
         found.append([everything(*shape, dtype, activation) for shape in shapes])
     assert handle.bn_use_instruction_set(b"mmx") == 1
     assert found
@@ -145,7 +153,7 @@ def test_an_array_may_begin_anywhere(offset: int, dtype: str) -> None:
         x, layout = drawn(0, shape, dtype), plan(len(shape), axis)
         shifted = np.empty(offset + x.size, x.dtype)[offset:].reshape(shape)
         shifted[...] = x
-        assert serve(shifted, layout) is KERNEL
+        assert selected(shifted, axis).kernel is KERNEL.kernel
         for a, b in zip(KERNEL.moments(x, layout), KERNEL.moments(shifted, layout), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -167,7 +175,6 @@ def test_what_comes_with_x_may_lie_otherwise(memory: str) -> None:
     using = Statistics(*(drawn(i, (1, 3, 1)) for i in range(3, 7)))
     scale, shift = drawn(7, (1, 3, 1)), drawn(8, (1, 3, 1))
     wants = Wanted(dx=True, dz=True, sums=True)
-    assert KERNEL.backward is not None
     for function in (
         lambda other: [KERNEL.affine(x, using, scale, shift, residual=other(residual))],
         lambda other: KERNEL.backward_reduce(other(dy), x, layout, using),
@@ -218,8 +225,8 @@ NOT_SERVED: dict[str, tuple[Callable[[], Any], int | tuple[int, ...], str]] = {
 def test_what_is_not_served_says_why(kind: str) -> None:
     make, axis, reason = NOT_SERVED[kind]
     x = make()
-    chosen = kernels.select(x, plan(x.ndim, axis), np)
-    assert chosen.name == "eager"
+    chosen = selected(x, axis)
+    assert chosen.kernel.name == "eager"
     assert reason in chosen.reason
     if kind not in ("integers", "other bytes", "not aligned"):
         with pytest.raises(NotImplementedError, match=reason):
@@ -228,8 +235,8 @@ def test_what_is_not_served_says_why(kind: str) -> None:
 
 def test_a_residual_of_another_dtype_is_not_served() -> None:
     x = drawn(0, (4, 3))
-    chosen = kernels.select(x, plan(2, 1), np, residual=x.astype(np.float64))
-    assert (chosen.name, chosen.reason) == ("eager", "the residual is float64, the input float32")
+    chosen = selected(x, 1, residual="float64")
+    assert (chosen.kernel.name, chosen.reason) == ("eager", "the residual is float64, the input float32")
 
 
 def test_what_comes_with_x_need_not_be_aligned() -> None:
@@ -250,9 +257,9 @@ def test_what_comes_with_x_need_not_be_aligned() -> None:
 
 def test_wrong_bytes_are_refused_by_the_library() -> None:
     with pytest.raises(ValueError, match="the native kernel refused moments: bad shape"):
-        native.run("moments", (-1, 1, 1, 1, 1), "float32", x=8, mean=8, mean_low=8, m2=8)
+        abi.loaded().run("moments", abi.Call(outer=-1, groups=1, rows=1, channels=1, inner=1, x=8, mean=8, m2=8))
     with pytest.raises(ValueError, match="the native kernel refused moments: null pointer"):
-        native.run("moments", (1, 1, 1, 1, 1), "float32")
+        abi.loaded().run("moments", abi.Call(outer=1, groups=1, rows=1, channels=1, inner=1))
 
 
 def test_one_call_each_for_forward_and_backward() -> None:
@@ -283,18 +290,18 @@ def test_a_library_that_cannot_be_used_is_named(found: str, reason: str, tmp_pat
     if found == "text":
         path.write_text("not a library")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "LIBRARY", path)
-        assert reason in str(native.load.__wrapped__())
-        patch.setattr(native, "load", native.load.__wrapped__)
-        chosen = kernels.select(drawn(0, (4, 3)), plan(2, 1), np)
-        assert chosen.name == "eager"
+        patch.setattr(abi, "LIBRARY", path)
+        assert reason in str(abi.load.__wrapped__())
+        patch.setattr(abi, "load", abi.load.__wrapped__)
+        chosen = selected(drawn(0, (4, 3)), 1)
+        assert chosen.kernel.name == "eager"
         assert reason in chosen.reason
         assert reason in kernels.available()["native"]
         with pytest.raises(ValueError, match="the native kernel cannot run"):
-            native.run("moments", (1, 1, 1, 1, 1), "float32")
+            abi.loaded()
 
 
 def test_a_library_of_another_interface_is_refused() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "INTERFACE", native.INTERFACE + 1)
-        assert "has interface" in str(native.load.__wrapped__())
+        patch.setattr(abi, "INTERFACE", abi.INTERFACE + 1)
+        assert "has interface" in str(abi.load.__wrapped__())

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from batchnorm.kernels import native
-from batchnorm.kernels.eager import kernel
-from batchnorm.kernels.native import Arrangement, arrangement, bits_size
-from batchnorm.kernels.numpy import KERNEL
+from batchnorm.kernels.native import abi
+from batchnorm.kernels.native.memory import MemoryLayout, memory_layout, weight_group_axis
+from batchnorm.kernels.native.numpy import KERNEL
 from batchnorm.layout import Plan
+from kernel_calls import Called, eager
 from tolerance import assert_close
 
 
@@ -50,9 +50,9 @@ def can_be_served(shape: Sequence[int], order: Sequence[int], kept: frozenset[in
     return first and between and len(others) <= 1
 
 
-def view(x: np.ndarray, lies: Arrangement) -> np.ndarray:
+def view(x: np.ndarray, layout: MemoryLayout) -> np.ndarray:
     """Return the elements as they follow one another in memory, in the library's shape."""
-    return x.transpose(lies.order).reshape(lies.sizes)
+    return x.transpose(layout.order).reshape(layout.sizes)
 
 
 @example(case=((2, 3, 4), (2, 1, 0), frozenset({0, 2})))  # in the order of memory they are (2, 0)
@@ -62,12 +62,12 @@ def test_sums_of_features_are_those_over_three_of_five_axes(
 ) -> None:
     shape, order, kept = case
     features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
-    lies = arrangement(shape, strides_of(shape, order), features)
-    assert isinstance(lies, Arrangement) == can_be_served(shape, order, kept, None)
-    if isinstance(lies, Arrangement):
+    layout = memory_layout(shape, strides_of(shape, order), features)
+    assert isinstance(layout, MemoryLayout) == can_be_served(shape, order, kept, None)
+    if isinstance(layout, MemoryLayout):
         x = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) ** 2
         sums = x.sum(tuple(i for i in range(len(shape)) if i not in kept))
-        np.testing.assert_array_equal(view(x, lies).sum((0, 2, 4)).ravel(), sums.ravel())
+        np.testing.assert_array_equal(view(x, layout).sum((0, 2, 4)).ravel(), sums.ravel())
 
 
 @example(case=((2, 3, 4), (0, 1, 2), frozenset({0, 1})), which=1)  # the groups within another axis of features
@@ -81,16 +81,16 @@ def test_weights_go_along_every_place_but_that_of_channels(
     features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
     varies = tuple(n if i not in kept or i == groups else 1 for i, n in enumerate(shape))
     w = np.arange(1, 1 + math.prod(varies), dtype=np.int64).reshape(varies)
-    assert native.apart(features, w) == groups
-    lies = arrangement(shape, strides_of(shape, order), features, groups)
-    assert isinstance(lies, Arrangement) == can_be_served(shape, order, kept, groups)
-    if isinstance(lies, Arrangement):
+    assert weight_group_axis(features, w.shape) == groups
+    layout = memory_layout(shape, strides_of(shape, order), features, groups)
+    assert isinstance(layout, MemoryLayout) == can_be_served(shape, order, kept, groups)
+    if isinstance(layout, MemoryLayout):
         x = np.arange(math.prod(shape), dtype=np.int64).reshape(shape) ** 2
-        outer, in_groups, rows, _, inner = lies.sizes
-        reduced = tuple(n if i in lies.weighed else 1 for i, n in enumerate(shape))
-        along = np.broadcast_to(w, reduced).transpose(lies.order).reshape(outer, in_groups, rows, 1, inner)
+        outer, in_groups, rows, _, inner = layout.sizes
+        reduced = tuple(n if i in layout.weight_axes else 1 for i, n in enumerate(shape))
+        along = np.broadcast_to(w, reduced).transpose(layout.order).reshape(outer, in_groups, rows, 1, inner)
         expected = (x * w).sum(tuple(i for i in range(len(shape)) if i not in kept))
-        np.testing.assert_array_equal((view(x, lies) * along).sum((0, 2, 4)).ravel(), expected.ravel())
+        np.testing.assert_array_equal((view(x, layout) * along).sum((0, 2, 4)).ravel(), expected.ravel())
 
 
 @example(case=((3, 2, 4), (2, 0, 1), frozenset({1})), weighted=True, seed=0)  # samples in another order than the axes
@@ -100,14 +100,14 @@ def test_moments_equal_those_of_the_eager_kernel(
 ) -> None:
     shape, order, kept = case
     assume(kept and can_be_served(shape, order, kept, None))
-    rng, layout = (
+    rng, axes = (
         np.random.default_rng(seed),
         Plan(tuple(sorted(kept)), tuple(i for i in range(len(shape)) if i not in kept)),
     )
     x = rng.standard_normal([shape[i] for i in order]).transpose(np.argsort(order))
     along = tuple(1 if i in kept else n for i, n in enumerate(shape))
     weights = rng.uniform(0.5, 2.0, along) if weighted else None
-    found, expected = (one.moments(x, layout, weights) for one in (KERNEL, kernel(np)))
+    found, expected = (one.moments(x, axes, weights) for one in (Called(KERNEL, np), eager(np)))
     assert_close(found.count, expected.count, "float64", 64.0)
     assert_close(found.mean + found.mean_low, expected.mean + expected.mean_low, "float64", 64.0)
     assert_close(found.m2, expected.m2, "float64", 64.0)
@@ -126,27 +126,29 @@ def test_moments_equal_those_of_the_eager_kernel(
 )
 def test_more_elements_than_31_bits(shape: Any, order: Any, kept: Any, sizes: Any) -> None:
     features = tuple(n if i in kept else 1 for i, n in enumerate(shape))
-    lies = arrangement(shape, strides_of(shape, order), features)
-    assert isinstance(lies, Arrangement)
-    outer, groups, rows, channels, inner = lies.sizes
+    layout = memory_layout(shape, strides_of(shape, order), features)
+    assert isinstance(layout, MemoryLayout)
+    outer, groups, rows, channels, inner = layout.sizes
     assert (groups, outer * rows, channels, inner) == sizes
-    assert math.prod(lies.sizes) > 1 << 31
-    assert 16 * bits_size(lies.sizes, "float32") >= math.prod(lies.sizes)
-    assert len(native.CALL.pack(0, *lies.sizes, *[0] * 23, 0.0, 0)) == native.CALL.size  # it holds them
+    assert math.prod(layout.sizes) > 1 << 31
+    assert 16 * layout.bits_size("float32") >= math.prod(layout.sizes)
+    call = layout.enter(abi.Call())
+    assert (call.outer, call.groups, call.rows, call.channels, call.inner) == layout.sizes  # it holds them
 
 
-@pytest.mark.parametrize("dtype", native.DTYPES)
+@pytest.mark.parametrize("dtype", abi.DTYPES)
 def test_masks_are_as_many_as_the_library_says(dtype: str) -> None:
-    library = native.load()
+    library = abi.load()
     assert not isinstance(library, str), library
     size = library.handle.bn_bits_size
     size.restype, sizes = ctypes.c_int64, (1, 2, 7, 8, 9, 15, 16, 17, 33)
     for outer, groups, rows, channels, inner in product((1, 3), (1, 2), (1, 5), sizes, sizes):
         shape = outer, groups, rows, channels, inner
-        call = native.CALL.pack(0, *shape, native.DTYPES[dtype], *[0] * 22, 0.0, 0)
-        assert bits_size(shape, dtype) == size(call), shape
+        layout = MemoryLayout(shape, (), frozenset())
+        call = layout.enter(abi.Call(dtype=abi.DTYPES[dtype]))
+        assert layout.bits_size(dtype) == size(ctypes.byref(call)), shape
 
 
 @pytest.mark.parametrize("strides", [(7, 1), (1, 5), (6, 2), (0, 1), (-6, 1), (6, -1), (1, 1)])
 def test_what_is_not_dense_is_refused(strides: tuple[int, int]) -> None:
-    assert "not dense" in str(arrangement((4, 6), strides, (1, 6)))
+    assert "not dense" in str(memory_layout((4, 6), strides, (1, 6)))

@@ -14,13 +14,13 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from batchnorm.kernels import native
+from batchnorm.kernels.native import abi
 from batchnorm.torch import BatchNorm
 from namespaces import to_numpy
 from options import normal
 from tolerance import assert_close
 
-pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason=f"no native kernel: {native.load()}")
+pytestmark = pytest.mark.skipif(isinstance(abi.load(), str), reason=f"no native kernel: {abi.load()}")
 OPERATORS = torch.ops.batchnorm
 FORWARD, BACKWARD = OPERATORS.forward.default, OPERATORS.backward.default
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -53,18 +53,18 @@ def examples(
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     mean, low, inv_std, per_count, scale, shift = (normal(kept, i, precise) for i in range(6))
     weights = normal((shape[0], 1, *shape[2:]), 6, precise).abs()
-    full = [mean, low, inv_std, per_count, scale, shift]
+    reduced, full = [0, *range(2, len(shape))], [mean, low, inv_std, per_count, scale, shift]
     return {
-        "moments": [(x, kept, None), (x, kept, weights)],
-        "affine": [(x, [mean, None, scale, shift], None, "relu"), (x, [mean, low, scale, shift], residual, None)],
-        "forward": [(x, kept, [scale, None], 1e-5, "silu", residual, weights)],
+        "moments": [(x, reduced, None), (x, reduced, weights)],
+        "affine": [(x, mean, None, scale, shift, None, "relu"), (x, mean, low, scale, shift, residual, None)],
+        "forward": [(x, reduced, scale, None, 1e-5, "silu", residual, weights)],
         "backward": [
-            (dy, x, full, False, residual, weights, "gelu", [True, True, True]),
-            (dy, x, [*full[:3], None, scale, None], True, None, None, None, [True, True, False]),
-            (dy, x, full, False, None, None, "relu", [False, True, True]),
+            (dy, x, *full, "gelu", residual, None, weights, True, True, True),
+            (dy, x, *full[:3], None, scale, None, None, None, None, None, True, True, False),
+            (dy, x, *full, "relu", None, None, None, False, True, True),
         ],
-        "backward_reduce": [(dy, x, kept, mean, None), (dy, x, kept, mean, low)],
-        "backward_elementwise": [(dy, x, [mean, low, scale, shift, inv_std], weights)],
+        "backward_reduce": [(dy, x, reduced, mean, None), (dy, x, reduced, mean, low)],
+        "backward_elementwise": [(dy, x, mean, low, scale, shift, inv_std, weights)],
     }
 
 

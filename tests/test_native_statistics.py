@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from batchnorm.kernels import native
-from batchnorm.torch import BatchNorm, BatchNorm2d, accumulate, direct, frozen, hold_statistics, use_running
-from choosing import counting, without_direct
+from batchnorm.kernels.native import abi
+from batchnorm.torch import BatchNorm, BatchNorm2d, accumulate, fast_step, frozen, hold_statistics, use_running
+from choosing import counting, without_fast_step
 from namespaces import to_numpy
 from options import normal
 from tolerance import assert_close
 
-pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason=f"no native kernel: {native.load()}")
-FUNCTIONS = getattr(native.load(), "functions", {})
+pytestmark = pytest.mark.skipif(isinstance(abi.load(), str), reason=f"no native kernel: {abi.load()}")
+FUNCTIONS = getattr(abi.load(), "functions", {})
 
 
 def held(layer: BatchNorm, x: Tensor) -> None:
@@ -73,7 +73,7 @@ def test_statistics_move_as_on_the_general_way(
     x = normal((8, 3, 5))
     layer = BatchNorm(features, axis=axis, **options).double()
     twin = copy.deepcopy(layer)
-    for each, way in ((layer, nullcontext), (twin, without_direct)):
+    for each, way in ((layer, nullcontext), (twin, without_fast_step)):
         with way():
             for _ in range(2):
                 each(x + 1.0)
@@ -123,7 +123,7 @@ def test_a_model_in_16_bits_trains() -> None:
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3), BatchNorm2d(4, activation="relu"), nn.Flatten(), nn.Linear(64, 2)
     ).bfloat16()
-    with counting(direct, "apply") as calls:
+    with counting(fast_step, "_apply") as calls:
         model(normal((8, 3, 6, 6), 0, torch.bfloat16)).square().sum().backward()
     assert len(calls) == 1
     assert [p.grad.dtype for p in model.parameters()] == [torch.bfloat16] * 6  # pyright: ignore

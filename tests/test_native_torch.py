@@ -11,15 +11,15 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.data import DataLoader, Dataset
 
-from batchnorm.kernels import native
-from batchnorm.torch import BatchNorm, BatchNorm2d, direct, hold_statistics
-from choosing import counting, without_direct, without_native
+from batchnorm.kernels.native import abi
+from batchnorm.torch import BatchNorm, BatchNorm2d, fast_step, hold_statistics
+from choosing import counting, without_fast_step, without_native
 from namespaces import to_numpy
 from options import ACTIVATIONS, LAYOUTS, layer_for, normal, without_features
 from tolerance import assert_close
 
-pytestmark = pytest.mark.skipif(isinstance(native.load(), str), reason=f"no native kernel: {native.load()}")
-FUNCTIONS = getattr(native.load(), "functions", {})
+pytestmark = pytest.mark.skipif(isinstance(abi.load(), str), reason=f"no native kernel: {abi.load()}")
+FUNCTIONS = getattr(abi.load(), "functions", {})
 ACTIVE = [None, *ACTIVATIONS]
 Given = dict[str, Tensor | None]
 
@@ -92,16 +92,16 @@ def test_the_short_way_equals_the_general_way(activation: Any, dtype: str) -> No
             for given in (None, residual):
                 layer = layer_for(shape, axis, activation=activation).to(parameters)
                 twin = copy.deepcopy(layer)
-                with counting(direct, "apply") as calls:
+                with counting(fast_step, "_apply") as calls:
                     got = step(layer, x, dy, given)
                 assert len(calls) == 1
-                with without_direct():
+                with without_fast_step():
                     expected = step(twin, x, dy, given)
                 exactly = ("y", "num_batches_tracked", "nonfinite_batches")
                 assert_alike(got, expected, dtype, exactly=exactly)
                 with torch.no_grad():
                     got = layer.eval()(x, given)
-                    with without_direct():
+                    with without_fast_step():
                         expected = layer(x, given)
                 assert_alike({"y": got}, {"y": expected}, dtype)
 
@@ -210,7 +210,7 @@ def test_an_input_with_gaps_says_why_it_is_slow() -> None:
     assert layer._eager_because is None
 
 
-@pytest.mark.parametrize("way", [nullcontext, without_direct])
+@pytest.mark.parametrize("way", [nullcontext, without_fast_step])
 def test_what_is_kept_after_a_residual_is_a_bit_an_element(way: Any) -> None:
     x, residual = (normal((32, 8, 24, 24), i, torch.float32).requires_grad_() for i in range(2))
     kept: dict[int, Tensor] = {}
@@ -233,7 +233,7 @@ def test_what_is_kept_after_a_residual_is_a_bit_an_element(way: Any) -> None:
     assert sum(t.untyped_storage().nbytes() for at, t in kept.items() if at != x.data_ptr()) <= a_feature
 
 
-@pytest.mark.parametrize("way", [nullcontext, without_direct])
+@pytest.mark.parametrize("way", [nullcontext, without_fast_step])
 @pytest.mark.parametrize("activation", ACTIVE)
 @pytest.mark.parametrize("given", [True, False])
 def test_derivatives_of_derivatives(given: bool, activation: Any, way: Any) -> None:
@@ -245,7 +245,7 @@ def test_derivatives_of_derivatives(given: bool, activation: Any, way: Any) -> N
         return torch.func.functional_call(layer, {"weight": weight, "bias": bias}, (x, *residual))
 
     arguments = (x, layer.weight, layer.bias, *([residual] if given else []))
-    with way(), hold_statistics(layer), counting(direct, "apply") as calls:
+    with way(), hold_statistics(layer), counting(fast_step, "_apply") as calls:
         assert gradcheck(function, arguments)
         assert gradgradcheck(function, arguments)
     assert bool(calls) == (way is nullcontext)

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from batchnorm import kernels, statistics
+from batchnorm import statistics
 from batchnorm.activations import check_activation
 from batchnorm.conventions import check_epsilon
+from batchnorm.core import passes
+from batchnorm.core.passes import NormInputs, Saved, Wanted
+from batchnorm.core.plan import CallPlan, plan_call, working_dtype
+from batchnorm.core.policy import Batch, UseRunning
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.kernels import Kernel, Wanted
-from batchnorm.layout import Axis, Plan, plan
-from batchnorm.statistics import Statistics
-from batchnorm.steps import working_dtype
+from batchnorm.kernels import Facts
+from batchnorm.kernels.native.numpy import strides
+from batchnorm.layout import Axis, plan
 
 Array = NDArray[Any]
 
@@ -32,19 +35,18 @@ class Forward:
         mean: μ, kept shape (rank of x, 1 on reduced axes), float32 at least.
         var: σ², the biased variance, likewise.
         count: N, values per feature.
+        plan: Of the call; `plan.kernel.name` says which kernel has served.
+        saved: The arrays that the backward reads.
+        has_residual: Whether there was one to differentiate by.
     """
 
     y: Array
     mean: Array
     var: Array
     count: int
-    x: Array
-    plan: Plan
-    using: Statistics
-    scale: Array
-    shift: Array
-    residual: Array | None
-    activation: str | None
+    plan: CallPlan
+    saved: Saved
+    has_residual: bool
 
 
 @dataclass(frozen=True)
@@ -57,40 +59,44 @@ class Gradients:
     residual: Array | None
 
 
-def _entered(x: ArrayLike, axis: Axis, eps: float, activation: str | None) -> tuple[Array, Plan]:
-    check_epsilon(eps)
-    check_activation(activation)
+def _floating(x: ArrayLike) -> Array:
     values = np.asarray(x)
     if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise DtypeError(f"`x` must be an array of floating-point numbers, got {values.dtype} (`.astype` makes it so)")
     if values.ndim < 2:
         raise ShapeError(f"`x` must have rank ≥ 2, the features and something to reduce over, got {values.shape}")
-    return values, plan(values.ndim, axis)
+    return values
 
 
-def _kept(name: str, numbers: ArrayLike | None, x: Array, layout: Plan) -> Array | None:
+def _planned(x: Array, residual: Array | None, *, axis: Axis, eps: float, activation: str | None) -> CallPlan:
+    check_epsilon(eps)
+    check_activation(activation)
+    dtype = x.dtype.name if x.dtype.isnative else str(x.dtype)
+    added = None if residual is None else residual.dtype.name
+    facts = Facts(plan(x.ndim, axis), x.shape, strides(x), dtype, residual=added, activation=activation, eps=eps)
+    return plan_call(x, facts, np)
+
+
+def _per_feature(name: str, numbers: ArrayLike | None, x: Array, axis: Axis) -> Array | None:
+    """Return one number for each feature, in the parameters' shape and the working dtype."""
     if numbers is None:
         return None
-    kept, found = layout.kept_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
-    if found.size != math.prod(kept):
-        raise ShapeError(f"`{name}` must hold a number for each of {math.prod(kept)} features, got shape {found.shape}")
-    return found.reshape(kept)
+    shape, values = plan(x.ndim, axis).parameter_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
+    if values.size != math.prod(shape):
+        raise ShapeError(
+            f"`{name}` must hold a number for each of {math.prod(shape)} features, got shape {values.shape}"
+        )
+    return values.reshape(shape)
 
 
 def _added(residual: ArrayLike | None, x: Array) -> Array | None:
     if residual is None:
         return None
-    found = np.asarray(residual)
-    if found.shape != x.shape or found.dtype != x.dtype:
-        given = f"{found.shape} and {found.dtype}"
-        raise ShapeError(f"`residual` must have the shape and dtype of x, {x.shape} and {x.dtype}, got {given}")
-    return found
-
-
-def _learned(
-    gamma: ArrayLike | None, beta: ArrayLike | None, x: Array, layout: Plan
-) -> tuple[Array | None, Array | None]:
-    return _kept("gamma", gamma, x, layout), _kept("beta", beta, x, layout)
+    values = np.asarray(residual)
+    if values.shape != x.shape or values.dtype != x.dtype:
+        got = f"{values.shape} and {values.dtype}"
+        raise ShapeError(f"`residual` must have the shape and dtype of x, {x.shape} and {x.dtype}, got {got}")
+    return values
 
 
 def train(
@@ -124,20 +130,14 @@ def train(
     >>> train(np.array([[1.0], [3.0]]), eps=1.25).y.ravel().tolist()  # μ = 2, σ² = 1, √(1 + 1.25) = 3/2
     [-0.6666666666666666, 0.6666666666666666]
     """
-    values, layout = _entered(x, axis, eps, activation)
-    gammas, betas, added = *_learned(gamma, beta, values, layout), _added(residual, values)
-    kernel = kernels.select(values, layout, np, residual=added)
-    y = None
-    if kernel.forward is None:
-        moments = kernel.moments(values, layout)
-        using = statistics.of_batch(moments, eps, np)
-    else:
-        y, moments, inv_std, _ = kernel.forward(
-            values, layout, gammas, betas, eps=eps, activation=activation, residual=added
-        )
-        using = Statistics(moments.mean, moments.mean_low, inv_std, 1.0 / statistics.divisor(moments.count, np))
-    var = statistics.variance(moments, np)
-    return _forward(kernel, values, layout, using, (gammas, betas), y=y, var=var, rest=(added, activation))
+    values = _floating(x)
+    learned = _per_feature("gamma", gamma, values, axis), _per_feature("beta", beta, values, axis)
+    inputs = NormInputs(values, *learned, _added(residual, values))
+    call = _planned(values, inputs.residual, axis=axis, eps=eps, activation=activation)
+    y, saved = passes.forward(call, inputs, Batch())
+    moments: Any = saved.moments
+    mean, var = moments.mean + moments.mean_low, statistics.variance(moments, np)
+    return Forward(y, mean, var, call.count, call, saved, residual is not None)
 
 
 def infer(
@@ -159,26 +159,16 @@ def infer(
     >>> infer(np.array([[5.0]]), mean=[1.0], var=[3.0], gamma=[2.0], beta=[7.0], eps=1.0).y.item()  # 2·(5−1)/√(3+1) + 7
     11.0
     """
-    values, layout = _entered(x, axis, eps, activation)
-    means, variances = _kept("mean", mean, values, layout), _kept("var", var, values, layout)
+    values = _floating(x)
+    means, variances = _per_feature("mean", mean, values, axis), _per_feature("var", var, values, axis)
     if variances is not None and (variances < 0).any():
         raise ArgumentError(f"`var` must not be negative, got {float(variances.min())}")
-    using, added = statistics.of_running(means, variances, eps, np), _added(residual, values)
-    kernel, learned = kernels.select(values, layout, np, residual=added), _learned(gamma, beta, values, layout)
-    return _forward(kernel, values, layout, using, learned, y=None, var=variances, rest=(added, activation))
-
-
-def _forward(
-    kernel: Kernel, x: Array, layout: Plan, using: Statistics, learned: tuple[Array | None, Array | None], *,
-    y: Array | None, var: Any, rest: tuple[Array | None, str | None],
-) -> Forward:  # fmt: skip
-    scale = statistics.forward_scale(using, learned[0])
-    shift, (residual, activation) = statistics.forward_shift(using, *learned, np), rest
-    made: Any = y
-    if made is None:
-        made = kernel.affine(x, using, scale, shift, residual=residual, activation=activation)
-    mean, count = using.mean + using.mean_low, layout.count(x.shape)
-    return Forward(made, mean, var, count, x, layout, using, scale, shift, residual, activation)
+    learned = _per_feature("gamma", gamma, values, axis), _per_feature("beta", beta, values, axis)
+    inputs = NormInputs(values, *learned, _added(residual, values))
+    call = _planned(values, inputs.residual, axis=axis, eps=eps, activation=activation)
+    y, saved = passes.forward(call, inputs, UseRunning(means, variances))
+    of_call = call.to_features(means), call.to_features(variances)
+    return Forward(y, *of_call, call.count, call, saved, residual is not None)
 
 
 def backward(dy: Array, forward: Forward) -> Gradients:
@@ -195,25 +185,14 @@ def backward(dy: Array, forward: Forward) -> Gradients:
     >>> backward(np.ones_like(x), train(x)).beta.ravel().tolist()
     [3.0, 3.0]
     """
-    f, grad = forward, np.asarray(dy, forward.y.dtype)
-    if grad.shape != f.y.shape:
-        raise ShapeError(f"`dy` must have the output's shape {f.y.shape}, got {grad.shape}")
-    kernel = kernels.select(f.x, f.plan, np, residual=f.residual)
-    if kernel.backward is not None:
-        wants = Wanted(dx=True, dz=f.residual is not None, sums=True)
-        dz, *sums, dx = kernel.backward(
-            grad, f.x, f.using, f.scale, f.shift, activation=f.activation, residual=f.residual, wants=wants
-        )
-    else:
-        dz: Any = grad
-        if f.activation is not None:
-            dz = kernel.backward_activation(
-                grad, f.x, f.using, f.scale, f.shift, activation=f.activation, residual=f.residual
-            )
-        sums = list(kernel.backward_reduce(dz, f.x, f.plan, f.using))
-        gamma = f.scale / f.using.inv_std
-        coefficients = statistics.backward_coefficients(f.using, gamma, *sums)
-        dx = kernel.backward_elementwise(dz, f.x, f.using, coefficients)
-    dgamma: Any = statistics.gamma_gradient(f.using, *sums)
-    residual: Any = None if f.residual is None else np.asarray(dz, f.residual.dtype)
-    return Gradients(np.asarray(dx), dgamma, np.asarray(sums[0]), residual)
+    call, saved, grad = forward.plan, forward.saved, np.asarray(dy, forward.y.dtype)
+    if grad.shape != forward.y.shape:
+        raise ShapeError(f"`dy` must have the output's shape {forward.y.shape}, got {grad.shape}")
+    inputs = saved.inputs
+    weight = np.ones(call.parameter_shape, call.dtype) if inputs.weight is None else inputs.weight
+    bias = np.zeros(call.parameter_shape, call.dtype) if inputs.bias is None else inputs.bias
+    saved = saved._replace(inputs=inputs._replace(weight=weight, bias=bias))
+    gradients: Any = passes.backward(call, grad, saved, Wanted(residual=forward.has_residual))
+    gamma, beta = (np.reshape(g, call.statistics_shape) for g in gradients[1:3])
+    residual = np.asarray(gradients.residual, grad.dtype) if forward.has_residual else None
+    return Gradients(np.asarray(gradients.x), gamma, beta, residual)

@@ -1,4 +1,4 @@
-"""The middle step: from what a batch says to how to normalise with it, and what to remember.
+"""The middle step: from the moments of a batch to the statistics that normalise it, and the running statistics.
 
 Everything here is arithmetic on per-feature arrays, written with operators and an array namespace `xp` (NumPy, torch
 through array-api-compat, jax.numpy, keras.ops), so that no framework can drift from another. Nothing is done in place.
@@ -6,8 +6,8 @@ through array-api-compat, jax.numpy, keras.ops), so that no framework can drift 
 Every option of the layer is a choice of `Statistics`: those of the batch, of each of its groups, the running ones, or
 those of the batch corrected towards them. What the two passes over the data then need is the same few coefficients.
 
-A count of zero is how a batch says that it has nothing to say: all its samples have weight zero, or it is not finite.
-It moves nothing, merges as nothing, and is normalised by the running statistics.
+A count of zero stands for a batch without data: all its samples have weight zero, or it is not finite. It does not
+change the running statistics or the moments it is merged with, and it is normalised by the running statistics.
 
 Sources: Ioffe and Szegedy 2015, algorithms 1 and 2; Chan, Golub and LeVeque 1979 for `merge`; Ioffe 2017 for
 `correction`.
@@ -25,7 +25,7 @@ ONE = 1.0 + 2.0**-10  # weights that sum to one do so up to rounding: N/(N−1) 
 
 
 class Moments(NamedTuple):
-    """What a batch says about each feature.
+    """The moments of each feature of a batch.
 
     The mean is the unevaluated sum `mean + mean_low`: at a mean of 10⁶ standard deviations one float32 cannot hold it
     well enough to subtract it, two can. Neither part is the mean by itself: `mean` need only be near enough to the
@@ -45,7 +45,7 @@ class Moments(NamedTuple):
 
 
 class Statistics(NamedTuple):
-    """What to normalise with: x̂ = (((x − mean) − mean_low)·inv_std)·r + d.
+    """The numbers that normalise an input: x̂ = (((x − mean) − mean_low)·inv_std)·r + d.
 
     Attributes:
         mean: High part of the mean, as in `Moments`.
@@ -65,9 +65,9 @@ class Statistics(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What there is to remember of a batch: μ and the estimate of σ², or their means over groups.
+    """What the running statistics take in of a batch: μ and the estimate of σ², or their means over groups.
 
-    `count` is N, and zero where the batch has nothing to say. The mean is the sum `mean + mean_low`.
+    `count` is N, and zero where the batch has no data. The mean is the sum `mean + mean_low`.
     """
 
     count: Array
@@ -113,6 +113,13 @@ def is_number(count: Array) -> bool:
 def sizes(x: Array, xp: Namespace) -> tuple[Any, ...]:
     """Return the shape of x; a size that a framework learns only at run time is a 0-d array."""
     return xp.shape(x) if hasattr(xp, "shape") else x.shape
+
+
+def constant(a: Array, xp: Namespace) -> Array:
+    """Return an array as a constant for the gradient; a number is one."""
+    if hasattr(xp, "stop_gradient") and not is_number(a):
+        return xp.stop_gradient(a)
+    return a.detach() if hasattr(a, "detach") else a
 
 
 def divisor(count: Array, xp: Namespace) -> Array:
@@ -172,9 +179,9 @@ def observed_variance(moments: Moments, estimator: Estimator, xp: Namespace) -> 
 
 
 def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: int | None = None) -> Observed:
-    """Return what a batch offers to the running statistics; over groups, the means of the μ and σ² of each.
+    """Return what the running statistics take in of a batch; over groups, the means of the μ and σ² of each.
 
-    Groups with nothing to say are left out of the means.
+    Groups without data are left out of the means.
 
     Args:
         moments: Of the batch, or of each group along `group_axis`.
@@ -189,9 +196,9 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
         share = 1.0 / mean.shape[group_axis]
         total = moments.count
     else:
-        heard = xp.where(moments.count > 0, xp.ones_like(moments.count), xp.zeros_like(moments.count))
+        has_data = xp.where(moments.count > 0, xp.ones_like(moments.count), xp.zeros_like(moments.count))
         total = xp.sum(moments.count, axis=group_axis, keepdims=True)
-        share = heard / divisor(xp.sum(heard, axis=group_axis, keepdims=True), xp)
+        share = has_data / divisor(xp.sum(has_data, axis=group_axis, keepdims=True), xp)
 
     def average(a: Array) -> Array:
         return xp.sum(share * a, axis=group_axis, keepdims=True)
@@ -229,20 +236,20 @@ def remembered(
 
     Args:
         running: Before the batch.
-        observed: What the batch offers; under renormalization by the biased estimator.
+        observed: What they take in of the batch; under renormalization by the biased estimator.
         momentum: α, the weight of the new observation.
         xp: The array namespace.
         renorm: (α of M and S, ε) under renormalization.
     """
-    seen = observed.mean + observed.mean_low
-    mean = updated(running.mean, seen, momentum, xp)
+    batch_mean = observed.mean + observed.mean_low
+    mean = updated(running.mean, batch_mean, momentum, xp)
     if renorm is None:
         return Running(mean, updated(running.var, observed.var, momentum, xp))
     alpha, eps = renorm
     sigma = xp.sqrt(observed.var + eps)
     stddev = updated(running.stddev, sigma, momentum, xp)
     var = xp.maximum(stddev * stddev - eps, xp.zeros_like(stddev))
-    renorm_mean = updated(running.renorm_mean, seen, alpha, xp)
+    renorm_mean = updated(running.renorm_mean, batch_mean, alpha, xp)
     return Running(mean, var, stddev, renorm_mean, updated(running.renorm_stddev, sigma, alpha, xp))
 
 
@@ -257,14 +264,16 @@ def of_running(running_mean: Array, running_var: Array, eps: float, xp: Namespac
     return Statistics(running_mean, 0.0, 1.0 / xp.sqrt(running_var + eps))
 
 
-def where_heard(batch: Statistics, count: Array, otherwise: Statistics, *, least: int, xp: Namespace) -> Statistics:
-    """Return the statistics of the batch where its count exceeds `least`, others elsewhere, as constants."""
-    heard = count > least
+def with_fallback(
+    batch: Statistics, count: Array, fallback: Statistics, *, max_fallback_count: int, xp: Namespace
+) -> Statistics:
+    """Return the statistics of the batch where its count exceeds `max_fallback_count`, else the fallback's."""
+    has_data = count > max_fallback_count
 
     def choose(a: Array, b: Array) -> Array:
-        return a if isinstance(a, float) else xp.where(heard, a, xp.zeros_like(a) + b)  # r = 1, d = 0 on both sides
+        return a if isinstance(a, float) else xp.where(has_data, a, xp.zeros_like(a) + b)  # r = 1, d = 0 in both
 
-    return Statistics(*(choose(a, b) for a, b in zip(batch, otherwise, strict=True)))
+    return Statistics(*(choose(a, b) for a, b in zip(batch, fallback, strict=True)))
 
 
 def correction(

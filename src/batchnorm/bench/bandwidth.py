@@ -13,8 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import native
-from batchnorm.torch.tensors import NAMES, PARALLEL_FOR
+from batchnorm.kernels.native import abi
+from batchnorm.torch.backends import NAMES, PARALLEL_FOR
 
 SMALLEST = 2**20  # bytes of an array from which on a copy is timed
 
@@ -53,11 +53,11 @@ def by_affine(source: Tensor, target: Tensor, threads: int) -> Callable[[], obje
     """Return the native kernels' affine map, x·1 + 0, on torch's threads: past the cache where the array is large."""
     del threads
     zero = torch.zeros(1, dtype=torch.promote_types(source.dtype, torch.float32))
-    sizes, dtype = (1, 1, 1, 1, source.numel()), NAMES[source.dtype]
-    x, y, mean = source.data_ptr(), target.data_ptr(), zero.data_ptr()
+    call = abi.Call(PARALLEL_FOR, 1, 1, 1, 1, source.numel(), abi.DTYPES[NAMES[source.dtype]])
+    call.x, call.y, call.mean = source.data_ptr(), target.data_ptr(), zero.data_ptr()
 
     def copy() -> object:
-        native.run("affine", sizes, dtype, parallel_for=PARALLEL_FOR, x=x, y=y, mean=mean)
+        abi.loaded().run("affine", call)
         return source, target, zero  # kept alive
 
     return copy
@@ -65,7 +65,7 @@ def by_affine(source: Tensor, target: Tensor, threads: int) -> Callable[[], obje
 
 Copy = Callable[[Tensor, Tensor, int], Callable[[], object]]
 COPIES: dict[str, Copy] = {"copy by torch": by_torch, "copy by memmove": by_memmove}
-if isinstance(native.load(), native.Library):
+if isinstance(abi.load(), abi.Library):
     COPIES["copy by affine"] = by_affine
 
 

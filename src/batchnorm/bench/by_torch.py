@@ -8,16 +8,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from batchnorm import kernels
 from batchnorm.bench import bandwidth
 from batchnorm.bench.arrays import Arrays, Floats
 from batchnorm.bench.cases import PERMUTED, Case
 from batchnorm.bench.contenders import OURS
 from batchnorm.bench.prepared import Prepared
 from batchnorm.bench.truth import Outputs, checked_features
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.spec import NormSpec
 from batchnorm.layout import plan
 from batchnorm.torch import BatchNorm
-from batchnorm.torch.normalize import xp
+from batchnorm.torch.backends import plan_tensors
 
 LAYERS: dict[int, Any] = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -84,7 +85,8 @@ def prepare(name: str, case: Case, given: Arrays) -> Prepared:
     x, dy = tensor(given.x, case), tensor(given.dy, case)
     residual = tensor(given.residual, case) if case.operation.add else None
     axis = plan(x.dim(), -1 if case.layout == "NLC" else 1)
-    kernel = kernels.select(x, axis, xp, residual=residual).name if name == OURS else None
+    call_plan = plan_tensors(NormSpec(), NormInputs(x, residual=residual), axis)
+    kernel = call_plan.kernel.name if name == OURS else None
     return Prepared(*_step(case, module.norm, call, (x, dy, residual)), kernel)
 
 

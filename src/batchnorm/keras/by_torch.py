@@ -1,52 +1,58 @@
-"""The torch front-end, where PyTorch is behind Keras: the one door through which a front-end knows another.
+"""The torch front-end, where PyTorch is behind Keras: the one module through which a front-end knows another.
 
 Its backward is its own, and keeps x and the moments and nothing else.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import distributed
 
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.plan import CallPlan
+from batchnorm.core.policy import Policy
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import Frontend
 from batchnorm.errors import BatchNormError
-from batchnorm.statistics import Array, Moments, Running
-from batchnorm.steps import ByBatch, Inputs, Recipe
-from batchnorm.torch import normalize
-from batchnorm.torch.recompute import Ledger, in_backward
-from batchnorm.torch.snapshot import snapshot
-from batchnorm.torch.transforms import readable, transforming
+from batchnorm.layout import Plan
+from batchnorm.statistics import Array, Moments, Namespace, Running
+from batchnorm.torch.autograd import FRONTEND
+from batchnorm.torch.recompute import RecomputeCache
+from batchnorm.torch.tracing import in_backward, in_transform, is_readable
 
-__all__ = ["by_batch", "by_running", "found", "in_backward", "in_one_process", "readable"]
-
-MOVED = ("mean", "var", "renorm_mean", "renorm_stddev")
-by_running = normalize.by_running
+__all__ = ["FRONTEND", "InOneProcess", "first_forward", "in_backward", "is_readable"]
 
 
-def by_batch(inputs: Inputs, recipe: Recipe) -> tuple[Array, Moments]:
-    """Normalise x by its own statistics; what the backward reads of the moving ones are copies, as they move first."""
-    read = {name: getattr(inputs, name) for name in MOVED}
-    kept = {name: None if value is None else snapshot(value) for name, value in read.items()}
-    return normalize.by_batch(inputs._replace(**kept), recipe)
-
-
-def found(layer: Any, x: Array, running: Running, step: Array | None) -> tuple[Running, Array | None]:
+def first_forward(layer: Any, x: Array, running: Running, step: Array | None) -> tuple[Running, Array | None]:
     """Return the statistics and the step to train with: those of the first forward, where this repeats one."""
-    if transforming():
+    if in_transform():
         return running, step
-    if layer.ledger is None:
-        layer.ledger = Ledger()
-    return layer.ledger.seen(x, running, step)
+    if layer.recompute_cache is None:
+        layer.recompute_cache = RecomputeCache()
+    return layer.recompute_cache.lookup(x, running, step)
 
 
-def in_one_process(way: ByBatch) -> ByBatch:
-    """Return a way to normalise by the batch that raises in a group of several processes."""
+@dataclass(frozen=True)
+class InOneProcess:
+    """A front-end that refuses to train in a group of several processes."""
 
-    def checked(inputs: Inputs, recipe: Recipe) -> tuple[Array, Moments]:
+    frontend: Frontend
+
+    @property
+    def xp(self) -> Namespace:
+        """Return its array namespace."""
+        return self.frontend.xp
+
+    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+        """Return the plan of a call."""
+        return self.frontend.plan(spec, inputs, axes)
+
+    def normalize(self, plan: CallPlan, inputs: NormInputs, policy: Policy) -> tuple[Array, Moments | None]:
+        """Return the output and the moments, or raise."""
         size = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-        if size > 1:
+        if size > 1 and policy.uses_moments:
             raise BatchNormError(
                 f"`synchronized=True` over {size} processes of PyTorch is not built yet (synchronized=False normalises "
                 "each process's own batch)"
             )
-        return way(inputs, recipe)
-
-    return checked
+        return self.frontend.normalize(plan, inputs, policy)

@@ -15,6 +15,11 @@ from batchnorm.conventions import (
     check_running_variance,
     refuse_unknown,
 )
+from batchnorm.core import policy, step
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.plan import working_dtype
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import BatchMoments, zero_masked
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import configuration
 from batchnorm.keras import namespace as xp
@@ -29,13 +34,11 @@ from batchnorm.keras.arguments import (
     number,
     renorm_of,
 )
-from batchnorm.keras.door import Door, door
+from batchnorm.keras.backend import Backend, select_backend
 from batchnorm.keras.masks import weights_of
 from batchnorm.keras.namespace import ops
 from batchnorm.layout import Axis, Plan
-from batchnorm.renorm import CLIPS, REMEMBERED
-from batchnorm.statistics import Array, Observed, Running, is_number, observed, remembered, sizes
-from batchnorm.steps import Inputs, Recipe, adjusted, by_groups, silence, working_dtype
+from batchnorm.statistics import Array, Running, sizes
 
 MEANT = {  # by the names of other frameworks
     "eps": "epsilon", "affine": "scale` and `center", "bias": "center", "weights": "mask",
@@ -164,7 +167,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         self.gamma_constraint = constraints.get(gamma_constraint)
         self.fused, self.virtual_batch_size, self.adjustment = flag(fused), virtual_batch_size, adjustment
         self.synchronized, self.running_variance, self.activation = map(flag, extras.values())
-        self.step = self.ledger = None  # the first is counted where a clip value depends on it
+        self.step = self.recompute_cache = None  # the first is counted where a clip value depends on it
         self.gamma = self.beta = self.moving_mean = self.moving_variance = None  # until the layer is built
         self.moving_stddev = self.renorm_mean = self.renorm_stddev = None  # without `renorm` always
         self._clipping = renorm_of(renorm_clipping, self.renorm_momentum)
@@ -198,10 +201,10 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
     @property
     def implementation(self) -> str:
         """Return whose operations normalise: "batchnorm.torch" or "keras.ops"."""
-        return self._door().name
+        return self._backend().name
 
-    def _door(self) -> Door:
-        return door(fused=self.fused, synchronized=self.synchronized and self.virtual_batch_size is None)
+    def _backend(self) -> Backend:
+        return select_backend(fused=self.fused, synchronized=self.synchronized and self.virtual_batch_size is None)
 
     def _layout(self, shape: Sequence[int | None]) -> Plan:
         return layout_of(shape, self.axis, fused=self.fused, virtual=self.virtual_batch_size is not None)
@@ -271,18 +274,30 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
         """
         x = self._sized(ops.cast(inputs, self.compute_dtype))
         layout = self._layout(x.shape)
-        way, recipe = self._door(), Recipe(layout, self.epsilon, self.activation)
-        weights = weights_of(mask, inputs, x, layout, way.readable)
-        x = x if weights is None else silence(x, weights, xp)
-        running, step = self._running(), _value(self.step)
-        given = Inputs(x, _value(self.gamma), _value(self.beta), None, weights, running.mean, running.var)
+        backend, spec = self._backend(), self._spec()
+        frontend = backend.frontend
+        weights = weights_of(mask, inputs, x, layout, backend.is_readable)
+        x = x if weights is None else zero_masked(x, weights, xp)
+        arrays = NormInputs(x, _value(self.gamma), _value(self.beta), None, weights)
+        plan, running = frontend.plan(spec, arrays, layout), self._running()
         if not (training and self.trainable):
-            return way.by_running(given, recipe)
-        if weights is None and self._renorm is None:
-            return self._train(given._replace(mean=None, var=None), recipe, way)
-        running, step = way.found(self, x, running, step)
-        given = given._replace(mean=running.mean, var=running.var, **self._renormalised(x, running, step))
-        return self._train(given, recipe, way)
+            return frontend.normalize(plan, arrays, policy.choose(spec, running, by_batch=False))[0]
+        count = _value(self.step)
+        if weights is not None or spec.renorm is not None:
+            running, count = backend.first_forward(self, x, running, count)
+        clips = self._clips(x, count)
+        chosen = policy.choose(spec, running, by_batch=True, weighted=weights is not None, clips=clips)
+        y, batch = step.train(frontend, spec, plan, arrays, chosen, running)
+        if batch is not None and not backend.is_repeating():
+            self._update(spec, batch)
+        return y
+
+    def _spec(self) -> NormSpec:
+        """Return the options as every front-end has them."""
+        return NormSpec(
+            self.axis, self.epsilon, self.activation, 1.0 - self.momentum, self.estimator, self.virtual_batch_size,
+            self._renorm, self.adjustment, small_batch="allow", sync=self.synchronized,
+        )  # fmt: skip
 
     @property
     def _moving(self) -> tuple[Any, ...]:
@@ -293,47 +308,22 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
     def _running(self) -> Running:
         return Running(*(_value(v) for v in self._moving))
 
-    def _renormalised(self, x: Array, running: Running, step: Array | None) -> dict[str, Array]:
-        """Return M, S and the clips at a step, as `Inputs` name them."""
+    def _clips(self, x: Array, count: Array | None) -> tuple[Array | None, ...]:
+        """Return rmin, rmax and dmax of `renorm` at a step; () without."""
         if self._renorm is None:
-            return {}
-        clips = zip(CLIPS, self._renorm.clips(None if step is None else ops.cast(step, "float32")), strict=True)
-        found = {name: xp.asarray(c, dtype=working_dtype(x.dtype, xp)) for name, c in clips if c is not None}
-        return found | {"renorm_mean": running.renorm_mean, "renorm_stddev": running.renorm_stddev}
+            return ()
+        clips = self._renorm.clips(None if count is None else ops.cast(count, "float32"))
+        return tuple(None if c is None else xp.asarray(c, dtype=working_dtype(x.dtype, xp)) for c in clips)
 
-    def _train(self, inputs: Inputs, recipe: Recipe, way: Door) -> Array:
-        """Normalise by the batch, and remember what it says."""
-        layout, groups = recipe.plan, 1
-        if self.virtual_batch_size is not None:
-            groups = sizes(inputs.x, xp)[layout.batch_axis] // self.virtual_batch_size
-            groups = max(1, groups) if is_number(groups) else ops.maximum(1, groups)
-        if self.adjustment is not None:
-            y, moments = adjusted(inputs, recipe, self.adjustment, way.by_batch, xp)
-        elif is_number(groups) and groups == 1:
-            y, moments = way.by_batch(inputs, recipe)
-        else:
-            y, moments = by_groups(inputs, recipe, groups, way.by_batch, xp)
-            layout = layout.grouped()
-        if not way.repeating():
-            estimator = self.estimator if self._renorm is None else REMEMBERED
-            self._remember(observed(moments, estimator, xp, layout.group_axis), ops.isfinite(moments.m2))
-        return y
-
-    def _remember(self, seen: Observed, finite: Array) -> None:
-        """Move the moving statistics by what was seen of a batch, unless it is not finite or has no weight."""
-        heard = ops.all(finite)
-        if not is_number(seen.count):
-            heard = ops.logical_and(heard, ops.all(seen.count > 0))
-        elif seen.count == 0:  # the replicas of a strategy must all assign, one without samples too
-            heard = ops.zeros_like(heard)
-        mean, var, low = (a if is_number(a) else ops.reshape(a, self._moving[0].shape) for a in seen[1:])
-        renorm = None if self._renorm is None else (self._renorm.momentum, self.epsilon)
+    def _update(self, spec: NormSpec, batch: BatchMoments) -> None:
+        """Update the moving statistics by a batch, unless it is not finite or has no weight."""
         before = self._running()
-        after = remembered(before, Observed(seen.count, mean, var, low), 1.0 - self.momentum, xp, renorm=renorm)
-        for variable, old, new in zip(self._moving, before, after, strict=False):
-            variable.assign(ops.where(heard, new, old))
+        valid = step.is_finite(batch, before.var.dtype, xp)
+        after, changed = step.update(before, batch, spec, 1.0 - self.momentum, xp, valid=valid)
+        for variable, new in zip(self._moving, after, strict=False):
+            variable.assign(new)  # the replicas of a strategy must all assign, one without samples too
         if self.step is not None:
-            self.step.assign(self.step + ops.cast(heard, self.step.dtype))
+            self.step.assign(self.step + ops.cast(changed, self.step.dtype))
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Return the shape of the output: that of the input."""
@@ -342,13 +332,13 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
 
     def load_own_variables(self, store: Any) -> None:
         """Take weights in; those of classic virtual batches, which have an axis more, in the shape they have here."""
-        found = {name: store[name][()] for name in store.keys()}  # noqa: SIM118  # it is no dictionary
+        weights = {name: store[name][()] for name in store.keys()}  # noqa: SIM118  # it is no dictionary
         for name, variable in zip(map(str, range(len(self.weights))), self.weights, strict=True):
-            if variable is self.step and name not in found:  # of a layer without a schedule
-                found[name] = 0
-            elif name in found and _without_ones(found[name].shape) == _without_ones(variable.shape):
-                found[name] = found[name].reshape(variable.shape)
-        super().load_own_variables(found)
+            if variable is self.step and name not in weights:  # of a layer without a schedule
+                weights[name] = 0
+            elif name in weights and _without_ones(weights[name].shape) == _without_ones(variable.shape):
+                weights[name] = weights[name].reshape(variable.shape)
+        super().load_own_variables(weights)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as JSON can hold them."""

@@ -5,12 +5,12 @@ from typing import Any
 
 import keras
 
+from batchnorm.core.plan import working_dtype
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import namespace as xp
 from batchnorm.keras.namespace import ops
 from batchnorm.layout import Plan, weights_shape
 from batchnorm.statistics import Array, is_number, sizes
-from batchnorm.steps import working_dtype
 
 
 def _handed_on(inputs: Array, mask: Array) -> bool:

@@ -51,3 +51,14 @@ def arange(stop: Any, *, device: Any = None) -> Array:
 def concat(arrays: Sequence[Array], *, axis: int) -> Array:
     """Return the arrays one after another along an axis."""
     return ops.concatenate(arrays, axis=axis)
+
+
+def permute_dims(x: Array, axes: Sequence[int]) -> Array:
+    """Return x with its axes in another order."""
+    return ops.transpose(x, axes)
+
+
+def full(shape: Sequence[Any], value: Any, *, dtype: Any, device: Any = None) -> Array:
+    """Return an array of one value."""
+    del device
+    return ops.full(shape, value, dtype=keras.backend.standardize_dtype(dtype))

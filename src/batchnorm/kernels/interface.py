@@ -1,38 +1,83 @@
-"""What a backend offers: five functions and a name."""
+"""What a kernel offers, and the facts that decide whether it serves a call."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
 
-from batchnorm.statistics import Array, Moments
+from batchnorm.layout import Plan
+from batchnorm.statistics import Array
 
 
-class Forward(NamedTuple):
-    """What a forward in one call gives.
+class Mode(Enum):
+    """Under what a call runs: who else sees its operations, and whether the values can be read."""
+
+    EAGER = "eager"
+    COMPILE = "a compiler traces"
+    EXPORT = "operations are written down, for machines that may not have the native kernel"
+    DISPATCH_MODE = "a dispatch mode, or a tensor subclass, sees every operation"
+    FORWARD_AD = "forward-mode derivatives are those of framework operations"
+    FUNCTORCH = "torch.func transforms framework operations"
+
+
+class Facts(NamedTuple):
+    """What is known of a call before any value is read: all that the choice of a kernel depends on.
+
+    Attributes:
+        axes: Of the input.
+        shape: Of the input.
+        strides: Of the input, in elements; () where it has no memory of its own.
+        dtype: The name of the input's dtype, such as "float32".
+        device: Its type, such as "cpu".
+        residual: The name of the dtype of the residual; None without one.
+        weights: The shape of the weights of samples; None without.
+        activation: Its name; None without.
+        eps: ε.
+        mode: Under what the call runs.
+        is_plain: Whether the arrays are plain ones, no stand-ins for others.
+        in_named_format: Whether the framework has a name for how the input lies in memory, which a compiler can guard.
+    """
+
+    axes: Plan
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: str
+    device: str = "cpu"
+    residual: str | None = None
+    weights: tuple[int, ...] | None = None
+    activation: str | None = None
+    eps: float = 0.0
+    mode: Mode = Mode.EAGER
+    is_plain: bool = True
+    in_named_format: bool = False
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Return the kept shape: that of the input with 1 on the reduced axes."""
+        return self.axes.kept_shape(self.shape)
+
+
+class ForwardResult(NamedTuple):
+    """The results of a forward in one call.
 
     Attributes:
         y: Output.
-        moments: Of x.
-        inv_std: 1/√(σ²+ε), in the kept shape.
-        bits: The signs of z where the backward cannot find them from x; else None.
+        mean: High part of μ, in the kept shape.
+        mean_low: Low part of μ.
+        m2: Σw(x−μ)².
+        inv_std: 1/√(σ²+ε).
+        reserve: What else the kernel's own backward reads, such as the signs of z; or None.
     """
 
     y: Array
-    moments: Moments
+    mean: Array
+    mean_low: Array
+    m2: Array
     inv_std: Array
-    bits: Array | None
+    reserve: Array | None
 
 
-class Wanted(NamedTuple):
-    """What a backward is asked for; sums are always given where dx needs them."""
-
-    dx: bool
-    dz: bool
-    sums: bool
-
-
-class Backward(NamedTuple):
-    """What a backward in one call gives; None for what was not asked for."""
+class BackwardResult(NamedTuple):
+    """The results of a backward in one call; None for what was not wanted."""
 
     dz: Array | None
     sum_dz: Array | None
@@ -40,34 +85,135 @@ class Backward(NamedTuple):
     dx: Array | None
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One implementation of the two passes, forward and backward.
+class Kernel(Protocol):
+    """One implementation of the passes over the data, forward and backward.
 
-    z is the output before the activation, w the weights of samples in an array that broadcasts against x.
-
-    Attributes:
-        name: As `batchnorm info` and `extra_repr` show it.
-        reason: Why this kernel runs and not a faster one.
-        moments: `(x, plan, w=None) -> Moments`, one pass.
-        affine: `(x, statistics, scale, shift, *, residual=None, activation=None) -> y`, one pass:
-            y = act((x−μ)·scale + shift + residual), in the dtype of x.
-        backward_activation: `(dy, x, statistics, scale, shift, *, activation, residual=None, y=None) -> dz`, only where
-            there is an activation.
-        backward_reduce: `(dz, x, plan, statistics) -> (Σdz, Σdz·(x−μ))`, one pass.
-        backward_elementwise: `(dz, x, statistics, coefficients, w=None) -> dx` in the dtype of x, one pass.
-        forward: `(x, plan, gamma, beta, *, eps, activation=None, residual=None, weights=None) -> Forward`, the moments
-            and the affine map in one call, where the statistics are those of the batch; None where there is none.
-        backward: `(dy, x, statistics, scale, shift, *, activation, residual, bits, weights, wants) -> Backward`, all
-            four of the backward in one call, likewise.
+    z is the output before the activation, w the weights of samples in an array that broadcasts against x. Arrays of
+    features have the kept shape (the rank of x, 1 on the reduced axes) and the working precision: float32, or float64
+    for float64 input. The mean is the sum `mean + mean_low`; None for the second is zero.
     """
 
-    name: str
-    reason: str
-    moments: Callable[..., Moments]
-    affine: Callable[..., Array]
-    backward_activation: Callable[..., Array]
-    backward_reduce: Callable[..., tuple[Array, Array]]
-    backward_elementwise: Callable[..., Array]
-    forward: Callable[..., Forward] | None = None
-    backward: Callable[..., Backward] | None = None
+    @property
+    def name(self) -> str:
+        """Return the name that `batchnorm info` and `extra_repr` show."""
+        ...
+
+    def moments(
+        self, x: Array, reduced: Sequence[int], count: Any, weights: Array | None = None
+    ) -> tuple[Array, Array, Array]:
+        """Return the mean, m2 = Σw(x−μ)² and the low part of the mean over the axes `reduced`, in one pass.
+
+        `count` is N, or Σw as an array that broadcasts against the results.
+        """
+        ...
+
+    def affine(
+        self,
+        x: Array,
+        mean: Array,
+        mean_low: Array | None,
+        scale: Array,
+        shift: Array,
+        *,
+        residual: Array | None = None,
+        activation: str | None = None,
+    ) -> Array:
+        """Return y = act((x−μ)·scale + shift + residual) in the dtype of x, in one pass."""
+        ...
+
+    def backward_activation(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        mean_low: Array | None,
+        scale: Array,
+        shift: Array,
+        *,
+        activation: str,
+        residual: Array | None = None,
+        y: Array | None = None,
+    ) -> Array:
+        """Return dz = dy·act'(z); z is computed again, or has the sign of y where one is given."""
+        ...
+
+    def backward_reduce(
+        self, dz: Array, x: Array, reduced: Sequence[int], mean: Array, mean_low: Array | None
+    ) -> tuple[Array, Array]:
+        """Return Σdz and Σdz·(x−μ) over the axes `reduced`, in one pass."""
+        ...
+
+    def backward_elementwise(
+        self,
+        dz: Array,
+        x: Array,
+        mean: Array,
+        mean_low: Array | None,
+        of_dy: Array,
+        of_centred: Array | None = None,
+        constant: Array | None = None,
+        *,
+        weights: Array | None = None,
+    ) -> Array:
+        """Return dx = dz·of_dy + w·((x−μ)·of_centred + constant) in the dtype of x, in one pass."""
+        ...
+
+    def template(self, facts: Facts) -> Any:
+        """Return a call of the native library that needs addresses alone; None where the kernel does not have one."""
+        ...
+
+
+class OneCallKernel(Kernel, Protocol):
+    """A kernel that also does a whole forward, and a whole backward, in one call each."""
+
+    @property
+    def needs_reserve(self) -> bool:
+        """Return whether `backward` serves only after a `forward` that has returned a reserve."""
+        ...
+
+    def forward(
+        self,
+        x: Array,
+        reduced: Sequence[int],
+        gamma: Array | None,
+        beta: Array | None,
+        *,
+        eps: float,
+        activation: str | None = None,
+        residual: Array | None = None,
+        weights: Array | None = None,
+    ) -> ForwardResult:
+        """Return y = act(γ·(x−μ)/√(σ²+ε) + β + residual) and the statistics of the batch."""
+        ...
+
+    def has_reserve(self, activation: str | None, *, residual: bool) -> bool:
+        """Return whether `forward` returns a reserve."""
+        ...
+
+    def backward(
+        self,
+        dy: Array,
+        x: Array,
+        mean: Array,
+        mean_low: Array | None,
+        inv_std: Array,
+        per_count: Array | None,
+        scale: Array,
+        shift: Array | None,
+        *,
+        activation: str | None = None,
+        residual: Array | None = None,
+        reserve: Array | None = None,
+        weights: Array | None = None,
+        wants_dx: bool,
+        wants_dz: bool,
+        wants_sums: bool,
+    ) -> BackwardResult:
+        """Return dz, Σdz, Σdz·(x−μ) and dx; `per_count` is 1/N, None where the statistics are constants."""
+        ...
+
+
+def one_call(kernel: Kernel) -> OneCallKernel | None:
+    """Return the kernel if it does a whole pass in one call, else None."""
+    whole: Any = kernel
+    return whole if hasattr(kernel, "forward") else None

@@ -6,14 +6,16 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
-from batchnorm import kernels
 from batchnorm.conventions import TORCH, Estimator
+from batchnorm.core.passes import NormInputs, moments_of
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import zero_masked
 from batchnorm.errors import BatchNormError
 from batchnorm.layout import Plan, plan
 from batchnorm.renorm import REMEMBERED
 from batchnorm.statistics import Moments, divisor, merge, observed_variance
-from batchnorm.steps import silence
 from batchnorm.surgery.places import Place
+from batchnorm.torch.backends import plan_tensors
 from batchnorm.torch.check import check_weights
 
 
@@ -45,7 +47,7 @@ class Population:
         layout = plan(x.ndim, getattr(self.layer, "axis", 1))
         if weights is not None:
             weights = check_weights(weights, x, layout)
-            x = silence(x, weights, xp)
+            x = zero_masked(x, weights, xp)
         if x.numel() == 0:
             return
         found = self._moments(x, layout, weights)
@@ -60,8 +62,10 @@ class Population:
         self.moments = found if self.moments is None else merge(self.moments, found, xp)
 
     def _moments(self, x: Tensor, layout: Plan, weights: Tensor | None) -> Moments:
-        found = kernels.select(x, layout, xp, weights=weights).moments(x, layout, weights)
-        return Moments(*(part.double() if isinstance(part, Tensor) else part for part in found))
+        inputs = NormInputs(x, weights=weights)
+        call = plan_tensors(NormSpec(), inputs, layout)
+        moments = moments_of(call.kernel, call, inputs)
+        return Moments(*(part.double() if isinstance(part, Tensor) else part for part in moments))
 
     def counted(self) -> tuple[int, float, int, int]:
         """Return what can be added up over processes: batches, samples, skipped, calls."""

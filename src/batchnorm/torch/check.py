@@ -8,11 +8,13 @@ import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.plan import working_dtype
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import zero_masked
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.layout import Axis, Plan, plan, weights_shape
-from batchnorm.steps import working_dtype
-from batchnorm.torch.snapshot import tracing
-from batchnorm.torch.transforms import readable, surely
+from batchnorm.torch.tracing import is_exporting, is_readable, known_true
 
 
 def has_memory(t: Tensor) -> bool:
@@ -30,7 +32,7 @@ def check_memory(name: str, t: Tensor | None) -> None:
         ArgumentError: then.
     """
     plain = type(t) is Tensor or type(t) is torch.nn.Parameter
-    if t is None or not plain or torch.compiler.is_compiling() or tracing():
+    if t is None or not plain or torch.compiler.is_compiling() or is_exporting():
         return
     try:
         held = has_memory(t)
@@ -156,12 +158,31 @@ def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
 
 def _has_bad(weights: Tensor) -> bool:
     """Return whether weights are negative or not finite, where that can be read without waiting for a device."""
-    if weights.dtype == torch.bool or not readable(weights):
+    if weights.dtype == torch.bool or not is_readable(weights):
         return False
-    return surely((~((weights >= 0.0) & (weights < math.inf))).any())
+    return known_true((~((weights >= 0.0) & (weights < math.inf))).any())
 
 
-def check_count(x: Tensor, layout: Plan, groups: int) -> bool:
-    """Return whether each feature, in each group, is seen more than once."""
-    size = x.shape[layout.batch_axis]
-    return (layout.count(x.shape) // size) * (size // groups) != 1
+def check_call(
+    spec: NormSpec, input: Any, named: dict[str, Tensor | None], *, residual: Any, weights: Any
+) -> tuple[NormInputs, Plan]:
+    """Return the arrays of a call and the plan of their axes; or raise naming what does not fit.
+
+    Args:
+        spec: The options.
+        input: x.
+        named: γ, β and the running statistics, by the names of their arguments.
+        residual: Or None.
+        weights: Of samples, or None.
+    """
+    for missing, other in (("running_mean", "running_var"), ("running_var", "running_mean")):
+        if named[missing] is None and named[other] is not None:
+            raise ArgumentError(f"`{missing}` must be given where `{other}` is, got None")
+    axes = check_input(input, named, spec.axis)
+    if residual is not None:
+        residual = check_residual(residual, input)
+    if weights is not None:
+        weights = check_weights(weights, input, axes)
+        input = zero_masked(input, weights, xp)
+        residual = residual if residual is None else zero_masked(residual, weights, xp)
+    return NormInputs(input, named["weight"], named["bias"], residual, weights), axes

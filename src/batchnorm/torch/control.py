@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
+from batchnorm.core.step import BatchMoments
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.torch.layers import BatchNorm
 from batchnorm.torch.naming import few
-from batchnorm.torch.recompute import in_backward
-from batchnorm.torch.training import Step
+from batchnorm.torch.tracing import in_backward
 
 
 def _found(model: Any) -> dict[str, _BatchNorm]:
@@ -116,12 +116,12 @@ def hold_statistics(model: nn.Module) -> Generator[None]:
     """
     layers = list(_layers(model).values())
     for layer in layers:
-        layer.held += 1
+        layer.hold_depth += 1
     try:
         yield
     finally:
         for layer in layers:
-            layer.held -= 1
+            layer.hold_depth -= 1
 
 
 @contextmanager
@@ -136,12 +136,12 @@ def use_running(model: nn.Module) -> Generator[None]:
     """
     layers = list(_remembering(model, "to use").values())
     for layer in layers:
-        layer.by_running += 1
+        layer.use_running_depth += 1
     try:
         yield
     finally:
         for layer in layers:
-            layer.by_running -= 1
+            layer.use_running_depth -= 1
 
 
 def _state(layer: _BatchNorm) -> list[tuple[str, Tensor]]:
@@ -155,7 +155,7 @@ class transaction:  # noqa: N801  # used like a function
 
     They are restored, to the bit, if the block raises or `rollback()` is called in it or after it: for a step that
     GradScaler skips, say. Works on torch's own layers too. Layers that `accumulate` collects for forget what they have
-    collected in the block.
+    accumulated in the block.
 
     >>> layer = BatchNorm(3)
     >>> with transaction(layer) as step:
@@ -167,11 +167,11 @@ class transaction:  # noqa: N801  # used like a function
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = list(_found(model).values())
-        self._before: list[tuple[dict[str, Tensor], list[Step]]] = []
+        self._before: list[tuple[dict[str, Tensor], list[BatchMoments]]] = []
 
     def __enter__(self) -> "transaction":
         self._before = [
-            ({name: t.clone() for name, t in _state(layer)}, [*(getattr(layer, "collected", None) or ())])
+            ({name: t.clone() for name, t in _state(layer)}, [*(getattr(layer, "accumulated", None) or ())])
             for layer in self._layers
         ]
         return self
@@ -181,11 +181,11 @@ class transaction:  # noqa: N801  # used like a function
         """Restore the running statistics of when the block was entered."""
         if not self._before:
             raise BatchNormError("`rollback` goes back to where a block began, and none has: `with transaction(model)`")
-        for layer, (buffers, collected) in zip(self._layers, self._before, strict=True):
+        for layer, (buffers, accumulated) in zip(self._layers, self._before, strict=True):
             for name, now in _state(layer):
                 now.copy_(buffers[name])
-            if isinstance(layer, BatchNorm) and layer.collected is not None:
-                layer.collected[:] = collected  # also what `accumulate` has remembered meanwhile
+            if isinstance(layer, BatchNorm) and layer.accumulated is not None:
+                layer.accumulated[:] = accumulated  # also what `accumulate` has remembered meanwhile
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -195,7 +195,7 @@ class transaction:  # noqa: N801  # used like a function
 
 
 class _Calls:
-    """Counts the calls of a model that its layers hold something of, and lets these settle after every so many."""
+    """Counts the calls of a model that its layers hold something of, and lets these flush after every so many."""
 
     def __init__(self, layers: list[BatchNorm], steps: int | None) -> None:
         self._layers, self._steps = layers, steps
@@ -204,21 +204,21 @@ class _Calls:
         self._held: list[int] = []  # how much the layers held after each call
 
     def _holding(self) -> int:
-        return sum(len(layer.collected or ()) for layer in self._layers)
+        return sum(len(layer.accumulated or ()) for layer in self._layers)
 
     def begin(self, *_: Any) -> None:
         self._before = self._holding()
         self.calls += 1
 
     def end(self, *_: Any) -> None:
-        if in_backward() or not any(layer.listens() for layer in self._layers):
+        if in_backward() or not any(layer.updates_statistics() for layer in self._layers):
             return
         kept = [n for n in self._held if n <= self._before]  # a `transaction` may have taken calls back
         self._held = [*kept, self._holding()]
         if len(self._held) == self._steps:
             self._held = [n for n in self._held if n > 0]
             for layer in self._layers:
-                layer.settle()
+                layer.flush()
 
 
 @contextmanager
@@ -247,16 +247,16 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
         raise ArgumentError(f"`steps` must be None or an int ≥ 1, got {steps!r}")
     named = _layers(model)
     for name, layer in named.items():
-        if layer.collected is not None:
+        if layer.accumulated is not None:
             raise ArgumentError(f"{name} accumulates already: one `accumulate` cannot stand in another")
     layers = list(named.values())
     calls = _Calls(layers, steps)
     hooks = [model.register_forward_pre_hook(calls.begin), model.register_forward_hook(calls.end)]
     for layer in layers:
-        layer.collected = []
+        layer.accumulated = []
     try:
         yield
-        if steps is not None and not calls.calls and any(layer.collected for layer in layers):
+        if steps is not None and not calls.calls and any(layer.accumulated for layer in layers):
             warnings.warn(
                 f"accumulate(model, steps={steps}) counts calls of `model`, a {type(model).__name__}, and it was never "
                 "called: the statistics of the whole block move once (give the module that you call)",
@@ -264,9 +264,9 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Generator[None]:
                 stacklevel=3,
             )
         for layer in layers:
-            layer.settle()
+            layer.flush()
     finally:
         for hook in hooks:
             hook.remove()
         for layer in layers:
-            layer.collected = None
+            layer.accumulated = None

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from batchnorm.activations import LEAKY_SLOPE
+from batchnorm.core.passes import NormInputs
+from batchnorm.core.plan import working_dtype
 from batchnorm.errors import ArgumentError
 from batchnorm.layout import Plan, normalise_axis, plan
-from batchnorm.steps import Inputs, working_dtype
-from batchnorm.torch.training import gather
+from batchnorm.torch.check import check_call
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,
@@ -54,27 +55,25 @@ def _features_at_1(x: Tensor, axis: int) -> tuple[Tensor, Callable[[Tensor], Ten
 
 
 def _lost(layer: Any, chosen: Sequence[str], *, weighted: bool) -> list[str]:
-    """Return what the batch is normalised by, or leaves behind, that no operator of torch does."""
+    """Return the options, as they are written, that training by torch's operators would lose."""
     lost = [option for option in chosen if not option.startswith(_HELD)] + ["weights="] * weighted
     if len(normalise_axis(layer.axis)) > 1:
         lost.append(f"axis={layer.axis}")
     if layer.training:
         lost += ["momentum=None"] * (layer.momentum is None)
-        lost += ["held statistics"] * (layer.running_mean is not None and not layer.listens())
+        lost += ["held statistics"] * (layer.running_mean is not None and not layer.updates_statistics())
     return lost
 
 
-def _gathered(layer: Any, call: Call) -> tuple[Inputs, Plan]:
+def _checked(layer: Any, call: Call) -> tuple[NormInputs, Plan]:
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and torch warns of each that is compared
-        layout = plan(call.x.ndim, layer.axis)
-        weight, bias, mean, var = (call.named[n] for n in ("weight", "bias", "running_mean", "running_var"))
-        return Inputs(call.x, weight, bias, call.residual, call.weights, mean, var), layout
-    inputs, recipe = gather(call.x, call.named, layer, residual=call.residual, weights=call.weights)
-    return inputs, recipe.plan
+        inputs = NormInputs(call.x, call.named["weight"], call.named["bias"], call.residual, call.weights)
+        return inputs, plan(call.x.ndim, layer.axis)
+    return check_call(layer.spec, call.x, call.named, residual=call.residual, weights=call.weights)
 
 
-def normalise(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:
-    """Return the output of a layer by torch's operators, and move its statistics; None where these do not serve.
+def normalize(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:
+    """Return the output of a layer by torch's operators, and update its statistics; None where these do not serve.
 
     In training a program holds what torch's own layer does: a batch with inf or NaN is not skipped.
 
@@ -87,8 +86,8 @@ def normalise(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) 
     Raises:
         ArgumentError: in training, where an option, or `weights`, asks for what torch's operator does not do.
     """
-    inputs, layout = _gathered(layer, call)
-    x, (axis, *others) = inputs.x, layout.kept
+    inputs, axes = _checked(layer, call)
+    x, (axis, *others) = inputs.x, axes.kept
     lost = _lost(layer, chosen, weighted=inputs.weights is not None) if by_batch else []
     if lost and layer.training:
         raise ArgumentError(
@@ -98,15 +97,16 @@ def normalise(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) 
     if lost or others or axis == 0:
         return None
     precise = working_dtype(x.dtype, torch)
-    given = (inputs.weight, inputs.bias, *((None, None) if by_batch else (inputs.mean, inputs.var)))
-    weight, bias, mean, var = (p if p is None else _in(precise, p) for p in given)
-    moves = by_batch and layer.listens()
-    if moves:  # in place, so as they are
-        mean, var = inputs.mean, inputs.var
+    running = call.named["running_mean"], call.named["running_var"]
+    numbers = (inputs.weight, inputs.bias, *((None, None) if by_batch else running))
+    weight, bias, mean, var = (p if p is None else _in(precise, p) for p in numbers)
+    updates = by_batch and layer.updates_statistics()
+    if updates:  # in place, so as they are
+        mean, var = running
         layer.num_batches_tracked.add_(1)
     dtype = x.dtype
     x, restored = _features_at_1(x if inputs.residual is None else _in(precise, x), axis)  # added before it is rounded
-    momentum = layer.momentum if moves else 0.0
+    momentum = layer.momentum if updates else 0.0
     z = restored(functional.batch_norm(x, mean, var, weight, bias, by_batch, momentum, layer.eps))
     if inputs.residual is not None:
         z = z + _in(precise, inputs.residual)

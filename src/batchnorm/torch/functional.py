@@ -1,25 +1,25 @@
 """`batch_norm`: torch.nn.functional's signature, then the options."""
 
+from collections.abc import Sequence
+from functools import lru_cache
+
+import array_api_compat.torch as xp
+import torch
 from torch import Tensor
 
 from batchnorm.activations import ActivationName
-from batchnorm.conventions import TORCH, Estimator, check_momentum
+from batchnorm.conventions import TORCH, Estimator
+from batchnorm.core import policy, step
+from batchnorm.core.spec import Adjustment, NonFinite, NormSpec, SmallBatch
 from batchnorm.errors import ArgumentError
 from batchnorm.layout import Axis
 from batchnorm.statistics import Running
-from batchnorm.torch.check import check_movable
-from batchnorm.torch.training import (
-    Adjustment,
-    NonFinite,
-    Options,
-    SmallBatch,
-    check_options,
-    finite,
-    gather,
-    infer,
-    remember,
-    train,
-)
+from batchnorm.torch import fast_step
+from batchnorm.torch.autograd import FRONTEND
+from batchnorm.torch.check import check_call, check_movable
+from batchnorm.torch.state import write
+
+_spec = lru_cache(maxsize=256)(NormSpec)
 
 
 def batch_norm(
@@ -89,22 +89,46 @@ def batch_norm(
     >>> mean.item(), var.item()  # half way from 0 to 2, and from 1 to 2·(2/1)·½ = 2
     (1.0, 1.5)
     """
-    options = Options(
-        eps, axis, activation, virtual_batch_size, adjustment, running_variance, nonfinite, small_batch
-    )  # fmt: skip
-    check_options(options)
-    if not isinstance(momentum, Tensor):
-        check_momentum(momentum)
     if momentum is None:  # pyright: ignore[reportUnnecessaryComparison]  # options are checked at run time too
         raise ArgumentError("`momentum` must be a number here, got None (the layer counts batches: give 1/(t+1))")
+    alpha = TORCH.momentum if isinstance(momentum, Tensor) else momentum
+    arguments = (
+        tuple(axis) if isinstance(axis, Sequence) else axis, eps, activation, alpha, running_variance,
+        virtual_batch_size, None, adjustment, nonfinite, small_batch,
+    )  # fmt: skip
+    spec = NormSpec(*arguments) if torch.compiler.is_compiling() else _spec(*arguments)
+    if weights is None and not isinstance(momentum, Tensor) and fast_step.serves(input, residual):
+        y = _in_one_call(spec, input, residual, (weight, bias, running_mean, running_var, None), training=training)
+        if y is not None:
+            return y
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    inputs, recipe = gather(input, named, options, residual=residual, weights=weights)
-    if not training:
-        return infer(inputs, recipe)
-    check_movable({"running_mean": running_mean, "running_var": running_var})
+    inputs, axes = check_call(spec, input, named, residual=residual, weights=weights)
     running = None if running_mean is None or running_var is None else Running(running_mean, running_var)
-    y, step = train(inputs, recipe, options)
-    if running is not None and step is not None:
-        good = None if nonfinite == "propagate" else finite(step, running.var.dtype)
-        remember(running, step, momentum, estimator=running_variance, good=good)
+    chosen = policy.choose(spec, running, by_batch=training, weighted=weights is not None)
+    plan = FRONTEND.plan(spec, inputs, axes)
+    if not training:
+        return FRONTEND.normalize(plan, inputs, chosen)[0]
+    check_movable({"running_mean": running_mean, "running_var": running_var})
+    y, batch = step.train(FRONTEND, spec, plan, inputs, chosen, running)
+    if running is not None and batch is not None:
+        with torch.no_grad():
+            valid = None if nonfinite == "propagate" else step.is_finite(batch, running.var.dtype, xp)
+            after, _ = step.update(running, batch, spec, momentum, xp, valid=valid)
+            write(running, after)
+    return y
+
+
+def _in_one_call(
+    spec: NormSpec, x: Tensor, residual: Tensor | None, held: tuple[Tensor | None, ...], *, training: bool
+) -> Tensor | None:
+    """Return the output where one call of the native library computes it, else None."""
+    ready = fast_step.check(spec, x, held)
+    weight, bias, mean, var, _ = held
+    if ready is None or (training and not ready.trains) or (not training and mean is None):
+        return None
+    if not training:
+        return fast_step.infer(x, residual, ready)
+    y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
+    if mean is not None and var is not None:
+        fast_step.update((mean, var, None), numbers, ready.fast, spec)
     return y

@@ -1,8 +1,8 @@
 """The layers: torch's classes by name, default, state_dict key and error, with options that torch has not."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from numbers import Integral
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -11,16 +11,18 @@ from torch.fx import Proxy
 
 from batchnorm.activations import ActivationName
 from batchnorm.conventions import TORCH, Estimator, check_momentum, refuse_unknown
+from batchnorm.core import policy, step
+from batchnorm.core.spec import Adjustment, NonFinite, NormSpec, SmallBatch
 from batchnorm.errors import ArgumentError, BatchNormError, ShapeError
 from batchnorm.layout import Axis, normalise_axis
 from batchnorm.renorm import Renorm
-from batchnorm.torch import direct, exported, native
-from batchnorm.torch.check import better_axis, check_movable, check_real
+from batchnorm.statistics import Running
+from batchnorm.torch import exported, fast_step
+from batchnorm.torch.autograd import FRONTEND
+from batchnorm.torch.check import better_axis, check_call, check_movable, check_real
 from batchnorm.torch.naming import layer_name, outermost
-from batchnorm.torch.recompute import in_backward
-from batchnorm.torch.snapshot import snapshot, tracing
-from batchnorm.torch.state import RENORM_BUFFERS, Remembering
-from batchnorm.torch.training import Adjustment, NonFinite, SmallBatch, check_options, gather, infer, train
+from batchnorm.torch.state import RENORM_BUFFERS, RunningStatistics
+from batchnorm.torch.tracing import called_from, in_backward, is_exporting, snapshot
 
 OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "axis": TORCH.axis,
@@ -34,6 +36,11 @@ OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "nonfinite": "skip",
     "small_batch": "raise",
 }
+_SPEC = (  # the attributes that a `NormSpec` is made of, in its order
+    "axis", "eps", "activation", "momentum", "running_variance", "virtual_batch_size", "renorm", "adjustment",
+    "nonfinite", "small_batch", "sync",
+)  # fmt: skip
+_options = attrgetter(*_SPEC)
 MEANT = {  # by the names of other frameworks
     "epsilon": "eps", "scale": "affine", "use_scale": "affine", "center": "bias", "use_bias": "bias",
     "mask": "weights", "sample_weight": "weights", "channels": "num_features",
@@ -53,7 +60,7 @@ def _check_num_features(num_features: Any, axes: tuple[int, ...]) -> None:
         )
 
 
-class BatchNorm(Remembering):
+class BatchNorm(RunningStatistics):
     """Batch normalization of an input of any rank ≥ 2, along any axis.
 
     y = act(γ·(x−μ)/√(σ²+ε) + β + residual), per feature. Training: μ and σ² (biased) of the batch, and the running
@@ -112,6 +119,7 @@ class BatchNorm(Remembering):
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
     _eager_because: str | None = None
+    _last_spec: tuple[Any, NormSpec] | None = None  # with the options that it was made of
     fused_from: tuple[nn.Module, ...] = ()  # the module in whose place `activation` was put, if there was one
 
     def __init__(
@@ -150,25 +158,31 @@ class BatchNorm(Remembering):
         self.activation, self.virtual_batch_size, self.adjustment = activation, virtual_batch_size, adjustment
         self.renorm, self.sync, self.process_group = renorm, sync, process_group
         self.running_variance, self.nonfinite, self.small_batch = running_variance, nonfinite, small_batch
-        self._check()
+        self._checked_spec()
         self._add_buffers()
 
-    def _check(self) -> None:
-        check_options(self)
-        check_momentum(self.momentum)
-        if self.renorm is not None:
-            if not isinstance(self.renorm, Renorm):
-                raise ArgumentError(f"`renorm` must be None or a Renorm, got {self.renorm!r}")
-            if self.running_mean is None:
-                raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
-        if self.small_batch == "running" and self.running_mean is None:
+    @property
+    def spec(self) -> NormSpec:
+        """Return the options of the layer, checked: made once, and again when one of them has changed."""
+        if torch.compiler.is_compiling():
+            return NormSpec(*[getattr(self, name) for name in _SPEC])
+        options, last = _options(self), self._last_spec
+        if last is None or last[0] != options:
+            self._last_spec = last = (options, NormSpec(*options))
+        return last[1]
+
+    def _checked_spec(self) -> NormSpec:
+        """Return the options, which must also fit what the layer holds."""
+        spec = self.spec
+        if spec.renorm is not None and self.running_mean is None:
+            raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
+        if spec.small_batch == "running" and self.running_mean is None:
             raise ArgumentError('small_batch="running" needs running statistics, got track_running_stats=False')
-        if not isinstance(self.sync, bool):
-            raise ArgumentError(f"`sync` must be a bool, got {self.sync!r}")
+        return spec
 
     def named_children(self) -> Iterator[tuple[str, nn.Module]]:
         """Return no children; refuse `convert_sync_batchnorm`, which asks for them, where it would lose an option."""
-        if sys._getframe(1).f_code.co_name == "convert_sync_batchnorm":  # pyright: ignore[reportPrivateUsage]
+        if called_from("convert_sync_batchnorm"):
             for layer in (m for m in outermost(self).modules() if isinstance(m, BatchNorm)):
                 lost = [o for o in layer._chosen() if not o.startswith(("sync=", "process_group="))]
                 if lost:
@@ -189,7 +203,7 @@ class BatchNorm(Remembering):
         axis, features = self.axis, self.num_features
         if not isinstance(axis, int) or not isinstance(features, int) or not -input.dim() <= axis < input.dim():
             return
-        if tracing():  # where sizes are tensors, and to compare them would be noted
+        if is_exporting():  # where sizes are tensors, and to compare them would be noted
             return
         held = next((t for t in (self.weight, self.running_mean) if t is not None), None)
         if input.shape[axis] != features and held is not None and held.shape == (features,):
@@ -236,14 +250,13 @@ class BatchNorm(Remembering):
         if unknown:
             refuse_unknown(f"{type(self).__name__}.forward()", unknown, MEANT)
         try:
-            if weights is None:
-                fixed = not self.training or self.frozen or self.by_running > 0
-                y = (direct.infer if fixed else direct.train)(self, input, residual)
+            if weights is None and fast_step.serves(input, residual):
+                y = self._normalize_in_one_call(input, residual)
                 if y is not None:
                     return y
             if isinstance(input, Proxy):
                 return self._traced(input, residual, weights)
-            return self._normalise(input, residual, weights)
+            return self._normalize(input, residual, weights)
         except BatchNormError as error:
             error.args = (f"{layer_name(self)}: {error}",)
             raise
@@ -266,57 +279,107 @@ class BatchNorm(Remembering):
             'script a copy with torch\'s layers: `batchnorm.surgery.convert(copy.deepcopy(model), "torch")`)'
         )
 
-    def _normalise(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
+    def _is_fixed(self) -> bool:
+        """Return whether the running statistics normalise, whatever the mode."""
+        return self.frozen or self.use_running_depth > 0
+
+    def _normalize_in_one_call(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """Return the output where one call of the native library computes it, else None."""
+        ready = self._ready(x)
+        if ready is None:
+            return None
+        weight, bias, mean, var, batches = ready.held
+        if not self.training or self._is_fixed():
+            return None if mean is None or var is None else fast_step.infer(x, residual, ready, detach=self.frozen)
+        if not ready.trains or (weight is not None and "grad_sample" in vars(weight)):
+            return None
+        y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
+        if mean is None or var is None or not self.track_running_stats or self.hold_depth or in_backward():
+            return y
+        spec, running = ready.spec, (mean, var, batches)
+        if self.accumulated is not None:
+            self.update(fast_step.batch_moments(numbers, ready.fast.plan))
+        elif not fast_step.update(running, numbers, ready.fast, spec):
+            self.count_skipped(
+                numbers.new_zeros((), dtype=torch.bool), fast_step.batch_moments(numbers, ready.fast.plan)
+            )
+        return y
+
+    def _ready(self, x: Tensor) -> fast_step.ReadyCall | None:
+        """Return the call as the native library serves it, checked; None where it does not."""
+        spec, parameters, buffers = self.spec, self._parameters, self._buffers
+        try:
+            held = (
+                parameters["weight"], parameters["bias"],
+                buffers["running_mean"], buffers["running_var"], buffers["num_batches_tracked"],
+            )  # fmt: skip
+        except KeyError:  # somebody has put something else in their place
+            return None
+        if self.ranks is not None and x.ndim not in self.ranks:
+            return None
+        ready = self.ready_call
+        if ready is None or not fast_step.is_same(ready, spec, x, held):
+            ready = fast_step.check(spec, x, held)
+            if ready is None:
+                return None
+            self.ready_call = ready
+        if self._eager_because is not None:
+            self._eager_because = None
+        return ready
+
+    def _normalize(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
         if isinstance(input, Tensor):
             self._check_input_dim(input)
-        self._check()
-        fixed = self.frozen or self.by_running > 0
-        by_batch = not fixed and (self.training or self.running_mean is None)
+        spec = self._checked_spec()
+        by_batch = not self._is_fixed() and (self.training or self.running_mean is None)
         if by_batch:
             self._refuse_per_sample_gradients()
-        return self._generally(input, residual, weights, by_batch=by_batch)
+        running, clips = self._running_before(input, by_batch=by_batch, weighted=weights is not None)
+        named = self._named(running, clips)
+        if is_exporting():
+            call = exported.Call(input, named, residual, weights)
+            y = exported.normalize(self, call, by_batch=by_batch, chosen=self._chosen())
+            if y is not None:
+                return y
+        inputs, axes = check_call(spec, input, named, residual=residual, weights=weights)
+        plan = FRONTEND.plan(spec, inputs, axes)
+        if input.numel() and not torch.compiler.is_compiling():
+            self._eager_because = plan.reason or None
+        chosen = policy.choose(spec, running, by_batch=by_batch, weighted=weights is not None, clips=clips)
+        if not by_batch:
+            return FRONTEND.normalize(plan, inputs, chosen)[0]
+        self._check_training()
+        y, batch = step.train(FRONTEND, spec, plan, inputs, chosen, running)
+        if batch is not None and running is not None and self.updates_statistics() and not in_backward():
+            self.update(batch)
+        return y
 
-    def _generally(self, input: Tensor, residual: Tensor | None, weights: Tensor | None, *, by_batch: bool) -> Tensor:
+    def _running_before(
+        self, x: Tensor, *, by_batch: bool, weighted: bool
+    ) -> tuple[Running | None, tuple[Tensor | None, ...]]:
+        """Return the running statistics before a call, and in training the clips of `renorm`."""
+        if by_batch and self.running_mean is None:
+            return None, ()
         training = self.training and by_batch
-        running, clips = None, ()
-        if not by_batch or self.running_mean is not None:
-            reads = self.renorm is not None or weights is not None or self.small_batch == "running"
-            running, at = self._seen(input if reads and training else None)
-            clips = () if self.renorm is None or not training else self._clips(at)
+        reads = self.renorm is not None or weighted or self.small_batch == "running"
+        running, count = self._before_call(x if reads and training else None)
+        return running, () if self.renorm is None or not training else self._clips(count)
+
+    def _named(self, running: Running | None, clips: tuple[Tensor | None, ...]) -> dict[str, Tensor | None]:
+        """Return γ, β and the statistics that a call reads, by name."""
         mean, var = (None, None) if running is None else running[:2]
         named: dict[str, Tensor | None] = {
-            "running_mean": mean,
-            "running_var": var,
-            "weight": self.weight,
-            "bias": self.bias,
-        }
+            "running_mean": mean, "running_var": var, "weight": self.weight, "bias": self.bias,
+        }  # fmt: skip
         if self.frozen:  # whatever `requires_grad` has been set to since
             named = {name: p if p is None else p.detach() for name, p in named.items()}
         if clips:  # those of renormalization must fit too
             named |= {name: self._buffers[name] for name in RENORM_BUFFERS}
-        if tracing():
-            call = exported.Call(input, named, residual, weights)
-            y = exported.normalise(self, call, by_batch=by_batch, chosen=self._chosen())
-            if y is not None:
-                return y
-        inputs, recipe = gather(input, named, self, residual=residual, weights=weights)
-        if input.numel():  # else there is nothing to run
-            self._note_kernel(native.serve(input, recipe.plan, inputs.residual, inputs.weights))
-        if not by_batch:
-            return infer(inputs, recipe)
-        self._check_training()
-        if running is not None and clips:
-            rmin, rmax, dmax = clips
-            mean, stddev = (s if s is None else snapshot(s) for s in running[3:])
-            inputs = inputs._replace(renorm_mean=mean, renorm_stddev=stddev, rmin=rmin, rmax=rmax, dmax=dmax)
-        y, step = train(inputs, recipe, self)
-        if step is not None and running is not None and self.listens() and not in_backward():
-            self._remember(step)
-        return y
+        return named
 
     def _check_training(self) -> None:
         self._check_sync()
-        if self.listens() and not torch.compiler.is_compiling():
+        if self.updates_statistics() and not torch.compiler.is_compiling():
             check_movable(self._statistics(), self.num_batches_tracked)
 
     def _refuse_per_sample_gradients(self) -> None:
@@ -329,12 +392,6 @@ class BatchNorm(Remembering):
                 'normalization, as `batchnorm.surgery.convert(model, "group")` makes, or freeze this one: '
                 "`frozen(model).apply()`)"
             )
-
-    def _note_kernel(self, found: Any) -> None:
-        """Keep why the native kernel does not serve, for `repr`."""
-        reason = found if isinstance(found, str) else None
-        if reason != self._eager_because and not torch.compiler.is_compiling():
-            self._eager_because = reason
 
     def _clips(self, step: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return rmin, rmax and dmax at this step, as 0-d tensors."""

@@ -1,202 +1,251 @@
 """The native kernel as operators that torch's dispatcher knows: torch.ops.batchnorm.*, with fake implementations.
 
-For those who look on: torch.compile, fake tensors, dispatch modes. The operators are functional, and return the
-moments; the running statistics move outside of them. A tensor with nothing in it stands for none.
+For those who must see every operation: torch.compile, fake tensors, dispatch modes. The operators are functional, and
+return the moments; the running statistics are updated outside of them. They are defined once, and implemented for each
+type of device by a kernel: `register`. A tensor with nothing in it stands for none.
 """
 
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
-import array_api_compat.torch as xp
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from batchnorm.kernels import dense
-from batchnorm.kernels.interface import Backward, Wanted
-from batchnorm.statistics import Coefficients, Statistics
-from batchnorm.torch.tensors import DENSE
+from batchnorm.kernels import BackwardResult, Facts, ForwardResult
+
+_MEAN = "Tensor mean, Tensor? mean_low"
+_SCHEMAS = {
+    "moments": "(Tensor x, int[] reduced, Tensor? weights) -> (Tensor, Tensor, Tensor)",
+    "affine": f"(Tensor x, {_MEAN}, Tensor scale, Tensor shift, Tensor? residual, str? activation) -> Tensor",
+    "forward": (
+        "(Tensor x, int[] reduced, Tensor? gamma, Tensor? beta, float eps, str? activation, Tensor? residual, "
+        "Tensor? weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "backward": (
+        f"(Tensor dy, Tensor x, {_MEAN}, Tensor inv_std, Tensor? per_count, Tensor scale, Tensor? shift, "
+        "str? activation, Tensor? residual, Tensor? reserve, Tensor? weights, bool wants_dx, bool wants_dz, "
+        "bool wants_sums) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    "backward_reduce": f"(Tensor dz, Tensor x, int[] reduced, {_MEAN}) -> (Tensor, Tensor)",
+    "backward_elementwise": (
+        f"(Tensor dz, Tensor x, {_MEAN}, Tensor of_dy, Tensor? of_centred, Tensor? constant, Tensor? weights) -> Tensor"
+    ),
+}
+for _name, _schema in _SCHEMAS.items():
+    torch.library.define(f"batchnorm::{_name}", _schema)
+_operators: Any = torch.ops.batchnorm
 
 
-def _numbers(x: Tensor, features: Sequence[int], count: int) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(features, dtype=dense.precise(x, torch)) for _ in range(count))
-
-
-def _some(t: Tensor | None, x: Tensor) -> Tensor:
+def _or_empty(t: Tensor | None, x: Tensor) -> Tensor:
     return x.new_empty(0) if t is None else t
 
 
-def _given(t: Any) -> Tensor | None:
-    return t if isinstance(t, Tensor) else None
+def register(device: str, kernel: Any) -> None:
+    """Implement the operators for a type of device by a kernel that does a whole pass in one call."""
+
+    def moments(x: Tensor, reduced: Sequence[int], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return kernel.moments(x, reduced, None, weights)
+
+    def affine(
+        x: Tensor, mean: Tensor, mean_low: Any, scale: Tensor, shift: Tensor, residual: Any, activation: str | None
+    ) -> Tensor:
+        return kernel.affine(x, mean, mean_low, scale, shift, residual=residual, activation=activation)
+
+    def forward(
+        x: Tensor,
+        reduced: Sequence[int],
+        gamma: Any,
+        beta: Any,
+        eps: float,
+        activation: Any,
+        residual: Any,
+        weights: Any,
+    ) -> tuple[Tensor, ...]:
+        options = {"eps": eps, "activation": activation, "residual": residual, "weights": weights}
+        return kernel.forward(x, reduced, gamma, beta, **options, reserves=False)[:5]
+
+    def backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        activation, residual, reserve, weights, wants_dx, wants_dz, wants_sums = arguments[6:]
+        dz, *others = kernel.backward(
+            dy, x, *arguments[:6], activation=activation, residual=residual, reserve=reserve, weights=weights,
+            wants_dx=wants_dx, wants_dz=wants_dz, wants_sums=wants_sums,
+        )  # fmt: skip
+        dz = None if activation is None else dz  # an operator must not return what it was given
+        return tuple(_or_empty(t, x) for t in (dz, *others))
+
+    def backward_reduce(dz: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        return kernel.backward_reduce(dz, x, *arguments)
+
+    def backward_elementwise(dz: Tensor, x: Tensor, *arguments: Any) -> Tensor:
+        return kernel.backward_elementwise(dz, x, *arguments[:-1], weights=arguments[-1])
+
+    for function in (moments, affine, forward, backward, backward_reduce, backward_elementwise):
+        torch.library.register_kernel(f"batchnorm::{function.__name__}", device, function)
 
 
-@custom_op("batchnorm::moments", mutates_args=(), device_types="cpu")
-def moments(x: Tensor, features: Sequence[int], weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return μ, Σw(x−μ)² and the low part of μ, in the kept shape `features`."""
-    return DENSE.moments(x, tuple(features), weights)
+def _numbers(x: Tensor, reduced: Sequence[int], count: int) -> tuple[Tensor, ...]:
+    features = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return tuple(x.new_empty(features, dtype=dtype) for _ in range(count))
 
 
-@moments.register_fake
-def _(x: Tensor, features: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
-    return _numbers(x, features, 3)
+def _fake_moments(x: Tensor, reduced: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:
+    return _numbers(x, reduced, 3)
 
 
-@custom_op("batchnorm::affine", mutates_args=(), device_types="cpu")
-def affine(x: Tensor, statistics: Sequence[Tensor | None], residual: Tensor | None, activation: str | None) -> Tensor:
-    """Return y = act((x−μ)·scale + shift + residual); `statistics` are mean, mean_low, scale and shift."""
-    mean, low, scale, shift = statistics
-    return DENSE.affine(x, Statistics(mean, low, None), scale, shift, residual=residual, activation=activation)
-
-
-@affine.register_fake
-def _(x: Tensor, statistics: Sequence[Tensor | None], residual: Tensor | None, activation: str | None) -> Tensor:
+def _fake_affine(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-@custom_op("batchnorm::forward", mutates_args=(), device_types="cpu")
-def forward(
-    x: Tensor,
-    features: Sequence[int],
-    parameters: Sequence[Tensor | None],
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    weights: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return y, μ, Σw(x−μ)², the low part of μ, and 1/√(σ²+ε); `parameters` are γ and β."""
-    options = {"eps": eps, "activation": activation, "residual": residual, "weights": weights}
-    return DENSE.forward(x, tuple(features), *parameters, **options, signs=False)[:5]
+def _fake_forward(x: Tensor, reduced: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
+    return torch.empty_like(x), *_numbers(x, reduced, 4)
 
 
-@forward.register_fake
-def _(
-    x: Tensor,
-    features: Sequence[int],
-    parameters: Sequence[Tensor | None],
-    eps: float,
-    activation: str | None,
-    residual: Tensor | None,
-    weights: Tensor | None,
-) -> tuple[Tensor, ...]:
-    return torch.empty_like(x), *_numbers(x, features, 4)
+def _fake_backward(dy: Tensor, x: Tensor, mean: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    _, _, per_count, _, _, activation, _, _, _, wants_dx, wants_dz, wants_sums = arguments
+    dz = torch.empty_like(x) if wants_dz and activation is not None else None
+    sums = (torch.empty_like(mean), torch.empty_like(mean)) if per_count is not None or wants_sums else (None, None)
+    return tuple(_or_empty(t, x) for t in (dz, *sums, torch.empty_like(x) if wants_dx else None))
 
 
-@custom_op("batchnorm::backward", mutates_args=(), device_types="cpu")
-def backward(
-    dy: Tensor,
-    x: Tensor,
-    statistics: Sequence[Tensor | None],
-    fixed: bool,
-    residual: Tensor | None,
-    weights: Tensor | None,
-    activation: str | None,
-    wants: Sequence[bool],
-    bits: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return dz, Σdz, Σdz·(x−μ), dx; `statistics`: mean, mean_low, inv_std, per_count, scale, shift.
-
-    The bits are of a forward that nobody looked on at.
-    """
-    mean, low, inv_std, per_count, scale, shift = statistics
-    using = Statistics(mean, low, inv_std, 0.0 if fixed else per_count)
-    options = {"activation": activation, "residual": residual, "weights": weights, "bits": bits}
-    dz, *others = DENSE.backward(dy, x, using, scale, shift, **options, wants=Wanted(*wants))
-    if activation is None:  # an operator must not return what it was given
-        dz = None
-    dz, first, second, dx = (_some(t, x) for t in (dz, *others))
-    return dz, first, second, dx
+def _fake_backward_reduce(dz: Tensor, x: Tensor, reduced: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
+    return _numbers(x, reduced, 2)
 
 
-@backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    statistics: Sequence[Tensor | None],
-    fixed: bool,
-    residual: Tensor | None,
-    weights: Tensor | None,
-    activation: str | None,
-    wants: Sequence[bool],
-    bits: Tensor | None = None,
-) -> tuple[Tensor, ...]:
-    mean, wanted = statistics[0], Wanted(*wants)
-    features = () if mean is None else mean.shape
-    dz = torch.empty_like(x) if wanted.dz and activation is not None else None
-    sums = (None, None) if fixed and not wanted.sums else _numbers(x, features, 2)
-    return tuple(_some(t, x) for t in (dz, *sums, torch.empty_like(x) if wanted.dx else None))
-
-
-@custom_op("batchnorm::backward_reduce", mutates_args=(), device_types="cpu")
-def backward_reduce(
-    dz: Tensor, x: Tensor, features: Sequence[int], mean: Tensor, mean_low: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return Σdz and Σdz·(x−μ)."""
-    return DENSE.backward_reduce(dz, x, tuple(features), Statistics(mean, mean_low, None))
-
-
-@backward_reduce.register_fake
-def _(dz: Tensor, x: Tensor, features: Sequence[int], mean: Tensor, mean_low: Tensor | None) -> tuple[Tensor, ...]:
-    return _numbers(x, features, 2)
-
-
-@custom_op("batchnorm::backward_elementwise", mutates_args=(), device_types="cpu")
-def backward_elementwise(dz: Tensor, x: Tensor, statistics: Sequence[Tensor | None], weights: Tensor | None) -> Tensor:
-    """Return dx; `statistics` are mean, mean_low, and the three coefficients of `Coefficients`."""
-    mean, low, *coefficients = statistics
-    return DENSE.backward_elementwise(dz, x, Statistics(mean, low, None), Coefficients(*coefficients), weights)
-
-
-@backward_elementwise.register_fake
-def _(dz: Tensor, x: Tensor, statistics: Sequence[Tensor | None], weights: Tensor | None) -> Tensor:
+def _fake_backward_elementwise(dz: Tensor, x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _forward(x: Tensor, features: Any, gamma: Any, beta: Any, **options: Any) -> tuple[Any, ...]:
-    given = (options.get(name) for name in ("eps", "activation", "residual", "weights"))
-    return *forward(x, features, [gamma, beta], *given), None
+_FAKES: dict[str, Any] = {
+    "moments": _fake_moments,
+    "affine": _fake_affine,
+    "forward": _fake_forward,
+    "backward": _fake_backward,
+    "backward_reduce": _fake_backward_reduce,
+    "backward_elementwise": _fake_backward_elementwise,
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"batchnorm::{_name}", _fake)
 
 
-def _affine(x: Tensor, using: Statistics, scale: Tensor, shift: Tensor, **options: Any) -> Tensor:
-    arrays = [using.mean, _given(using.mean_low), scale, shift]
-    return affine(x, arrays, options.get("residual"), options.get("activation"))
+class OperatorKernel:
+    """The kernel of the device that the tensors are on, each pass an operator."""
 
+    name = "native"
+    needs_reserve = False
 
-def _backward(dy: Tensor, x: Tensor, using: Statistics, *coefficients: Any, wants: Wanted, **options: Any) -> Backward:
-    fixed = isinstance(using.per_count, float) and using.per_count == 0.0
-    arrays = [using.mean, _given(using.mean_low), using.inv_std, _given(using.per_count), *coefficients]
-    given = (options.get(name) for name in ("residual", "weights", "activation"))
-    dz, first, second, dx = backward(dy, x, arrays, fixed, *given, list(wants), options.get("bits"))
-    without = fixed and not wants.sums
-    sums = (None, None) if without else (first, second)
-    return Backward(dy if options.get("activation") is None else dz, *sums, dx if wants.dx else None)
+    def template(self, facts: Facts) -> None:
+        """Return None: nobody may call the library past torch."""
+        del facts
 
+    def has_reserve(self, activation: str | None, *, residual: bool) -> bool:
+        """Return False: how many bits there would be depends on sizes that a tracer need not know."""
+        del activation, residual
+        return False
 
-def _backward_activation(dy: Tensor, x: Tensor, using: Statistics, *coefficients: Any, **options: Any) -> Tensor:
-    wants = Wanted(dx=False, dz=True, sums=False)
-    found: Any = _backward(dy, x, using._replace(per_count=0.0), *coefficients, wants=wants, **options).dz
-    return found
+    def moments(
+        self, x: Tensor, reduced: Sequence[int], count: Any, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean, m2 and the low part of the mean."""
+        del count
+        return _operators.moments(x, reduced, weights)
 
+    def affine(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        mean_low: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+    ) -> Tensor:
+        """Return y = act((x−μ)·scale + shift + residual)."""
+        return _operators.affine(x, mean, mean_low, scale, shift, residual, activation)
 
-def _backward_reduce(dz: Tensor, x: Tensor, features: Any, using: Statistics) -> tuple[Tensor, Tensor]:
-    return backward_reduce(dz, x, features, using.mean, _given(using.mean_low))
+    def forward(
+        self,
+        x: Tensor,
+        reduced: Sequence[int],
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        *,
+        eps: float,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> ForwardResult:
+        """Normalise x by its own statistics."""
+        options = activation, residual, weights
+        y, mean, mean_low, m2, inv_std = _operators.forward(x, reduced, gamma, beta, eps, *options)
+        return ForwardResult(y, mean, mean_low, m2, inv_std, None)
 
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        mean_low: Tensor | None,
+        inv_std: Tensor,
+        per_count: Tensor | None,
+        scale: Tensor,
+        shift: Tensor | None,
+        *,
+        activation: str | None = None,
+        residual: Tensor | None = None,
+        reserve: Tensor | None = None,
+        weights: Tensor | None = None,
+        wants_dx: bool,
+        wants_dz: bool,
+        wants_sums: bool,
+    ) -> BackwardResult:
+        """Return dz, Σdz, Σdz·(x−μ) and dx."""
+        dz, sum_dz, sum_dz_centred, dx = _operators.backward(
+            dy, x, mean, mean_low, inv_std, per_count, scale, shift, activation, residual, reserve, weights,
+            wants_dx, wants_dz, wants_sums,
+        )  # fmt: skip
+        sums = (sum_dz, sum_dz_centred) if per_count is not None or wants_sums else (None, None)
+        return BackwardResult(dy if activation is None else dz, *sums, dx if wants_dx else None)
 
-def _backward_elementwise(
-    dz: Tensor, x: Tensor, using: Statistics, coefficients: Coefficients, weights: Tensor | None = None
-) -> Tensor:
-    return backward_elementwise(dz, x, [using.mean, _given(using.mean_low), *coefficients], weights)
+    def backward_activation(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        mean_low: Tensor | None,
+        scale: Tensor,
+        shift: Tensor,
+        *,
+        activation: str,
+        residual: Tensor | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """Return dz = dy·act'(z)."""
+        del y
+        dz: Any = self.backward(
+            dy, x, mean, mean_low, scale, None, scale, shift, activation=activation, residual=residual,
+            wants_dx=False, wants_dz=True, wants_sums=False,
+        ).dz  # fmt: skip
+        return dz
 
+    def backward_reduce(
+        self, dz: Tensor, x: Tensor, reduced: Sequence[int], mean: Tensor, mean_low: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return Σdz and Σdz·(x−μ)."""
+        return _operators.backward_reduce(dz, x, reduced, mean, mean_low)
 
-KERNEL = dense.kernel(
-    xp,
-    SimpleNamespace(
-        moments=moments,
-        forward=_forward,
-        affine=_affine,
-        backward=_backward,
-        backward_activation=_backward_activation,
-        backward_reduce=_backward_reduce,
-        backward_elementwise=_backward_elementwise,
-    ),
-)
+    def backward_elementwise(
+        self,
+        dz: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        mean_low: Tensor | None,
+        of_dy: Tensor,
+        of_centred: Tensor | None = None,
+        constant: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return dx = dz·of_dy + w·((x−μ)·of_centred + constant)."""
+        return _operators.backward_elementwise(dz, x, mean, mean_low, of_dy, of_centred, constant, weights)

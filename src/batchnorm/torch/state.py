@@ -1,48 +1,57 @@
-"""What a layer remembers: its buffers, how they move, and how they survive casts, checkpoints and bad batches."""
+"""The running statistics of a layer: how they are updated, and how they survive casts, checkpoints and bad batches."""
 
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import array_api_compat.torch as xp
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]  # how torch's tools find it
 
-from batchnorm.conventions import Estimator
+from batchnorm.core import step
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import BatchMoments
 from batchnorm.renorm import Renorm
 from batchnorm.statistics import Moments, Running
+from batchnorm.torch.fast_step import ReadyCall
 from batchnorm.torch.naming import layer_name
-from batchnorm.torch.recompute import Ledger, first_forward
-from batchnorm.torch.snapshot import tracing
-from batchnorm.torch.training import NonFinite, Step, finite, merged, remember, unless
-from batchnorm.torch.transforms import batched, beneath_derivatives, readable, surely, transforming
+from batchnorm.torch.recompute import RecomputeCache
+from batchnorm.torch.tracing import (
+    first_forward,
+    in_transform,
+    is_exporting,
+    is_one_of_many,
+    is_readable,
+    known_true,
+    outside_grad_levels,
+)
 
-CLOSED: dict[str, Any] = {  # when no block is open, and nothing has been called
-    "held": 0, "by_running": 0, "collected": None, "_ledger": None, "checked": None,
+NO_OPEN_BLOCKS: dict[str, Any] = {  # when no block is open, and nothing has been called
+    "hold_depth": 0, "use_running_depth": 0, "accumulated": None, "_recompute_cache": None, "ready_call": None,
 }  # fmt: skip
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
 NOT_FINITE, OVERFLOW = "with inf or NaN", "of finite values whose variance overflows"
 STATISTICS = ("running_mean", "running_var", *RENORM_BUFFERS)  # in the order of `Running`
 
 
-class Remembering(_BatchNorm):
+class RunningStatistics(_BatchNorm):
     """The part of `BatchNorm` that holds the running statistics."""
 
     renorm: Renorm | None
-    nonfinite: NonFinite
-    running_variance: Estimator
     nonfinite_batches: Tensor | None
     frozen: bool = False
-    held: int  # how many `hold_statistics` are open
-    by_running: int  # how many `use_running` are open
-    collected: list[Step] | None  # by an open `accumulate`
-    _ledger: Ledger | None  # where training reads running statistics: what each call has found
+    hold_depth: int  # how many `hold_statistics` are open
+    use_running_depth: int  # how many `use_running` are open
+    accumulated: list[BatchMoments] | None  # by an open `accumulate`
+    ready_call: ReadyCall | None  # the last call that was checked
+    _recompute_cache: RecomputeCache | None  # where training reads running statistics: those of each call
     _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
     _warned: bool = False
 
     def _add_buffers(self) -> None:
-        self.__dict__.update(CLOSED)
+        self.__dict__.update(NO_OPEN_BLOCKS)
         mean = self.running_mean
         with torch.inference_mode(mode=False):  # it counts in training, wherever the layer is made
             self.nonfinite_batches = None if mean is None else torch.zeros((), dtype=torch.long, device="cpu")
@@ -79,7 +88,7 @@ class Remembering(_BatchNorm):
             if now.dtype.itemsize < torch.float32.itemsize:
                 setattr(self, name, before[name].to(device=now.device, dtype=torch.float32))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Remembering":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RunningStatistics":
         before = self._statistics()
         super()._apply(fn, recurse)
         self._keep_precision(before)
@@ -99,7 +108,7 @@ class Remembering(_BatchNorm):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
-        return {**self.__dict__, **CLOSED}
+        return {**self.__dict__, **NO_OPEN_BLOCKS}
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
@@ -116,7 +125,7 @@ class Remembering(_BatchNorm):
         self._warn_of_nonfinite()
         super()._save_to_state_dict(*args, **kwargs)
 
-    def train(self, mode: bool = True) -> "Remembering":
+    def train(self, mode: bool = True) -> "RunningStatistics":
         """Set the mode; a frozen layer goes on normalising by its running statistics."""
         self._warn_of_nonfinite()
         super().train(mode)
@@ -125,14 +134,14 @@ class Remembering(_BatchNorm):
     def _running(self) -> Running:
         return Running(*(self._buffers.get(n) for n in STATISTICS))
 
-    def _seen(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
-        """Return the running statistics and the step; with x, those that a forward repeated on x has found at first."""
-        running, step = self._running(), self.num_batches_tracked
-        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or transforming():
-            return running, step
-        if self._ledger is None:
-            self._ledger = Ledger()
-        return self._ledger.seen(x, running, step)
+    def _before_call(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
+        """Return the running statistics and the step; with x, those of the first forward where this repeats it on x."""
+        running, count = self._running(), self.num_batches_tracked
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or in_transform():
+            return running, count
+        if self._recompute_cache is None:
+            self._recompute_cache = RecomputeCache()
+        return self._recompute_cache.lookup(x, running, count)
 
     def freeze(self) -> None:
         """Normalise by the running statistics from now on, whatever the mode, and stop γ and β; see `frozen`."""
@@ -154,16 +163,21 @@ class Remembering(_BatchNorm):
                     parameter.grad = grad
             self._thawed = None
 
-    def inherit(self, other: "Remembering") -> None:
+    def inherit(self, other: "RunningStatistics") -> None:
         """Take over from a layer what is in none of its buffers: whether it is frozen, and what it has counted."""
         self.frozen, self._thawed, self._warned = other.frozen, other._thawed, other._warned
         count = other.nonfinite_batches
         self.nonfinite_batches = None if count is None else count.clone()
 
-    def listens(self) -> bool:
+    def updates_statistics(self) -> bool:
         """Return whether a batch would be remembered now."""
-        fixed = self.frozen or self.by_running or self.held
+        fixed = self.frozen or self.use_running_depth or self.hold_depth
         return self.training and self.track_running_stats and not fixed
+
+    @property
+    def spec(self) -> NormSpec:
+        """Return the options of the layer, checked."""
+        raise NotImplementedError
 
     def _observation_weight(self) -> float | Tensor:
         """Return α for the coming update: `momentum`, or 1/(t+1) where it is None."""
@@ -171,71 +185,70 @@ class Remembering(_BatchNorm):
             return 0.0 if self.momentum is None else self.momentum
         return 1.0 / (self.num_batches_tracked + 1).to(torch.float32)
 
-    def _remember(self, step: Step) -> None:
-        """Move the running statistics by one batch, or put it aside while batches are accumulated."""
-        if not transforming():
-            self._remember_here(step)
+    def update(self, batch: BatchMoments) -> None:
+        """Update the running statistics by a batch, or put its moments aside while batches are accumulated."""
+        if not in_transform():
+            self._update(batch)
         elif self.running_mean is not None:
-            count, mean, m2, mean_low = step.moments
-            given = (mean, m2, mean_low, *([count] if isinstance(count, Tensor) else []))
-            with beneath_derivatives(self.running_mean, given) as (mean, m2, mean_low, *counted):
-                self._remember_here(Step(Moments(counted[0] if counted else count, mean, m2, mean_low), step.grouped))
+            count, *arrays = batch.moments
+            values = (*arrays, *([count] if isinstance(count, Tensor) else []))
+            with outside_grad_levels(self.running_mean, values) as (mean, m2, mean_low, *counts):
+                moments = Moments(counts[0] if counts else count, mean, m2, mean_low)
+                self._update(BatchMoments(moments, batch.grouped))
 
-    def _remember_here(self, step: Step) -> None:
-        good = self._good(step)
-        if good is not None and surely(good):
-            good = None
-        first = first_forward(step.moments.m2)
-        moves = good if first is None else first if good is None else good & first
-        if self.collected is None:
-            self._move(step, moves)
+    @torch.no_grad()
+    def _update(self, batch: BatchMoments) -> None:
+        finite = self._is_finite(batch)
+        if finite is not None and known_true(finite):
+            finite = None
+        first = first_forward(batch.moments.m2)
+        valid = finite if first is None else first if finite is None else finite & first
+        if self.accumulated is None:
+            self._write(batch, valid)
         else:
-            self.collected.append(step if moves is None else unless(moves, step))
-        self._count(good, step)
+            self.accumulated.append(batch if valid is None else step.keep_if(valid, batch, xp))
+        self.count_skipped(finite, batch)
 
-    def _good(self, step: Step) -> Tensor | None:
+    def _is_finite(self, batch: BatchMoments) -> Tensor | None:
         """Return whether a batch is finite; None where nobody asks."""
-        if self.nonfinite == "propagate":
+        if self.spec.nonfinite == "propagate":
             return None
-        return finite(step, step.moments.m2.dtype if self.running_var is None else self.running_var.dtype)
+        dtype = batch.moments.m2.dtype if self.running_var is None else self.running_var.dtype
+        return step.is_finite(batch, dtype, xp)
 
-    def _count(self, good: Tensor | None, step: Step) -> None:
-        """Count a batch that was skipped, and warn of the first."""
-        count = self.nonfinite_batches
-        if good is None or count is None or good.is_meta or tracing():
-            return
-        with beneath_derivatives(count, (good,)) if transforming() else nullcontext((good,)) as (good,):
-            if batched(good):  # the count is one of all replicas, and cannot be any of theirs
-                return
-            if good.device != count.device:  # somebody has put other buffers in place
-                self.nonfinite_batches = count = count.to(good.device)
-            count.add_(good.logical_not())
-        if not self._warned and good.device.type == "cpu":  # elsewhere reading would wait for the device
-            mean = step.moments.mean + step.moments.mean_low
-            finite_mean = readable(mean) and surely(mean.isfinite().all())
-            self._warn_of_nonfinite(OVERFLOW if finite_mean else NOT_FINITE)
-
-    def _move(self, step: Step, good: Tensor | None) -> None:
-        renorm = None if self.renorm is None else (self.renorm.momentum, self.eps)
-        moved = remember(
-            self._running(),
-            step,
-            self._observation_weight(),
-            estimator=self.running_variance,
-            good=good,
-            renorm=renorm,
-        )
+    def _write(self, batch: BatchMoments, valid: Tensor | None) -> None:
+        """Write the running statistics after a batch, and count it, where it is valid; None for always."""
+        running = self._running()
+        after, changed = step.update(running, batch, self.spec, self._observation_weight(), xp, valid=valid)
+        write(running, after)
         if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1 if moved is None else moved)
+            self.num_batches_tracked.add_(changed)
 
-    def settle(self) -> None:
-        """Move the running statistics once, by all batches that `accumulate` has put aside."""
-        steps, self.collected = self.collected, []
-        if steps:
-            step = merged(steps)  # whose m2 may overflow where that of none of them does
-            good = self._good(step)
-            self._move(step, good)
-            self._count(good, step)
+    def count_skipped(self, finite: Tensor | None, batch: BatchMoments) -> None:
+        """Count a batch that was skipped for not being finite, and warn of the first."""
+        count = self.nonfinite_batches
+        if finite is None or count is None or finite.is_meta or is_exporting():
+            return
+        with outside_grad_levels(count, (finite,)) if in_transform() else nullcontext((finite,)) as (finite,):
+            if is_one_of_many(finite):  # the count is one of all replicas, and cannot be any of theirs
+                return
+            if finite.device != count.device:  # somebody has put other buffers in place
+                self.nonfinite_batches = count = count.to(finite.device)
+            count.add_(finite.logical_not())
+        if not self._warned and finite.device.type == "cpu":  # elsewhere reading would wait for the device
+            mean = batch.moments.mean + batch.moments.mean_low
+            mean_is_finite = is_readable(mean) and known_true(mean.isfinite().all())
+            self._warn_of_nonfinite(OVERFLOW if mean_is_finite else NOT_FINITE)
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Update the running statistics once, by all batches that `accumulate` has put aside."""
+        batches, self.accumulated = self.accumulated, []
+        if batches:
+            batch = step.merged(batches, xp)  # whose m2 may overflow where that of none of them does
+            finite = self._is_finite(batch)
+            self._write(batch, finite)
+            self.count_skipped(finite, batch)
 
     def skipped(self) -> int:
         """Return how many batches with inf or NaN have been skipped; 0 where that cannot be read now."""
@@ -257,3 +270,10 @@ class Remembering(_BatchNorm):
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def write(buffers: Running, values: Running) -> None:
+    """Write running statistics into buffers, in place."""
+    for buffer, value in zip(buffers, values, strict=True):
+        if buffer is not None and value is not None:
+            buffer.copy_(value)

@@ -1,0 +1,356 @@
+"""A step in one call of the native library, with as little as possible in between.
+
+Small batches notice every operation. These are functions of tensors and a `CallPlan`, which compute what `Normalize`
+and `core.step.update` compute; whatever they do not serve, or find wrong, they leave to these.
+"""
+
+import math
+from functools import lru_cache
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.activations import ACTIVATIONS
+from batchnorm.core.passes import NormInputs, Saved, Wanted
+from batchnorm.core.plan import CallPlan
+from batchnorm.core.policy import Batch, UseRunning
+from batchnorm.core.spec import NormSpec
+from batchnorm.core.step import BatchMoments
+from batchnorm.kernels import Mode
+from batchnorm.kernels.native import abi
+from batchnorm.kernels.native.memory import memory_layout
+from batchnorm.layout import normalise_axis, plan
+from batchnorm.statistics import Moments
+from batchnorm.torch.autograd import backward, match_layout
+from batchnorm.torch.backends import NAMES, plan_tensors
+from batchnorm.torch.check import has_memory
+from batchnorm.torch.tracing import is_plain_tensor, mode
+
+_LIBRARY: Any = abi.load()
+_copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.Memory.from_buffer_copy
+_address, _elements = Tensor.data_ptr, Tensor.numel
+
+
+class FastPlan(NamedTuple):
+    """A `CallPlan` that one call serves, with what such a call reads of it.
+
+    Attributes:
+        plan: The plan.
+        template: A call with all but its addresses.
+        memory: An update of running statistics with all but its addresses and options.
+        row_bytes: The size of one number for each feature.
+        numbers: How many numbers a step writes: five rows.
+        bits: How many masks hold the signs of z after a residual; 0 where the activation does not go by the sign.
+        needs_preactivation: Whether the derivative of the activation reads z itself.
+        layout: Strides and dtype of x.
+    """
+
+    plan: CallPlan
+    template: abi.Call
+    memory: abi.Memory
+    row_bytes: int
+    numbers: int
+    bits: int
+    needs_preactivation: bool
+    layout: tuple[tuple[int, ...], torch.dtype]
+
+
+class ReadyCall(NamedTuple):
+    """A call that has been checked. One that is the same need not be checked again.
+
+    Attributes:
+        spec: The options of the layer.
+        shape: Of x.
+        strides: Of x.
+        dtype: Of x.
+        held: γ, β, the running mean and variance, and the count of batches.
+        tensors: Those of the five that are not None.
+        addresses: Of the tensors: to assign to `.data` leaves a tensor the same object.
+        elements: How many numbers each of the tensors has, likewise.
+        trains: Whether one call serves a training step.
+        fast: The plan.
+        inference: The call of inference without gradients but for its arrays; None where parameters of 16 bits must be
+            widened for it each time.
+    """
+
+    spec: NormSpec
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    held: tuple[Tensor | None, ...]
+    tensors: tuple[Tensor, ...]
+    addresses: tuple[int, ...]
+    elements: tuple[int, ...]
+    trains: bool
+    fast: FastPlan
+    inference: abi.Call | None
+
+
+def serves(x: Tensor, residual: Tensor | None) -> bool:
+    """Return whether these are plain tensors on a CPU, alike in memory, and nobody must see what is done to them."""
+    return (
+        not torch.compiler.is_compiling()
+        and is_plain_tensor(x)
+        and x.is_cpu
+        and (residual is None or (is_plain_tensor(residual) and _alike(residual, x)))
+        and mode() is Mode.EAGER
+    )
+
+
+def _alike(residual: Tensor, x: Tensor) -> bool:
+    same = residual.dtype is x.dtype and residual.shape == x.shape and residual.stride() == x.stride()
+    return same and residual.is_cpu
+
+
+def is_same(last: ReadyCall, spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> bool:
+    """Return whether a call is the same as one that has been checked."""
+    return (
+        last.spec is spec
+        and all(map(is_, held, last.held))
+        and x.dtype is last.dtype
+        and x.shape == last.shape
+        and x.stride() == last.strides
+        and tuple(map(_address, last.tensors)) == last.addresses
+        and tuple(map(_elements, last.tensors)) == last.elements
+    )
+
+
+def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCall | None:
+    """Return a call that one call of the library serves, or None where it does not.
+
+    Args:
+        spec: The options of the layer.
+        x: Input, for which `serves` holds.
+        held: γ, β, the running mean and variance, and the count of batches.
+    """
+    axes, rank = normalise_axis(spec.axis), x.ndim
+    if x.dtype not in NAMES or rank <= len(axes) or not all(-rank <= a < rank for a in axes):
+        return None
+    fast = _fast_plan(plan_tensors(spec, NormInputs(x), plan(rank, spec.axis)), x.dtype)
+    weight, bias, mean, var, batches = held
+    if (
+        fast is None
+        or (mean is None) != (var is None)
+        or not (_is_readable(weight, fast, parameter=True) and _is_readable(bias, fast, parameter=True))
+        or not (_is_readable(mean, fast) and _is_readable(var, fast))
+    ):
+        return None
+    tensors = tuple(t for t in held if t is not None)
+    narrow = any(p is not None and p.dtype is not fast.plan.dtype for p in (weight, bias))
+    return ReadyCall(
+        spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
+        tuple(map(_elements, tensors)), _trains(spec) and fast.plan.count > 1 and _is_count(batches), fast,
+        None if narrow or mean is None or var is None else _inference(fast, mean, var, weight, bias),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _fast_plan(plan: CallPlan, dtype: torch.dtype) -> FastPlan | None:
+    if plan.template is None:
+        return None
+    facts, activation = plan.facts, plan.activation
+    features, by_sign = math.prod(plan.parameter_shape), activation is not None and ACTIVATIONS[activation].by_sign
+    layout: Any = memory_layout(facts.shape, facts.strides, facts.statistics_shape)
+    return FastPlan(
+        plan, plan.template, abi.Memory(features, abi.DTYPES[NAMES[plan.dtype]], count=plan.count),
+        features * plan.dtype.itemsize, 5 * features, layout.bits_size(facts.dtype) if by_sign else 0,
+        activation is not None and not by_sign, (facts.strides, dtype),
+    )  # fmt: skip
+
+
+def _trains(spec: NormSpec) -> bool:
+    """Return whether the options of a layer are none that need more than one call."""
+    return not (
+        spec.sync
+        or spec.momentum is None
+        or spec.renorm is not None
+        or spec.virtual_batch_size is not None
+        or spec.adjustment is not None
+        or spec.nonfinite == "raise"
+    )
+
+
+def _is_readable(t: Any, fast: FastPlan, *, parameter: bool = False) -> bool:
+    """Return whether this is None, or numbers of features that the library can read; a parameter may have 16 bits."""
+    return t is None or (
+        (type(t) is torch.nn.Parameter or type(t) is Tensor)
+        and t.is_cpu
+        and (t.dtype is fast.plan.dtype or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
+        and t.shape == fast.plan.parameter_shape
+        and t.is_contiguous()
+        and has_memory(t)
+    )
+
+
+def _is_count(batches: Any) -> bool:
+    """Return whether this is None, or a count of batches that the library can move on."""
+    return batches is None or (batches.dtype is torch.long and batches.is_cpu and batches.ndim == 0)
+
+
+def _inference(fast: FastPlan, mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None) -> abi.Call:
+    """Return a call of inference with all but the addresses of its arrays."""
+    call = _copy_call(fast.template)
+    call.mean, call.m2 = mean.data_ptr(), var.data_ptr()
+    call.scale, call.shift = pointer_or_null(weight), pointer_or_null(bias)
+    return call
+
+
+def pointer_or_null(t: Tensor | None) -> int:
+    """Return the address of a tensor, 0 for none."""
+    return 0 if t is None else t.data_ptr()
+
+
+def _precise(parameter: Tensor | None, fast: FastPlan) -> Tensor | None:
+    if parameter is None or parameter.dtype is fast.plan.dtype:
+        return parameter
+    return parameter.to(fast.plan.dtype)
+
+
+def _gradient_memory(parameter: Tensor, fast: FastPlan) -> Tensor:
+    """Return memory for a gradient in the working dtype."""
+    if parameter.dtype is fast.plan.dtype:
+        return torch.empty_like(parameter)
+    return parameter.new_empty(fast.plan.parameter_shape, dtype=fast.plan.dtype)
+
+
+def _like(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """Return a gradient in the dtype of its parameter."""
+    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
+        return gradient
+    return gradient.to(parameter.dtype)
+
+
+class FastNormalize(torch.autograd.Function):
+    """`Normalize` on plain tensors: (x, γ, β, residual, fast, numbers, fixed) -> y.
+
+    `numbers` has a row each of: mean, its low part, m2, 1/√(σ²+ε), and that times γ. In training they are written here;
+    where the statistics are `fixed` the first and the third are given, the running mean and variance, and the second is
+    unused.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, fast: FastPlan,
+        numbers: Tensor, fixed: bool,
+    ) -> Tensor:  # fmt: skip
+        """Return y."""
+        y, row, row_bytes, bits = torch.empty_like(x), numbers.data_ptr(), fast.row_bytes, None
+        call = _copy_call(fast.template)
+        call.x, call.y = x.data_ptr(), y.data_ptr()
+        if residual is not None:
+            call.residual = residual.data_ptr()
+            if fast.bits:
+                bits = x.new_empty(fast.bits, dtype=torch.int16)
+                call.bits = bits.data_ptr()
+        gamma, beta = _precise(weight, fast), _precise(bias, fast)
+        call.scale, call.shift = pointer_or_null(gamma), pointer_or_null(beta)
+        call.mean, call.m2, call.inv_std = row, row + 2 * row_bytes, row + 3 * row_bytes
+        call.factor = row + 4 * row_bytes
+        call.mean_low = 0 if fixed else row + row_bytes
+        _LIBRARY.run("infer" if fixed else "forward", call)
+        ctx.fast, ctx.fixed = fast, fixed
+        ctx.save_for_backward(x, weight, bias, residual if fast.needs_preactivation else None, numbers, bits)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, γ, β and the residual."""
+        fast, fixed = ctx.fast, ctx.fixed
+        (dy,), wanted = grad_outputs, Wanted(*ctx.needs_input_grad[:4])
+        if torch.is_grad_enabled() or not is_plain_tensor(dy) or mode() is not Mode.EAGER:
+            saved = _saved(ctx.saved_tensors, fast, fixed=fixed)
+            return *backward(fast.plan, dy, saved, wanted), None, None, None
+        x, weight, bias, residual, numbers, bits = ctx.saved_tensors
+        strides, dtype = layout = fast.layout
+        if x.stride() != strides or dy.stride() != strides or x.dtype is not dtype or dy.dtype is not dtype:
+            x, dy = match_layout(x, layout), match_layout(dy, layout)  # hooks may have brought it back otherwise
+        if residual is not None:
+            residual = match_layout(residual, layout)
+        if numbers.dtype is not fast.plan.dtype or not numbers.is_contiguous():  # likewise
+            numbers = numbers.to(fast.plan.dtype).contiguous()
+        dx = torch.empty_like(x) if wanted.x else None
+        dz = torch.empty_like(x) if wanted.residual and fast.plan.activation is not None else None
+        dgamma = _gradient_memory(weight, fast) if wanted.weight else None
+        dbeta = _gradient_memory(bias, fast) if wanted.bias else None
+        row, row_bytes, beta = numbers.data_ptr(), fast.row_bytes, _precise(bias, fast)
+        call = _copy_call(fast.template)
+        call.x, call.dy, call.fixed = x.data_ptr(), dy.data_ptr(), fixed
+        call.mean, call.inv_std, call.scale = row, row + 3 * row_bytes, row + 4 * row_bytes
+        call.mean_low = 0 if fixed else row + row_bytes
+        call.residual, call.bits, call.shift = map(pointer_or_null, (residual, bits, beta))
+        call.dx, call.dz, call.sum_dz, call.gamma_gradient = map(pointer_or_null, (dx, dz, dbeta, dgamma))
+        _LIBRARY.run("backward", call)
+        dz = dy if wanted.residual and fast.plan.activation is None else dz
+        return dx, _like(weight, dgamma), _like(bias, dbeta), dz, None, None, None
+
+
+def _saved(tensors: tuple[Any, ...], fast: FastPlan, *, fixed: bool) -> Saved:
+    """Return what a forward has saved, by name."""
+    (x, weight, bias, residual, numbers, bits), plan = tensors, fast.plan
+    inputs = NormInputs(match_layout(x, fast.layout), weight, bias, match_layout(residual, fast.layout))
+    shape = plan.parameter_shape if fixed else plan.statistics_shape
+    mean, mean_low, m2, inv_std, _ = (row.reshape(shape) for row in numbers.view(5, -1))
+    if fixed:
+        return Saved(inputs, UseRunning(mean, m2), reserve=bits)
+    return Saved(inputs, Batch(), Moments(plan.count, mean, m2, mean_low), inv_std, bits)
+
+
+# What torch's own `apply` does beyond this is for torch.func, which `Normalize` serves.
+_apply = super(torch.autograd.Function, FastNormalize).apply  # pyright: ignore
+
+
+def train(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, fast: FastPlan
+) -> tuple[Tensor, Tensor]:
+    """Return the output by the statistics of the batch, and the numbers of the step: `batch_moments` names them."""
+    numbers = x.new_empty(fast.numbers, dtype=fast.plan.dtype)
+    return _apply(x, weight, bias, residual, fast, numbers, False), numbers
+
+
+def infer(x: Tensor, residual: Tensor | None, ready: ReadyCall, *, detach: bool = False) -> Tensor:
+    """Return the output by the running statistics; `detach`: γ and β are constants."""
+    fast, (weight, bias, mean, var, _) = ready.fast, ready.held
+    if torch.is_grad_enabled():
+        if detach:
+            weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))
+        if any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+            mean, var = mean.view(-1), var.view(-1)  # pyright: ignore[reportOptionalMemberAccess]
+            numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
+            return _apply(x, weight, bias, residual, fast, numbers, True)
+    call = ready.inference
+    if call is None:
+        weight, bias = _precise(weight, fast), _precise(bias, fast)  # which must live until the library has run
+        call = _inference(fast, mean, var, weight, bias)  # pyright: ignore[reportArgumentType]
+    y, call = torch.empty_like(x), _copy_call(call)
+    call.x, call.y = x.data_ptr(), y.data_ptr()
+    call.residual = pointer_or_null(residual)
+    _LIBRARY.run("infer", call)
+    return y
+
+
+def batch_moments(numbers: Tensor, plan: CallPlan) -> BatchMoments:
+    """Return the moments of a step."""
+    mean, mean_low, m2 = (row.reshape(plan.parameter_shape) for row in numbers.view(5, -1)[:3])
+    return BatchMoments(Moments(plan.count, mean, m2, mean_low), grouped=False)
+
+
+def update(running: tuple[Tensor, Tensor, Tensor | None], numbers: Tensor, fast: FastPlan, spec: NormSpec) -> bool:
+    """Update the running mean and variance and the count of batches, in place, unless the batch is not finite.
+
+    Returns:
+        Whether they have changed.
+    """
+    mean, var, batches = running
+    row, row_bytes = numbers.data_ptr(), fast.row_bytes
+    memory = _copy_memory(fast.memory)
+    memory.mean, memory.mean_low, memory.m2 = row, row + row_bytes, row + 2 * row_bytes
+    memory.running_mean, memory.running_var = mean.data_ptr(), var.data_ptr()
+    memory.momentum, memory.skip = spec.momentum, spec.nonfinite == "skip"
+    memory.unbiased = spec.estimator == "unbiased"
+    if batches is not None:
+        memory.batches = batches.data_ptr()
+    changed = _LIBRARY.update(memory)
+    torch.autograd.graph.increment_version((mean, var) if batches is None else (mean, var, batches))
+    return changed
