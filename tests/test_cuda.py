@@ -1,4 +1,4 @@
-"""Plain calls on a GPU, without one: torch's operators run on a CPU too, and a fake stands for the one that does not."""
+"""Plain calls on a GPU, without one: torch's operators run on a CPU, and a fake stands for the one that does not."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ from batchnorm.statistics import Moments
 from batchnorm.torch.autograd import backward, match_layout
 from batchnorm.torch.backends import NAMES, plan_tensors
 from batchnorm.torch.check import has_memory
-from batchnorm.torch.tracing import is_plain_tensor, mode
+from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
 _LIBRARY: Any = abi.load()
 _copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.Memory.from_buffer_copy
@@ -39,20 +39,22 @@ class FastPlan(NamedTuple):
     Attributes:
         plan: The plan.
         template: A call with all but its addresses.
-        memory: An update of running statistics with all but its addresses and options.
         row_bytes: The size of one number for each feature.
         numbers: How many numbers a step writes: five rows.
         bits: How many masks hold the signs of z after a residual; 0 where the activation does not go by the sign.
+        dtype: The working dtype.
+        activates: Whether there is an activation.
         needs_preactivation: Whether the derivative of the activation reads z itself.
         layout: Strides and dtype of x.
     """
 
     plan: CallPlan
     template: abi.Call
-    memory: abi.Memory
     row_bytes: int
     numbers: int
     bits: int
+    dtype: torch.dtype
+    activates: bool
     needs_preactivation: bool
     layout: tuple[tuple[int, ...], torch.dtype]
 
@@ -71,6 +73,8 @@ class ReadyCall(NamedTuple):
         elements: How many numbers each of the tensors has, likewise.
         trains: Whether one call serves a training step.
         fast: The plan.
+        memory: An update of the running statistics but for the moments; None without running statistics.
+        updated: The tensors that an update changes.
         inference: The call of inference without gradients but for its arrays; None where parameters of 16 bits must be
             widened for it each time.
     """
@@ -85,23 +89,22 @@ class ReadyCall(NamedTuple):
     elements: tuple[int, ...]
     trains: bool
     fast: FastPlan
+    memory: abi.Memory | None
+    updated: tuple[Tensor, ...]
     inference: abi.Call | None
 
 
 def serves(x: Tensor, residual: Tensor | None) -> bool:
     """Return whether these are plain tensors on a CPU, alike in memory, and nobody must see what is done to them."""
     return (
-        not torch.compiler.is_compiling()
-        and is_plain_tensor(x)
-        and x.is_cpu
-        and (residual is None or (is_plain_tensor(residual) and _alike(residual, x)))
-        and mode() is Mode.EAGER
+        mode() is Mode.EAGER
+        and is_plain_on_cpu(x)
+        and (residual is None or (is_plain_on_cpu(residual) and _alike(residual, x)))
     )
 
 
 def _alike(residual: Tensor, x: Tensor) -> bool:
-    same = residual.dtype is x.dtype and residual.shape == x.shape and residual.stride() == x.stride()
-    return same and residual.is_cpu
+    return residual.dtype is x.dtype and residual.shape == x.shape and residual.stride() == x.stride()
 
 
 def is_same(last: ReadyCall, spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> bool:
@@ -137,12 +140,25 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
         or not (_is_readable(mean, fast) and _is_readable(var, fast))
     ):
         return None
-    tensors = tuple(t for t in held if t is not None)
-    narrow = any(p is not None and p.dtype is not fast.plan.dtype for p in (weight, bias))
+    trains = _trains(spec) and fast.plan.count > 1 and _is_count(batches)
+    tensors, updated, inference = tuple(t for t in held if t is not None), (), None
+    if mean is not None and var is not None:
+        updated = (mean, var) if batches is None else (mean, var, batches)
+        if all(p is None or p.dtype is fast.dtype for p in (weight, bias)):
+            inference = _inference(fast, mean, var, weight, bias)
     return ReadyCall(
         spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
-        tuple(map(_elements, tensors)), _trains(spec) and fast.plan.count > 1 and _is_count(batches), fast,
-        None if narrow or mean is None or var is None else _inference(fast, mean, var, weight, bias),
+        tuple(map(_elements, tensors)), trains, fast, _memory(spec, fast, *updated) if trains and updated else None,
+        updated, inference,
+    )  # fmt: skip
+
+
+def _memory(spec: NormSpec, fast: FastPlan, mean: Tensor, var: Tensor, batches: Tensor | None = None) -> abi.Memory:
+    """Return an update of the running statistics with all but the moments."""
+    return abi.Memory(
+        fast.numbers // 5, abi.DTYPES[NAMES[fast.dtype]], running_mean=mean.data_ptr(), running_var=var.data_ptr(),
+        batches=0 if batches is None else batches.data_ptr(), count=fast.plan.count, momentum=spec.momentum,
+        unbiased=spec.estimator == "unbiased", skip=spec.nonfinite == "skip",
     )  # fmt: skip
 
 
@@ -154,8 +170,8 @@ def _fast_plan(plan: CallPlan, dtype: torch.dtype) -> FastPlan | None:
     features, by_sign = math.prod(plan.parameter_shape), activation is not None and ACTIVATIONS[activation].by_sign
     layout: Any = memory_layout(facts.shape, facts.strides, facts.statistics_shape)
     return FastPlan(
-        plan, plan.template, abi.Memory(features, abi.DTYPES[NAMES[plan.dtype]], count=plan.count),
-        features * plan.dtype.itemsize, 5 * features, layout.bits_size(facts.dtype) if by_sign else 0,
+        plan, plan.template, features * plan.dtype.itemsize, 5 * features,
+        layout.bits_size(facts.dtype) if by_sign else 0, plan.dtype, activation is not None,
         activation is not None and not by_sign, (facts.strides, dtype),
     )  # fmt: skip
 
@@ -177,7 +193,7 @@ def _is_readable(t: Any, fast: FastPlan, *, parameter: bool = False) -> bool:
     return t is None or (
         (type(t) is torch.nn.Parameter or type(t) is Tensor)
         and t.is_cpu
-        and (t.dtype is fast.plan.dtype or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
+        and (t.dtype is fast.dtype or (parameter and t.dtype in NAMES and t.dtype.itemsize < 4))
         and t.shape == fast.plan.parameter_shape
         and t.is_contiguous()
         and has_memory(t)
@@ -193,33 +209,22 @@ def _inference(fast: FastPlan, mean: Tensor, var: Tensor, weight: Tensor | None,
     """Return a call of inference with all but the addresses of its arrays."""
     call = _copy_call(fast.template)
     call.mean, call.m2 = mean.data_ptr(), var.data_ptr()
-    call.scale, call.shift = pointer_or_null(weight), pointer_or_null(bias)
+    call.scale = 0 if weight is None else weight.data_ptr()
+    call.shift = 0 if bias is None else bias.data_ptr()
     return call
 
 
-def pointer_or_null(t: Tensor | None) -> int:
-    """Return the address of a tensor, 0 for none."""
-    return 0 if t is None else t.data_ptr()
-
-
 def _precise(parameter: Tensor | None, fast: FastPlan) -> Tensor | None:
-    if parameter is None or parameter.dtype is fast.plan.dtype:
+    if parameter is None or parameter.dtype is fast.dtype:
         return parameter
-    return parameter.to(fast.plan.dtype)
+    return parameter.to(fast.dtype)
 
 
 def _gradient_memory(parameter: Tensor, fast: FastPlan) -> Tensor:
     """Return memory for a gradient in the working dtype."""
-    if parameter.dtype is fast.plan.dtype:
+    if parameter.dtype is fast.dtype:
         return torch.empty_like(parameter)
-    return parameter.new_empty(fast.plan.parameter_shape, dtype=fast.plan.dtype)
-
-
-def _like(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Return a gradient in the dtype of its parameter."""
-    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
-        return gradient
-    return gradient.to(parameter.dtype)
+    return parameter.new_empty(fast.plan.parameter_shape, dtype=fast.dtype)
 
 
 class FastNormalize(torch.autograd.Function):
@@ -245,7 +250,8 @@ class FastNormalize(torch.autograd.Function):
                 bits = x.new_empty(fast.bits, dtype=torch.int16)
                 call.bits = bits.data_ptr()
         gamma, beta = _precise(weight, fast), _precise(bias, fast)
-        call.scale, call.shift = pointer_or_null(gamma), pointer_or_null(beta)
+        call.scale = 0 if gamma is None else gamma.data_ptr()
+        call.shift = 0 if beta is None else beta.data_ptr()
         call.mean, call.m2, call.inv_std = row, row + 2 * row_bytes, row + 3 * row_bytes
         call.factor = row + 4 * row_bytes
         call.mean_low = 0 if fixed else row + row_bytes
@@ -257,10 +263,11 @@ class FastNormalize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, γ, β and the residual."""
-        fast, fixed = ctx.fast, ctx.fixed
-        (dy,), wanted = grad_outputs, Wanted(*ctx.needs_input_grad[:4])
-        if torch.is_grad_enabled() or not is_plain_tensor(dy) or mode() is not Mode.EAGER:
+        fast, fixed, (dy,) = ctx.fast, ctx.fixed, grad_outputs
+        wants_x, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
+        if torch.is_grad_enabled() or not is_plain_on_cpu(dy) or mode() is not Mode.EAGER:
             saved = _saved(ctx.saved_tensors, fast, fixed=fixed)
+            wanted = Wanted(wants_x, wants_weight, wants_bias, wants_residual)
             return *backward(fast.plan, dy, saved, wanted), None, None, None
         x, weight, bias, residual, numbers, bits = ctx.saved_tensors
         strides, dtype = layout = fast.layout
@@ -268,22 +275,31 @@ class FastNormalize(torch.autograd.Function):
             x, dy = match_layout(x, layout), match_layout(dy, layout)  # hooks may have brought it back otherwise
         if residual is not None:
             residual = match_layout(residual, layout)
-        if numbers.dtype is not fast.plan.dtype or not numbers.is_contiguous():  # likewise
-            numbers = numbers.to(fast.plan.dtype).contiguous()
-        dx = torch.empty_like(x) if wanted.x else None
-        dz = torch.empty_like(x) if wanted.residual and fast.plan.activation is not None else None
-        dgamma = _gradient_memory(weight, fast) if wanted.weight else None
-        dbeta = _gradient_memory(bias, fast) if wanted.bias else None
+        if numbers.dtype is not fast.dtype or not numbers.is_contiguous():  # likewise
+            numbers = numbers.to(fast.dtype).contiguous()
+        dx = torch.empty_like(x) if wants_x else None
+        dz = torch.empty_like(x) if wants_residual and fast.activates else None
+        dgamma = _gradient_memory(weight, fast) if wants_weight else None
+        dbeta = _gradient_memory(bias, fast) if wants_bias else None
         row, row_bytes, beta = numbers.data_ptr(), fast.row_bytes, _precise(bias, fast)
         call = _copy_call(fast.template)
         call.x, call.dy, call.fixed = x.data_ptr(), dy.data_ptr(), fixed
         call.mean, call.inv_std, call.scale = row, row + 3 * row_bytes, row + 4 * row_bytes
         call.mean_low = 0 if fixed else row + row_bytes
-        call.residual, call.bits, call.shift = map(pointer_or_null, (residual, bits, beta))
-        call.dx, call.dz, call.sum_dz, call.gamma_gradient = map(pointer_or_null, (dx, dz, dbeta, dgamma))
+        call.residual = 0 if residual is None else residual.data_ptr()
+        call.bits = 0 if bits is None else bits.data_ptr()
+        call.shift = 0 if beta is None else beta.data_ptr()
+        call.dx = 0 if dx is None else dx.data_ptr()
+        call.dz = 0 if dz is None else dz.data_ptr()
+        call.sum_dz = 0 if dbeta is None else dbeta.data_ptr()
+        call.gamma_gradient = 0 if dgamma is None else dgamma.data_ptr()
         _LIBRARY.run("backward", call)
-        dz = dy if wanted.residual and fast.plan.activation is None else dz
-        return dx, _like(weight, dgamma), _like(bias, dbeta), dz, None, None, None
+        dz = dy if wants_residual and not fast.activates else dz
+        if dgamma is not None and dgamma.dtype is not weight.dtype:
+            dgamma = dgamma.to(weight.dtype)
+        if dbeta is not None and dbeta.dtype is not bias.dtype:
+            dbeta = dbeta.to(bias.dtype)
+        return dx, dgamma, dbeta, dz, None, None, None
 
 
 def _saved(tensors: tuple[Any, ...], fast: FastPlan, *, fixed: bool) -> Saved:
@@ -305,7 +321,7 @@ def train(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None, fast: FastPlan
 ) -> tuple[Tensor, Tensor]:
     """Return the output by the statistics of the batch, and the numbers of the step: `batch_moments` names them."""
-    numbers = x.new_empty(fast.numbers, dtype=fast.plan.dtype)
+    numbers = x.new_empty(fast.numbers, dtype=fast.dtype)
     return _apply(x, weight, bias, residual, fast, numbers, False), numbers
 
 
@@ -325,7 +341,7 @@ def infer(x: Tensor, residual: Tensor | None, ready: ReadyCall, *, detach: bool 
         call = _inference(fast, mean, var, weight, bias)  # pyright: ignore[reportArgumentType]
     y, call = torch.empty_like(x), _copy_call(call)
     call.x, call.y = x.data_ptr(), y.data_ptr()
-    call.residual = pointer_or_null(residual)
+    call.residual = 0 if residual is None else residual.data_ptr()
     _LIBRARY.run("infer", call)
     return y
 
@@ -336,21 +352,15 @@ def batch_moments(numbers: Tensor, plan: CallPlan) -> BatchMoments:
     return BatchMoments(Moments(plan.count, mean, m2, mean_low), grouped=False)
 
 
-def update(running: tuple[Tensor, Tensor, Tensor | None], numbers: Tensor, fast: FastPlan, spec: NormSpec) -> bool:
+def update(ready: ReadyCall, numbers: Tensor) -> bool:
     """Update the running mean and variance and the count of batches, in place, unless the batch is not finite.
 
     Returns:
         Whether they have changed.
     """
-    mean, var, batches = running
-    row, row_bytes = numbers.data_ptr(), fast.row_bytes
-    memory = _copy_memory(fast.memory)
+    row, row_bytes = numbers.data_ptr(), ready.fast.row_bytes
+    memory = _copy_memory(ready.memory)  # pyright: ignore[reportArgumentType]  # there are running statistics
     memory.mean, memory.mean_low, memory.m2 = row, row + row_bytes, row + 2 * row_bytes
-    memory.running_mean, memory.running_var = mean.data_ptr(), var.data_ptr()
-    memory.momentum, memory.skip = spec.momentum, spec.nonfinite == "skip"
-    memory.unbiased = spec.estimator == "unbiased"
-    if batches is not None:
-        memory.batches = batches.data_ptr()
     changed = _LIBRARY.update(memory)
-    torch.autograd.graph.increment_version((mean, var) if batches is None else (mean, var, batches))
+    torch.autograd.graph.increment_version(ready.updated)
     return changed

@@ -123,12 +123,12 @@ def _in_one_call(
 ) -> Tensor | None:
     """Return the output where one call of the native library computes it, else None."""
     ready = fast_step.check(spec, x, held)
-    weight, bias, mean, var, _ = held
+    weight, bias, mean, *_ = held
     if ready is None or (training and not ready.trains) or (not training and mean is None):
         return None
     if not training:
         return fast_step.infer(x, residual, ready)
     y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
-    if mean is not None and var is not None:
-        fast_step.update((mean, var, None), numbers, ready.fast, spec)
+    if ready.memory is not None:
+        fast_step.update(ready, numbers)
     return y

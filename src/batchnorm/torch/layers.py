@@ -279,27 +279,22 @@ class BatchNorm(RunningStatistics):
             'script a copy with torch\'s layers: `batchnorm.surgery.convert(copy.deepcopy(model), "torch")`)'
         )
 
-    def _is_fixed(self) -> bool:
-        """Return whether the running statistics normalise, whatever the mode."""
-        return self.frozen or self.use_running_depth > 0
-
     def _normalize_in_one_call(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """Return the output where one call of the native library computes it, else None."""
         ready = self._ready(x)
         if ready is None:
             return None
-        weight, bias, mean, var, batches = ready.held
-        if not self.training or self._is_fixed():
+        weight, bias, mean, var, _ = ready.held
+        if not self.training or self.frozen or self.use_running_depth:
             return None if mean is None or var is None else fast_step.infer(x, residual, ready, detach=self.frozen)
         if not ready.trains or (weight is not None and "grad_sample" in vars(weight)):
             return None
         y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
-        if mean is None or var is None or not self.track_running_stats or self.hold_depth or in_backward():
+        if ready.memory is None or not self.track_running_stats or self.hold_depth or in_backward():
             return y
-        spec, running = ready.spec, (mean, var, batches)
         if self.accumulated is not None:
             self.update(fast_step.batch_moments(numbers, ready.fast.plan))
-        elif not fast_step.update(running, numbers, ready.fast, spec):
+        elif not fast_step.update(ready, numbers):
             self.count_skipped(
                 numbers.new_zeros((), dtype=torch.bool), fast_step.batch_moments(numbers, ready.fast.plan)
             )
@@ -331,7 +326,7 @@ class BatchNorm(RunningStatistics):
         if isinstance(input, Tensor):
             self._check_input_dim(input)
         spec = self._checked_spec()
-        by_batch = not self._is_fixed() and (self.training or self.running_mean is None)
+        by_batch = not (self.frozen or self.use_running_depth) and (self.training or self.running_mean is None)
         if by_batch:
             self._refuse_per_sample_gradients()
         running, clips = self._running_before(input, by_batch=by_batch, weighted=weights is not None)

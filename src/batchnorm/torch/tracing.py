@@ -55,11 +55,16 @@ def mode() -> Mode:
 
 def is_plain_tensor(t: Any) -> bool:
     """Return whether t is no subclass, fake tensor, functorch wrapper, or lazily negated or conjugated view."""
+    if is_plain_on_cpu(t):
+        return True
+    kind, keys = type(t), _keys(t)
+    return (kind is Tensor or kind is torch.nn.Parameter) and not (t.is_cpu or any(keys.has(key) for key in _STAND_INS))
+
+
+def is_plain_on_cpu(t: Any) -> bool:
+    """Return whether t is a plain tensor on a CPU, which the native library can read."""
     kind = type(t)
-    if not (kind is Tensor or kind is torch.nn.Parameter):
-        return False
-    keys = _keys(t)
-    return keys.raw_repr() in _PLAIN_KEYS or not (t.is_cpu or any(keys.has(key) for key in _STAND_INS))
+    return (kind is Tensor or kind is torch.nn.Parameter) and _keys(t).raw_repr() in _PLAIN_KEYS
 
 
 def in_transform() -> bool:
