@@ -476,7 +476,7 @@ def test_the_shipped_data_are_those_of_scikit_learn() -> None:
 def test_info_and_version() -> None:
     code, out, _ = invoke("info", "--json")
     assert code == 0
-    assert [kernel["name"] for kernel in json.loads(out)["kernels"]] == ["native", "eager"]
+    assert [kernel["name"] for kernel in json.loads(out)["kernels"]] == ["native", "cuda", "eager"]
     assert all(kernel["reason"] for kernel in json.loads(out)["kernels"])
     assert invoke("info")[0] == 0
     assert invoke("--version")[1].startswith("batchnorm ")

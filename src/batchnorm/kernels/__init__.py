@@ -12,6 +12,7 @@ __all__ = [
     "one_call", "register", "registered", "select",
 ]  # fmt: skip
 
+CUDA = "PyTorch's own kernels, for plain calls on a GPU"
 numpy.register()
 
 
@@ -19,9 +20,10 @@ def available() -> dict[str, str]:
     """Return each kernel of this installation with a description."""
     library = abi.load()
     if isinstance(library, str):
-        return {"native": f"missing: {library}", "eager": "framework operations"}
+        return {"native": f"missing: {library}", "cuda": CUDA, "eager": "framework operations"}
     built = f"{library.instruction_set}, {library.threads} threads of its own, or those of PyTorch"
     return {
         "native": f"C++ on a CPU, {built}",
+        "cuda": CUDA,
         "eager": "framework operations, for what the native kernel does not serve",
     }

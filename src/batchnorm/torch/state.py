@@ -1,8 +1,8 @@
 """The running statistics of a layer: how they are updated, and how they survive casts, checkpoints and bad batches."""
 
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -185,44 +185,42 @@ class RunningStatistics(_BatchNorm):
             return 0.0 if self.momentum is None else self.momentum
         return 1.0 / (self.num_batches_tracked + 1).to(torch.float32)
 
+    @torch.no_grad()
     def update(self, batch: BatchMoments) -> None:
         """Update the running statistics by a batch, or put its moments aside while batches are accumulated."""
-        if not in_transform():
-            self._update(batch)
-        elif self.running_mean is not None:
-            count, *arrays = batch.moments
-            values = (*arrays, *([count] if isinstance(count, Tensor) else []))
-            with outside_grad_levels(self.running_mean, values) as (mean, m2, mean_low, *counts):
-                moments = Moments(counts[0] if counts else count, mean, m2, mean_low)
-                self._update(BatchMoments(moments, batch.grouped))
+        with self._outside_grad_levels(batch) as batch:
+            finite = self._is_finite(batch)
+            first = first_forward(batch.moments.m2)
+            valid = finite if first is None else first if finite is None else finite & first
+            if self.accumulated is not None:
+                self.accumulated.append(batch if valid is None else step.keep_if(valid, batch, xp))
+            else:
+                before, momentum = self._running(), self._observation_weight()
+                after, changed = step.update(before, batch, self.spec, momentum, xp, valid=valid)
+                write(before, after)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(changed)
+            self.count_skipped(finite, batch)
 
-    @torch.no_grad()
-    def _update(self, batch: BatchMoments) -> None:
-        finite = self._is_finite(batch)
-        if finite is not None and known_true(finite):
-            finite = None
-        first = first_forward(batch.moments.m2)
-        valid = finite if first is None else first if finite is None else finite & first
-        if self.accumulated is None:
-            self._write(batch, valid)
-        else:
-            self.accumulated.append(batch if valid is None else step.keep_if(valid, batch, xp))
-        self.count_skipped(finite, batch)
+    @contextmanager
+    def _outside_grad_levels(self, batch: BatchMoments) -> Generator[BatchMoments]:
+        """Leave the levels of torch.func on which the buffers cannot be written; yield the batch there."""
+        if self.running_mean is None or not in_transform():
+            yield batch
+            return
+        count, *arrays = batch.moments
+        values = (*arrays, *([count] if isinstance(count, Tensor) else []))
+        with outside_grad_levels(self.running_mean, values) as (mean, m2, mean_low, *counts):
+            moments = Moments(counts[0] if counts else count, mean, m2, mean_low)
+            yield BatchMoments(moments, batch.grouped)
 
     def _is_finite(self, batch: BatchMoments) -> Tensor | None:
-        """Return whether a batch is finite; None where nobody asks."""
+        """Return whether a batch is finite; None where nobody asks, or where it is known to be."""
         if self.spec.nonfinite == "propagate":
             return None
         dtype = batch.moments.m2.dtype if self.running_var is None else self.running_var.dtype
-        return step.is_finite(batch, dtype, xp)
-
-    def _write(self, batch: BatchMoments, valid: Tensor | None) -> None:
-        """Write the running statistics after a batch, and count it, where it is valid; None for always."""
-        running = self._running()
-        after, changed = step.update(running, batch, self.spec, self._observation_weight(), xp, valid=valid)
-        write(running, after)
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(changed)
+        finite = step.is_finite(batch, dtype, xp)
+        return None if known_true(finite) else finite
 
     def count_skipped(self, finite: Tensor | None, batch: BatchMoments) -> None:
         """Count a batch that was skipped for not being finite, and warn of the first."""
@@ -240,15 +238,12 @@ class RunningStatistics(_BatchNorm):
             mean_is_finite = is_readable(mean) and known_true(mean.isfinite().all())
             self._warn_of_nonfinite(OVERFLOW if mean_is_finite else NOT_FINITE)
 
-    @torch.no_grad()
     def flush(self) -> None:
         """Update the running statistics once, by all batches that `accumulate` has put aside."""
-        batches, self.accumulated = self.accumulated, []
+        batches, self.accumulated = self.accumulated, None
         if batches:
-            batch = step.merged(batches, xp)  # whose m2 may overflow where that of none of them does
-            finite = self._is_finite(batch)
-            self._write(batch, finite)
-            self.count_skipped(finite, batch)
+            self.update(step.merged(batches, xp))  # whose m2 may overflow where that of none of them does
+        self.accumulated = []
 
     def skipped(self) -> int:
         """Return how many batches with inf or NaN have been skipped; 0 where that cannot be read now."""
