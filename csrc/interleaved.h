@@ -113,26 +113,26 @@ template <class Body> void map_interleaved(const bn_call &c, const Tile &t, cons
     });
 }
 
-BN_INLINE Double8 part(Double8 v, int) { return v; }
-BN_INLINE Double8 part(Float16 v, int which) {
+BN_INLINE Doubles8 part(Doubles8 v, int) { return v; }
+BN_INLINE Doubles8 part(Floats16 v, int which) {
     const auto parts = halves(v);
     return longer(which ? parts.high : parts.low);
 }
 
-BN_INLINE Float16 rounded(const double *p, Float16) {
-    return joined<Float16>(shorter(load(p)), shorter(load(p + 8)));
+BN_INLINE Floats16 rounded(const double *p, Floats16) {
+    return joined<Floats16>(shorter(load(p)), shorter(load(p + 8)));
 }
-BN_INLINE Double8 rounded(const double *p, Double8) { return load(p); }
+BN_INLINE Doubles8 rounded(const double *p, Doubles8) { return load(p); }
 
 // Merge the sums of n values into mean and m2 of `count` values: Chan, Golub and LeVeque 1979.
 template <class V> BN_INLINE void merge(const Added<V> &added, V shift, double n, double count, double *mean, double *m2) {
     const double share = n / (count + n), inverse = 1 / n;
     for (int h = 0; h < int(sizeof(V) / sizeof(shift[0]) / 8); ++h, mean += 8, m2 += 8) {
-        const Double8 sum = part(added.first, h), own = load(mean);
-        const Double8 rest = part(added.second, h) - sum * (sum * inverse);
-        const Double8 delta = (part(shift, h) - own) + sum * inverse;
+        const Doubles8 sum = part(added.first, h), own = load(mean);
+        const Doubles8 rest = part(added.second, h) - sum * (sum * inverse);
+        const Doubles8 delta = (part(shift, h) - own) + sum * inverse;
         store(mean, own + delta * share);
-        store(m2, load(m2) + select(below(rest, Double8{}), Double8{}, rest) + delta * delta * (count * share));
+        store(m2, load(m2) + select(below(rest, Doubles8{}), Doubles8{}, rest) + delta * delta * (count * share));
     }
 }
 

@@ -69,17 +69,17 @@ BN_OPERATOR(<<)
 BN_OPERATOR(>>)
 #undef BN_OPERATOR
 
-using Float16 = VectorOf<float, 64>::type;
-using Int16 = VectorOf<int32_t, 64>::type;
-using Unsigned16 = VectorOf<uint32_t, 64>::type;
-using Short16 = VectorOf<uint16_t, 32>::type;
-using Float8 = VectorOf<float, 32>::type;
-using Double8 = VectorOf<double, 64>::type;
+using Floats16 = VectorOf<float, 64>::type;
+using Ints16 = VectorOf<int32_t, 64>::type;
+using UnsignedInts16 = VectorOf<uint32_t, 64>::type;
+using Shorts16 = VectorOf<uint16_t, 32>::type;
+using Floats8 = VectorOf<float, 32>::type;
+using Doubles8 = VectorOf<double, 64>::type;
 using Long8 = VectorOf<int64_t, 64>::type;
 
 template <class A> struct Lanes;
-template <> struct Lanes<float> { using Vector = Float16; using Integer = Int16; static constexpr int count = 16; };
-template <> struct Lanes<double> { using Vector = Double8; using Integer = Long8; static constexpr int count = 8; };
+template <> struct Lanes<float> { using Vector = Floats16; using Integer = Ints16; static constexpr int count = 16; };
+template <> struct Lanes<double> { using Vector = Doubles8; using Integer = Long8; static constexpr int count = 8; };
 
 // The working type of a storage type.
 template <class T> struct Working { using type = float; };
@@ -191,29 +191,29 @@ template <class V> BN_INLINE V clamped(V z, Lane<V> limit) {
 // ---- between 16, 32 and 64 bits; __builtin_convertvector is several times slower where GCC 12 cuts it into pieces ----
 
 #if defined(__AVX512F__)
-BN_INLINE Unsigned16 longer(Short16 v) { return bit_cast<Unsigned16>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v))); }
-BN_INLINE Short16 shorter(Unsigned16 v) { return bit_cast<Short16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(v))); }
-BN_INLINE Double8 longer(Float8 v) { return bit_cast<Double8>(_mm512_cvtps_pd(bit_cast<__m256>(v))); }
-BN_INLINE Float8 shorter(Double8 v) { return bit_cast<Float8>(_mm512_cvtpd_ps(bit_cast<__m512d>(v))); }
+BN_INLINE UnsignedInts16 longer(Shorts16 v) { return bit_cast<UnsignedInts16>(_mm512_cvtepu16_epi32(bit_cast<__m256i>(v))); }
+BN_INLINE Shorts16 shorter(UnsignedInts16 v) { return bit_cast<Shorts16>(_mm512_cvtepi32_epi16(bit_cast<__m512i>(v))); }
+BN_INLINE Doubles8 longer(Floats8 v) { return bit_cast<Doubles8>(_mm512_cvtps_pd(bit_cast<__m256>(v))); }
+BN_INLINE Floats8 shorter(Doubles8 v) { return bit_cast<Floats8>(_mm512_cvtpd_ps(bit_cast<__m512d>(v))); }
 #elif defined(__AVX2__)
-BN_INLINE Unsigned16 longer(Short16 v) {
+BN_INLINE UnsignedInts16 longer(Shorts16 v) {
     const __m256i raw = bit_cast<__m256i>(v);
-    using H = decltype(Unsigned16::low);
+    using H = decltype(UnsignedInts16::low);
     return {bit_cast<H>(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(raw))),
             bit_cast<H>(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(raw, 1)))};
 }
-BN_INLINE Short16 shorter(Unsigned16 v) {  // each lane holds 16 bits
+BN_INLINE Shorts16 shorter(UnsignedInts16 v) {  // each lane holds 16 bits
     const __m256i low = bit_cast<__m256i>(v.low), high = bit_cast<__m256i>(v.high);
-    return bit_cast<Short16>(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
+    return bit_cast<Shorts16>(_mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xd8));
 }
-BN_INLINE Double8 longer(Float8 v) {
+BN_INLINE Doubles8 longer(Floats8 v) {
     const __m256 raw = bit_cast<__m256>(v);
-    using H = decltype(Double8::low);
+    using H = decltype(Doubles8::low);
     return {bit_cast<H>(_mm256_cvtps_pd(_mm256_castps256_ps128(raw))), bit_cast<H>(_mm256_cvtps_pd(_mm256_extractf128_ps(raw, 1)))};
 }
-BN_INLINE Float8 shorter(Double8 v) {
+BN_INLINE Floats8 shorter(Doubles8 v) {
     const __m128 low = _mm256_cvtpd_ps(bit_cast<__m256d>(v.low)), high = _mm256_cvtpd_ps(bit_cast<__m256d>(v.high));
-    return bit_cast<Float8>(_mm256_set_m128(high, low));
+    return bit_cast<Floats8>(_mm256_set_m128(high, low));
 }
 #else
 // The compiler's own conversion, of vectors of any width.
@@ -222,54 +222,54 @@ template <class To, class From> BN_INLINE To converted(From v) {
     typedef Lane<To> Wide __attribute__((vector_size(sizeof(To))));
     return bit_cast<To>(__builtin_convertvector(bit_cast<Narrow>(v), Wide));
 }
-BN_INLINE Unsigned16 longer(Short16 v) { return converted<Unsigned16>(v); }
-BN_INLINE Short16 shorter(Unsigned16 v) { return converted<Short16>(v); }
-BN_INLINE Double8 longer(Float8 v) { return converted<Double8>(v); }
-BN_INLINE Float8 shorter(Double8 v) { return converted<Float8>(v); }
+BN_INLINE UnsignedInts16 longer(Shorts16 v) { return converted<UnsignedInts16>(v); }
+BN_INLINE Shorts16 shorter(UnsignedInts16 v) { return converted<Shorts16>(v); }
+BN_INLINE Doubles8 longer(Floats8 v) { return converted<Doubles8>(v); }
+BN_INLINE Floats8 shorter(Doubles8 v) { return converted<Floats8>(v); }
 #endif
 
-BN_INLINE Float16 widen(Short16 raw, bfloat16) { return bit_cast<Float16>(longer(raw) << 16); }
+BN_INLINE Floats16 widen(Shorts16 raw, bfloat16) { return bit_cast<Floats16>(longer(raw) << 16); }
 
-BN_INLINE Short16 narrow(Float16 v, bfloat16) {  // to nearest, ties to even; every NaN becomes 0xffff
-    Unsigned16 raw = bit_cast<Unsigned16>(v);
-    Unsigned16 rounded = raw + (((raw >> 16) & 1u) + 0x7fffu);
-    return shorter((rounded | bit_cast<Unsigned16>(unequal(v, v))) >> 16);
+BN_INLINE Shorts16 narrow(Floats16 v, bfloat16) {  // to nearest, ties to even; every NaN becomes 0xffff
+    UnsignedInts16 raw = bit_cast<UnsignedInts16>(v);
+    UnsignedInts16 rounded = raw + (((raw >> 16) & 1u) + 0x7fffu);
+    return shorter((rounded | bit_cast<UnsignedInts16>(unequal(v, v))) >> 16);
 }
 
 #if defined(__AVX512F__)
-BN_INLINE Float16 widen(Short16 raw, float16) { return bit_cast<Float16>(_mm512_cvtph_ps(bit_cast<__m256i>(raw))); }
-BN_INLINE Short16 narrow(Float16 v, float16) {
-    return bit_cast<Short16>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+BN_INLINE Floats16 widen(Shorts16 raw, float16) { return bit_cast<Floats16>(_mm512_cvtph_ps(bit_cast<__m256i>(raw))); }
+BN_INLINE Shorts16 narrow(Floats16 v, float16) {
+    return bit_cast<Shorts16>(_mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 #elif defined(__F16C__)
-BN_INLINE Float16 widen(Short16 raw, float16) {
+BN_INLINE Floats16 widen(Shorts16 raw, float16) {
     const __m256i bits = bit_cast<__m256i>(raw);
-    return {bit_cast<Float8>(_mm256_cvtph_ps(_mm256_castsi256_si128(bits))),
-            bit_cast<Float8>(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)))};
+    return {bit_cast<Floats8>(_mm256_cvtph_ps(_mm256_castsi256_si128(bits))),
+            bit_cast<Floats8>(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)))};
 }
-BN_INLINE Short16 narrow(Float16 v, float16) {
+BN_INLINE Shorts16 narrow(Floats16 v, float16) {
     const __m128i low = _mm256_cvtps_ph(bit_cast<__m256>(v.low), 0), high = _mm256_cvtps_ph(bit_cast<__m256>(v.high), 0);
-    return bit_cast<Short16>(_mm256_set_m128i(high, low));
+    return bit_cast<Shorts16>(_mm256_set_m128i(high, low));
 }
 #else
-BN_CALLED Float16 widen(Short16 raw, float16) {  // shift the exponent into place; 2^112 rebuilds it, subnormals too
-    const Unsigned16 wide = longer(raw);
-    const Unsigned16 sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
-    const Float16 value = bit_cast<Float16>(rest) * 0x1p112f;
-    const Unsigned16 special = rest | 0x7f800000u;  // inf or NaN
-    const Unsigned16 bits = select(below(rest, Unsigned16{} + 0x0f800000u), bit_cast<Unsigned16>(value), special);
-    const Unsigned16 quiet = bits | 0x400000u;
-    const Float16 number = bit_cast<Float16>(bits);
-    return bit_cast<Float16>(sign | select(same(number, number), bits, quiet));
+BN_CALLED Floats16 widen(Shorts16 raw, float16) {  // shift the exponent into place; 2^112 rebuilds it, subnormals too
+    const UnsignedInts16 wide = longer(raw);
+    const UnsignedInts16 sign = (wide & 0x8000u) << 16, rest = (wide & 0x7fffu) << 13;
+    const Floats16 value = bit_cast<Floats16>(rest) * 0x1p112f;
+    const UnsignedInts16 special = rest | 0x7f800000u;  // inf or NaN
+    const UnsignedInts16 bits = select(below(rest, UnsignedInts16{} + 0x0f800000u), bit_cast<UnsignedInts16>(value), special);
+    const UnsignedInts16 quiet = bits | 0x400000u;
+    const Floats16 number = bit_cast<Floats16>(bits);
+    return bit_cast<Floats16>(sign | select(same(number, number), bits, quiet));
 }
-BN_CALLED Short16 narrow(Float16 v, float16) {
-    const Unsigned16 raw = bit_cast<Unsigned16>(v), sign = (raw >> 16) & 0x8000u, size = raw & 0x7fffffffu;
+BN_CALLED Shorts16 narrow(Floats16 v, float16) {
+    const UnsignedInts16 raw = bit_cast<UnsignedInts16>(v), sign = (raw >> 16) & 0x8000u, size = raw & 0x7fffffffu;
     // Normal: round the 13 bits away. Subnormal: let an addition round to multiples of 2^-24.
-    const Unsigned16 normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
-    const Unsigned16 small = bit_cast<Unsigned16>(bit_cast<Float16>(size) + 0.5f) - 0x3f000000u;
-    Unsigned16 half = select(below(size, Unsigned16{} + 0x38800000u), small, normal);
-    half = select(below(size, Unsigned16{} + 0x477ff000u), half, Unsigned16{} + 0x7c00u);
-    half = select(below(Unsigned16{} + 0x7f800000u, size), ((size >> 13) & 0x3ffu) | 0x7e00u, half);
+    const UnsignedInts16 normal = (size + 0xfffu + ((size >> 13) & 1u) - (112u << 23)) >> 13;
+    const UnsignedInts16 small = bit_cast<UnsignedInts16>(bit_cast<Floats16>(size) + 0.5f) - 0x3f000000u;
+    UnsignedInts16 half = select(below(size, UnsignedInts16{} + 0x38800000u), small, normal);
+    half = select(below(size, UnsignedInts16{} + 0x477ff000u), half, UnsignedInts16{} + 0x7c00u);
+    half = select(below(UnsignedInts16{} + 0x7f800000u, size), ((size >> 13) & 0x3ffu) | 0x7e00u, half);
     return shorter(half | sign);
 }
 #endif
@@ -277,38 +277,38 @@ BN_CALLED Short16 narrow(Float16 v, float16) {
 // ---- memory ----
 
 #if defined(__AVX2__) && !defined(__AVX512F__)  // each word into the upper half of a lane, in one instruction
-BN_INLINE Float16 load(const bfloat16 *p) {
+BN_INLINE Floats16 load(const bfloat16 *p) {
     constexpr char o = -1;  // a byte of 0
     const __m256i places = _mm256_setr_epi8(o, o, 0, 1, o, o, 2, 3, o, o, 4, 5, o, o, 6, 7,
                                             o, o, 8, 9, o, o, 10, 11, o, o, 12, 13, o, o, 14, 15);
     const auto eight = [&](const bfloat16 *from) {
         const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
-        return bit_cast<decltype(Float16::low)>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words), places));
+        return bit_cast<decltype(Floats16::low)>(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(words), places));
     };
     return {eight(p), eight(p + 8)};
 }
 #endif
-BN_INLINE Float16 load(const float *p) { return read<Float16>(p); }
-BN_INLINE Double8 load(const double *p) { return read<Double8>(p); }
-template <class T> BN_INLINE Float16 load(const T *p) { return widen(read<Short16>(p), T{}); }
+BN_INLINE Floats16 load(const float *p) { return read<Floats16>(p); }
+BN_INLINE Doubles8 load(const double *p) { return read<Doubles8>(p); }
+template <class T> BN_INLINE Floats16 load(const T *p) { return widen(read<Shorts16>(p), T{}); }
 
 // A vector as it lies in memory.
-BN_INLINE Float16 stored(const float *, Float16 v) { return v; }
-BN_INLINE Double8 stored(const double *, Double8 v) { return v; }
-template <class T> BN_INLINE Short16 stored(const T *, Float16 v) { return narrow(v, T{}); }
+BN_INLINE Floats16 stored(const float *, Floats16 v) { return v; }
+BN_INLINE Doubles8 stored(const double *, Doubles8 v) { return v; }
+template <class T> BN_INLINE Shorts16 stored(const T *, Floats16 v) { return narrow(v, T{}); }
 
 template <class T, class V> BN_INLINE void store(T *p, V v) { write(p, stored(p, v)); }
 
 // The first `lanes` only, fewer than all; the others read as 0 and are not written.
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
-BN_INLINE Float16 load(const float *p, int lanes) { return bit_cast<Float16>(_mm512_maskz_loadu_ps((1u << lanes) - 1, p)); }
-BN_INLINE Double8 load(const double *p, int lanes) { return bit_cast<Double8>(_mm512_maskz_loadu_pd((1u << lanes) - 1, p)); }
-template <class T> BN_INLINE Float16 load(const T *p, int lanes) {
-    return widen(bit_cast<Short16>(_mm256_maskz_loadu_epi16((1u << lanes) - 1, p)), T{});
+BN_INLINE Floats16 load(const float *p, int lanes) { return bit_cast<Floats16>(_mm512_maskz_loadu_ps((1u << lanes) - 1, p)); }
+BN_INLINE Doubles8 load(const double *p, int lanes) { return bit_cast<Doubles8>(_mm512_maskz_loadu_pd((1u << lanes) - 1, p)); }
+template <class T> BN_INLINE Floats16 load(const T *p, int lanes) {
+    return widen(bit_cast<Shorts16>(_mm256_maskz_loadu_epi16((1u << lanes) - 1, p)), T{});
 }
-BN_INLINE void store(float *p, Float16 v, int lanes) { _mm512_mask_storeu_ps(p, (1u << lanes) - 1, bit_cast<__m512>(v)); }
-BN_INLINE void store(double *p, Double8 v, int lanes) { _mm512_mask_storeu_pd(p, (1u << lanes) - 1, bit_cast<__m512d>(v)); }
-template <class T> BN_INLINE void store(T *p, Float16 v, int lanes) {
+BN_INLINE void store(float *p, Floats16 v, int lanes) { _mm512_mask_storeu_ps(p, (1u << lanes) - 1, bit_cast<__m512>(v)); }
+BN_INLINE void store(double *p, Doubles8 v, int lanes) { _mm512_mask_storeu_pd(p, (1u << lanes) - 1, bit_cast<__m512d>(v)); }
+template <class T> BN_INLINE void store(T *p, Floats16 v, int lanes) {
     _mm256_mask_storeu_epi16(p, (1u << lanes) - 1, bit_cast<__m256i>(narrow(v, T{})));
 }
 #else
@@ -337,12 +337,12 @@ template <class T, class V> BN_INLINE void store(T *p, V v, int lanes) {
     write_first(reinterpret_cast<char *>(p), stored(p, v), lanes * int(sizeof(T)));
 }
 #if defined(__AVX2__)
-BN_INLINE Float16 load(const float *p, int lanes) {
-    const Int16 mask = first<float>(lanes);
-    return {bit_cast<Float8>(_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low))),
-            bit_cast<Float8>(_mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high)))};
+BN_INLINE Floats16 load(const float *p, int lanes) {
+    const Ints16 mask = first<float>(lanes);
+    return {bit_cast<Floats8>(_mm256_maskload_ps(p, bit_cast<__m256i>(mask.low))),
+            bit_cast<Floats8>(_mm256_maskload_ps(p + 8, bit_cast<__m256i>(mask.high)))};
 }
-template <class T> BN_INLINE Float16 load_words(const T *p, int lanes) {
+template <class T> BN_INLINE Floats16 load_words(const T *p, int lanes) {
     // Pairs by a masked load of 32-bit words, and an odd last element by itself: nothing past it is read.
     const __m256i numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), twos = _mm256_set1_epi32(lanes / 2);
     __m256i words = _mm256_maskload_epi32(reinterpret_cast<const int *>(p), _mm256_cmpgt_epi32(twos, numbers));
@@ -350,10 +350,10 @@ template <class T> BN_INLINE Float16 load_words(const T *p, int lanes) {
         const __m256i last = _mm256_set1_epi32(p[lanes - 1].bits);
         words = _mm256_or_si256(words, _mm256_and_si256(_mm256_cmpeq_epi32(twos, numbers), last));
     }
-    return widen(bit_cast<Short16>(words), T{});
+    return widen(bit_cast<Shorts16>(words), T{});
 }
-BN_INLINE Float16 load(const bfloat16 *p, int lanes) { return load_words(p, lanes); }
-BN_INLINE Float16 load(const float16 *p, int lanes) { return load_words(p, lanes); }
+BN_INLINE Floats16 load(const bfloat16 *p, int lanes) { return load_words(p, lanes); }
+BN_INLINE Floats16 load(const float16 *p, int lanes) { return load_words(p, lanes); }
 #endif
 #endif
 
@@ -362,9 +362,9 @@ template <class T> BN_INLINE bool streamable(const T *p) {
     return reinterpret_cast<uintptr_t>(p) % (Lanes<typename Working<T>::type>::count * sizeof(T)) == 0;
 }
 #if defined(__AVX512F__)
-BN_INLINE void stream(float *p, Float16 v) { _mm512_stream_ps(p, bit_cast<__m512>(v)); }
-BN_INLINE void stream(double *p, Double8 v) { _mm512_stream_pd(p, bit_cast<__m512d>(v)); }
-template <class T> BN_INLINE void stream(T *p, Float16 v) {
+BN_INLINE void stream(float *p, Floats16 v) { _mm512_stream_ps(p, bit_cast<__m512>(v)); }
+BN_INLINE void stream(double *p, Doubles8 v) { _mm512_stream_pd(p, bit_cast<__m512d>(v)); }
+template <class T> BN_INLINE void stream(T *p, Floats16 v) {
     _mm256_stream_si256(reinterpret_cast<__m256i *>(p), bit_cast<__m256i>(narrow(v, T{})));
 }
 #elif defined(__SSE2__)
@@ -392,11 +392,11 @@ BN_INLINE void finish_streams() {
 
 // ---- one bit a lane ----
 
-BN_INLINE uint16_t positive_bits(Float16 z) {
+BN_INLINE uint16_t positive_bits(Floats16 z) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask(bit_cast<__m512>(z), _mm512_setzero_ps(), _CMP_GT_OQ);
 #elif defined(__AVX2__)
-    const auto positive = below(Float16{}, z);
+    const auto positive = below(Floats16{}, z);
     return uint16_t(_mm256_movemask_ps(bit_cast<__m256>(positive.low)) |
                     _mm256_movemask_ps(bit_cast<__m256>(positive.high)) << 8);
 #else
@@ -406,7 +406,7 @@ BN_INLINE uint16_t positive_bits(Float16 z) {
 #endif
 }
 
-BN_CALLED uint16_t positive_bits(Double8 z) {
+BN_CALLED uint16_t positive_bits(Doubles8 z) {
     uint16_t bits = 0;
     for (int i = 0; i < 8; ++i) bits |= uint16_t(z[i] > 0) << i;
     return bits;
@@ -428,7 +428,7 @@ template <class V> BN_INLINE double total(V v) {
         return total(parts.low + parts.high);
     }
 }
-BN_INLINE double total(Float16 v) {
+BN_INLINE double total(Floats16 v) {
     const auto parts = halves(v);
     return total(longer(parts.low) + longer(parts.high));
 }

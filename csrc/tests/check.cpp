@@ -50,17 +50,17 @@ void skip(const std::string &reason) {
 
 std::vector<const char *> instruction_sets(bool smooth) {
     const std::string before = bn_instruction_set();
-    std::vector<const char *> found;
+    std::vector<const char *> actual;
     for (const char *name : {"portable", "avx2", "avx512"})
-        if (bn_use_instruction_set(name) == 0) found.push_back(name);
+        if (bn_use_instruction_set(name) == 0) actual.push_back(name);
     bn_use_instruction_set(before.c_str());
 #if !defined(__FP_FAST_FMAF) // portable is compiled as this file is, and rounds twice where others round once
-    if (smooth && found.size() > 1) found.erase(found.begin());
+    if (smooth && actual.size() > 1) actual.erase(actual.begin());
 #endif
-    return found;
+    return actual;
 }
 
-// Leaves the library as it was found, so that no test depends on another having run.
+// Leaves the library as it was, so that no test depends on another having run.
 void run(const Named &named) {
     const std::string instruction_set = bn_instruction_set();
     const int64_t threads = bn_threads();

@@ -216,10 +216,10 @@ Digests run_everything(Problem &problem, bn_parallel_for parallel_for) {
     return digests;
 }
 
-void check_same(const Digests &found, const Digests &expected, const std::string &what) {
-    check(found.size() == expected.size(), "another number of outputs: " + what);
-    for (size_t i = 0; i < std::min(found.size(), expected.size()); ++i)
-        check(found[i] == expected[i], found[i].first + " differs: " + what);
+void check_same(const Digests &actual, const Digests &expected, const std::string &what) {
+    check(actual.size() == expected.size(), "another number of outputs: " + what);
+    for (size_t i = 0; i < std::min(actual.size(), expected.size()); ++i)
+        check(actual[i] == expected[i], actual[i].first + " differs: " + what);
 }
 
 } // namespace bn_tests

@@ -89,7 +89,7 @@ void check_guards(const Problem &problem, const std::string &operation);
 // Outputs of every function on this problem, each as (name, digest).
 using Digests = std::vector<std::pair<std::string, uint64_t>>;
 Digests run_everything(Problem &problem, bn_parallel_for parallel_for = nullptr);
-void check_same(const Digests &found, const Digests &expected, const std::string &what);
+void check_same(const Digests &actual, const Digests &expected, const std::string &what);
 
 } // namespace bn_tests
 #endif

@@ -50,19 +50,19 @@ template <class T> struct Found {
 // What the library may take for 0: the smallest normal number times the largest z that its exponential takes.
 template <class T> constexpr long double vanishing = std::numeric_limits<T>::min() * (sizeof(T) == 4 ? 256.0L : 2048.0L);
 
-// |found − expected| in units in the last place of `size`.
-template <class T> double error(T found, long double expected, long double size) {
-    if (std::isnan(expected)) return std::isnan(found) ? 0 : HUGE_VAL;
-    if (std::isinf(expected)) return found == static_cast<T>(expected) ? 0 : HUGE_VAL;
-    if (std::fabs(expected) < vanishing<T>) return std::fabs(found - expected) < vanishing<T> ? 0 : HUGE_VAL;
+// |actual − expected| in units in the last place of `size`.
+template <class T> double error(T actual, long double expected, long double size) {
+    if (std::isnan(expected)) return std::isnan(actual) ? 0 : HUGE_VAL;
+    if (std::isinf(expected)) return actual == static_cast<T>(expected) ? 0 : HUGE_VAL;
+    if (std::fabs(expected) < vanishing<T>) return std::fabs(actual - expected) < vanishing<T> ? 0 : HUGE_VAL;
     const int place = std::ilogb(std::fmax(std::fabs(size), std::fabs(expected))) - std::numeric_limits<T>::digits + 1;
-    return static_cast<double>(std::fabs(found - expected) / std::ldexp(1.0L, place));
+    return static_cast<double>(std::fabs(actual - expected) / std::ldexp(1.0L, place));
 }
 
 template <class T, class Bits> void check_errors(double most_of_value, double most_of_slope) {
     const std::vector<T> z = grid<T, Bits>();
     for (const bn_activation activation : SMOOTH) {
-        const Found<T> found(activation, z);
+        const Found<T> actual(activation, z);
         double of_value = 0, of_slope = 0;
         T worst_value = 0, worst_slope = 0;
         for (size_t i = 0; i < z.size(); ++i) {
@@ -70,7 +70,7 @@ template <class T, class Bits> void check_errors(double most_of_value, double mo
             const bool sum = activation == BN_SILU || activation == BN_GELU;  // whose terms may cancel
             const long double first = !sum || z[i] == 0 || std::isinf(z[i]) ? slope : y / z[i];
             const long double larger = std::fmax(std::fabs(first), std::fabs(slope - first));
-            const double value = error(found.y[i], y, y), derivative = error(found.slope[i], slope, larger);
+            const double value = error(actual.y[i], y, y), derivative = error(actual.slope[i], slope, larger);
             if (value > of_value) of_value = value, worst_value = z[i];
             if (derivative > of_slope) of_slope = derivative, worst_slope = z[i];
         }
@@ -95,10 +95,10 @@ template <class T, class Bits> void check_same_bits() {
         const Found<T> expected(activation, z);
         for (const char *name : instruction_sets(true)) {
             bn_use_instruction_set(name);
-            const Found<T> found(activation, z);
+            const Found<T> actual(activation, z);
             const std::string what = std::string(NAMES[activation]) + " on " + name;
-            check(alike(found.y, expected.y), what + " differs");
-            check(alike(found.slope, expected.slope), what + ": the derivative differs");
+            check(alike(actual.y, expected.y), what + " differs");
+            check(alike(actual.slope, expected.slope), what + ": the derivative differs");
         }
     }
 }

@@ -12,14 +12,14 @@ namespace {
 std::vector<std::vector<double>> features_of(const Problem &problem) {
     std::vector<std::vector<double>> features;
     for (int64_t feature = 0; feature < problem.setting.shape.features(); ++feature) {
-        std::vector<double> found;
+        std::vector<double> actual;
         for (const Buffer *buffer : {&problem.mean, &problem.mean_low, &problem.m2, &problem.inv_std, &problem.sum_dz,
                                      &problem.sum_dz_centred})
-            found.push_back(buffer->get(feature));
+            actual.push_back(buffer->get(feature));
         for_each_element(problem.setting.shape, feature, [&](int64_t element, int64_t) {
-            for (const Buffer *buffer : {&problem.y, &problem.dx, &problem.dz}) found.push_back(buffer->get(element));
+            for (const Buffer *buffer : {&problem.y, &problem.dx, &problem.dz}) actual.push_back(buffer->get(element));
         });
-        features.push_back(std::move(found));
+        features.push_back(std::move(actual));
     }
     return features;
 }

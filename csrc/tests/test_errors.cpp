@@ -34,8 +34,8 @@ uint64_t digest_of_outputs(const Problem &problem) {
 
 void check_refused(Problem &problem, const Named &named, const bn_call &call, bn_error error, const std::string &why) {
     const uint64_t before = digest_of_outputs(problem);
-    const int found = named.function(&call);
-    check(found == error, std::string(named.name) + " with " + why + " returns " + std::to_string(found) + ", not " +
+    const int actual = named.function(&call);
+    check(actual == error, std::string(named.name) + " with " + why + " returns " + std::to_string(actual) + ", not " +
                               std::to_string(error));
     check(digest_of_outputs(problem) == before, std::string(named.name) + " with " + why + " wrote something");
 }

@@ -76,7 +76,7 @@ Exact exact_moments_of(const bn_call &call, int64_t channel) {
     return exact_moments_of(0, 1, call.outer * call.inner / period - last, last);
 }
 
-bool close_to(double found, double expected) { return std::fabs(found - expected) <= 1e-5 * (1 + std::fabs(expected)); }
+bool close_to(double actual, double expected) { return std::fabs(actual - expected) <= 1e-5 * (1 + std::fabs(expected)); }
 
 // Runs in a child: what a wrong index does first is to crash. 0, or the number of the first thing that is wrong.
 int moments_and_affine(int64_t outer, int64_t rows, int64_t channels, int64_t inner) {

@@ -33,9 +33,9 @@ int at_the_same_time(int64_t begin, int64_t end, int64_t, Task task, void *conte
 std::vector<int64_t> order(int64_t n, int64_t bytes, bool backwards) {
     bn_call call{};
     call.parallel_for = in_turn;
-    std::vector<int64_t> found;
-    everywhere(call, bytes, n, [&](int64_t i) { found.push_back(i); }, backwards);
-    return found;
+    std::vector<int64_t> actual;
+    everywhere(call, bytes, n, [&](int64_t i) { actual.push_back(i); }, backwards);
+    return actual;
 }
 
 } // namespace

@@ -70,12 +70,12 @@ inline long double of_sum(bn_dtype working, long double size, long double inexac
 // dx: a few roundings of each of its terms, `size` being the sum of their absolute values.
 inline long double of_dx(bn_dtype working, long double size) { return 64 * unit_of(working) * size; }
 
-// Whether `found` is `expected`, rounded to the type of the elements; beyond its range infinity is right.
-inline bool close(bn_dtype dtype, double found, long double expected, long double tolerance) {
+// Whether `actual` is `expected`, rounded to the type of the elements; beyond its range infinity is right.
+inline bool close(bn_dtype dtype, double actual, long double expected, long double tolerance) {
     const long double allowed = tolerance + storing(dtype, expected);
-    if (dtype == BN_FLOAT16 && std::fabs(expected) + allowed > 65504 && std::isinf(found))
-        return std::signbit(found) == std::signbit(expected);
-    return std::fabs(found - expected) <= allowed;
+    if (dtype == BN_FLOAT16 && std::fabs(expected) + allowed > 65504 && std::isinf(actual))
+        return std::signbit(actual) == std::signbit(expected);
+    return std::fabs(actual - expected) <= allowed;
 }
 
 } // namespace bn_tests

@@ -27,15 +27,15 @@ public:
         const int digits = problem_.working == BN_FLOAT64 ? 17 : 9;
         if (wrong_)
             std::snprintf(text, sizeof text, "%s[%lld] = %.*g, not %.*g +- %.2g (%lld of %lld wrong): ", output_,
-                          static_cast<long long>(where_), digits, found_, digits, expected_, allowed_,
+                          static_cast<long long>(where_), digits, actual_, digits, expected_, allowed_,
                           static_cast<long long>(wrong_), static_cast<long long>(compared_));
         check(wrong_ == 0, text + problem_.setting.text());
     }
-    void operator()(bool right, int64_t index, double found, long double expected, long double allowed) {
+    void operator()(bool right, int64_t index, double actual, long double expected, long double allowed) {
         ++compared_;
         if (right) return;
         if (wrong_++) return;
-        where_ = index, found_ = found;
+        where_ = index, actual_ = actual;
         expected_ = static_cast<double>(expected), allowed_ = static_cast<double>(allowed);
     }
 
@@ -43,7 +43,7 @@ private:
     const Problem &problem_;
     const char *output_;
     int64_t compared_ = 0, wrong_ = 0, where_ = 0;
-    double found_ = 0, expected_ = 0, allowed_ = 0;
+    double actual_ = 0, expected_ = 0, allowed_ = 0;
 };
 
 void compare_moments(const Problem &problem) {
@@ -66,8 +66,8 @@ void compare_inv_std(const Problem &problem) {
     for (int64_t feature = 0; feature < problem.setting.shape.features(); ++feature) {
         const Moments exact = exact_moments(problem, feature);
         const long double expected = exact_inv_std(exact), allowed = of_inv_std(problem.working, exact) * expected;
-        const double found = problem.inv_std.get(feature);
-        inv_stds(std::fabs(found - expected) <= allowed, feature, found, expected, allowed);
+        const double actual = problem.inv_std.get(feature);
+        inv_stds(std::fabs(actual - expected) <= allowed, feature, actual, expected, allowed);
     }
 }
 
@@ -121,8 +121,8 @@ void compare_sums(const Problem &problem, const ExactGradients &exact) {
         const auto compare = [&](Comparison &comparison, const Buffer &buffer, long double expected, long double size,
                                  long double size_over_dy) {
             const long double allowed = of_sum(problem.working, size, inexact_of(problem, size_over_dy));
-            const double found = buffer.get(feature);
-            comparison(std::fabs(found - expected) <= allowed, feature, found, expected, allowed);
+            const double actual = buffer.get(feature);
+            comparison(std::fabs(actual - expected) <= allowed, feature, actual, expected, allowed);
         };
         compare(sums, problem.sum_dz, one.sum_dz, one.size_dz, one.size_dy);
         compare(centred_sums, problem.sum_dz_centred, one.sum_dz_centred, one.size_dz_centred, one.size_dy_centred);
@@ -148,10 +148,10 @@ void compare_gradients(const Problem &problem, const ExactGradients &exact, int6
         const long double size =
             std::fabs(dz * scale) + weight * (std::fabs(from_mean) * by.size_of_centred + by.size_constant);
         const long double allowed = of_dx(problem.working, size) + of_dz * std::fabs(scale);
-        const double dx = problem.dx.get(element), found = problem.dz.get(element);
+        const double dx = problem.dx.get(element), actual = problem.dz.get(element);
         dxs(close(setting.dtype, dx, expected, allowed), element, dx, expected, allowed);
         const long double allowed_dz = of_dz + unit_of(problem.working) * std::fabs(dz);
-        dzs(close(setting.dtype, found, dz, allowed_dz), element, found, dz, allowed_dz);
+        dzs(close(setting.dtype, actual, dz, allowed_dz), element, actual, dz, allowed_dz);
     });
 }
 
@@ -220,7 +220,7 @@ void check_forward(Problem &problem) {
     compare_moments(problem);
     compare_inv_std(problem);
     compare_forward(problem);
-    // And to the bit, from the moments it found itself.
+    // And to the bit, from its own moments.
     Buffer scale(problem.working, problem.setting.shape.features());
     for (int64_t i = 0; i < scale.count(); ++i) scale.set(i, problem.gamma.get(i) * problem.inv_std.get(i));
     compare_affine(problem, &scale, problem.setting.plain ? nullptr : &problem.beta);

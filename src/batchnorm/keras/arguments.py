@@ -47,13 +47,13 @@ def number(name: str, value: Any) -> float:
 
 def momentum_of(name: str, momentum: Any) -> float:
     """Return a momentum, as the weight of the OLD statistics; or raise unless it is in [0, 1]."""
-    found = number(name, momentum)
-    if not 0.0 <= found <= 1.0:
+    value = number(name, momentum)
+    if not 0.0 <= value <= 1.0:
         raise ArgumentError(
             f"`{name}` must lie in [0, 1], got {momentum!r} (it weighs the old statistics: s ← s·{name} + "
             f"batch·(1 − {name}); torch's 0.1 is 0.9 here)"
         )
-    return found
+    return value
 
 
 def flag(value: Any) -> Any:

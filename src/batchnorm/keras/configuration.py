@@ -79,25 +79,25 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: if it has lost its axes on the way, or is of a mode that batch normalization no longer has.
     """
-    found = {OLD_NAMES.get(name, name): value for name, value in config.items()}
-    axes = _axes(found)
-    found |= {} if axes is None else {"axis": axes}
-    if found.pop("mode", 0) != 0:
+    arguments = {OLD_NAMES.get(name, name): value for name, value in config.items()}
+    axes = _axes(arguments)
+    arguments |= {} if axes is None else {"axis": axes}
+    if arguments.pop("mode", 0) != 0:
         raise ArgumentError(
             f"`mode` must be 0, normalisation per feature, got {config['mode']!r} (Keras 1 had others; 2 is "
             "training=True here, 1 is keras.layers.LayerNormalization)"
         )
     for name in OF_THE_MODEL:
-        found.pop(name, None)
+        arguments.pop(name, None)
     for name in ("gamma_regularizer", "beta_regularizer"):
-        penalty = found.get(name)
+        penalty = arguments.get(name)
         if isinstance(penalty, Mapping) and penalty.get("name") == "WeightRegularizer":  # Keras 1
-            found[name] = regularizers.L1L2(penalty["l1"], penalty["l2"])
-    if found.get("renorm_clipping") is not None:
-        found["renorm_clipping"] = {n: _clip_read(c) for n, c in found["renorm_clipping"].items()}
-    if isinstance(found.get("adjustment"), Mapping):
-        found["adjustment"] = keras.saving.deserialize_keras_object(found["adjustment"])
-    return found
+            arguments[name] = regularizers.L1L2(penalty["l1"], penalty["l2"])
+    if arguments.get("renorm_clipping") is not None:
+        arguments["renorm_clipping"] = {n: _clip_read(c) for n, c in arguments["renorm_clipping"].items()}
+    if isinstance(arguments.get("adjustment"), Mapping):
+        arguments["adjustment"] = keras.saving.deserialize_keras_object(arguments["adjustment"])
+    return arguments
 
 
 def _axes(config: dict[str, Any]) -> Any:

@@ -81,7 +81,7 @@ def _adopt(config: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]
 
     `names` are for layers of a model; one inside another layer goes by its module in every kind of file.
     """
-    found: list[dict[str, Any]] = []
+    adopted: list[dict[str, Any]] = []
     parts = list(_parts(config))
     direct = [id(layer) for part in parts for layer in part["config"].get("layers", [])]
     for part in parts:
@@ -96,8 +96,8 @@ def _adopt(config: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any]
             if isinstance(own.get("axis"), list):
                 own["kept_axes"] = own["axis"]
             part.update(names if id(part) in direct else OURS)
-            found.append(own)
-    return found
+            adopted.append(own)
+    return adopted
 
 
 def _renumber(model: dict[str, Any]) -> None:
@@ -156,16 +156,16 @@ def _ungroup(weights: Any, layer: str, axes: int) -> None:
     """Take out of a classic layer's weights the axis of groups, which stands behind the batch axis."""
     import h5py
 
-    found: list[str] = []
+    datasets: list[str] = []
 
     def note(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and layer in name.split("/"):
             if item.external or item.is_virtual:  # Keras refuses them too: they read other files
                 raise ArgumentError(f"`path` must hold its own weights, got a link to another file under {name!r}")
-            found.append(name)
+            datasets.append(name)
 
     weights.visititems(note)
-    for name in found:
+    for name in datasets:
         values = weights[name][()]
         if values.ndim < 2:
             continue

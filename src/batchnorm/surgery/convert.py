@@ -43,7 +43,7 @@ from batchnorm.surgery.places import (
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.layers import OPTIONS
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 
 Target = Literal["batchnorm", "torch", "timm", "sync", "ghost", "renorm", "group", "instance", "layer"]
 
@@ -293,5 +293,5 @@ def convert(
         model = put(model, place, new)
     notes = [CHANGED] if changes and (to in OTHERS or {"activation", "axis"} & set(options)) else []
     moved = [place.name for place, new in found if isinstance(place.module, Followed) != isinstance(new, Followed)]
-    notes += [MOVED.format(few(moved))] * bool(moved)
+    notes += [MOVED.format(shorten(moved))] * bool(moved)
     return require_change(Report(f"convert to {to}", model, changes, left, notes=notes), allow_empty)

@@ -24,7 +24,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tre
 from batchnorm.errors import ArgumentError, MissingExtraError
 from batchnorm.outputs import told, written
 from batchnorm.surgery.flow import arguments
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 WEIGHTS = (".safetensors", *PICKLES)
@@ -138,8 +138,8 @@ def _load(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
             for name, value in state.items()
             if name in own and value.shape != own[name].shape
         ]
-        return [few(sizes) or told(error)]
-    return [f"{kind} {few(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
+        return [shorten(sizes) or told(error)]
+    return [f"{kind} {shorten(names)}" for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
 
 
 def _fitted(state: dict[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
@@ -167,7 +167,7 @@ def _behind(prefix: str | None, state: dict[str, Tensor], path: Path) -> dict[st
         prefix = f"{prefix}."
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     if not inner:
-        raise ArgumentError(f"no weight in {path} begins with `--prefix {prefix}`, there are {few([*state])}")
+        raise ArgumentError(f"no weight in {path} begins with `--prefix {prefix}`, there are {shorten([*state])}")
     return inner
 
 
@@ -197,7 +197,9 @@ def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
     for name in () if key is None else (key,) if whole else key.split("."):
         inside = [str(one) for one in found] if isinstance(found, dict) else []
         if name not in inside:
-            raise ArgumentError(f"`--key {key}` is not in {path}: there is {few(inside) or 'nothing'} and no {name}")
+            raise ArgumentError(
+                f"`--key {key}` is not in {path}: there is {shorten(inside) or 'nothing'} and no {name}"
+            )
         found = found[name]
     if _is_state(found):
         return found
@@ -210,7 +212,7 @@ def _state_in(found: Any, path: Path, key: str | None) -> dict[str, Tensor]:
     if len(inside) > 1:
         raise ArgumentError(f"{path} holds several state_dicts, {', '.join(inside)}: choose one, --key {[*inside][-1]}")
     if not inside:
-        keys = few([str(name) for name in found]) or "no keys"
+        keys = shorten([str(name) for name in found]) or "no keys"
         raise ArgumentError(f"{path} must hold a state_dict, tensors by name, got a dict with {keys}")
     return next(iter(inside.values()))
 

@@ -13,7 +13,7 @@ from batchnorm.surgery.folding import WEIGHTED, weighted
 from batchnorm.surgery.places import Layers, Place, chosen, is_frozen_class, places, put, trainable
 from batchnorm.surgery.report import Change, Left, Report, require_change
 from batchnorm.torch import BatchNorm
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 
 ACTIVATIONS = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.ReLU,
@@ -308,7 +308,9 @@ def insert(
     if not found and where is None:
         notes.append(f"no layer to normalise {position} an activation; `where` names layers to put it behind")
         opaque = [place.name for place in there.values() if _opaque(place.module)]
-        notes += [f"torch.nn runs the parts of {few(opaque)} in its own way, with nothing between them"] * bool(opaque)
+        notes += [f"torch.nn runs the parts of {shorten(opaque)} in its own way, with nothing between them"] * bool(
+            opaque
+        )
     return require_change(Report("insert", surgery.model, [*changes.values()], [*left], notes=notes), allow_empty)
 
 
@@ -321,7 +323,7 @@ def _try(surgery: _Surgery, before: Flow, example_inputs: Any) -> None:
         called = [id(call.module) for call in now.calls if id(call.module) in surgery.layers]
         past = [name for key, name in surgery.layers.items() if called.count(key) != 1]
         if past:
-            raise BatchNormError(f"{few(past)} is called by another way than its name, which leads past it")
+            raise BatchNormError(f"{shorten(past)} is called by another way than its name, which leads past it")
         if _called(before, ()) != _called(now, surgery.layers):
             raise BatchNormError("it calls other things than before: does it ask what kind its modules are?")
     except BaseException as error:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.nn.parameter import is_lazy
 
 from batchnorm.errors import ArgumentError, BatchNormError
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 
 One = str | nn.Module | type[nn.Module]
 Layers = One | Iterable[One] | Callable[[str, nn.Module], bool]
@@ -116,7 +116,7 @@ def chosen(found: Sequence[Place], layers: Layers | None, option: str = "layers"
     for one in (layers,) if single else layers:
         those = [place for place in found if _is(place, one)]
         if not those:
-            there = few([place.name for place in found]) or "none"
+            there = shorten([place.name for place in found]) or "none"
             raise ArgumentError(f"`{option}` names {_written(one)}, which is no layer to choose (there are: {there})")
         kept |= {id(place.module) for place in those}
     return [place for place in found if id(place.module) in kept]

@@ -14,7 +14,7 @@ from torch import nn
 from batchnorm.errors import BatchNormError
 from batchnorm.outputs import plain
 from batchnorm.surgery.places import scripted
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 
 WIDTH = 110  # characters of a table as text
 REASONS = 8  # shown below it
@@ -135,7 +135,7 @@ def _nothing(tool: str, model: nn.Module) -> str:
     if tool == "insert":
         return "it has no Linear or convolution whose output is activated on its way to another, or `where` names none"
     foreign = dict.fromkeys(type(m).__name__ for m in model.modules() if "BatchNorm" in type(m).__name__)
-    return f"it has no batch normalization of a class that is known{f', but {few([*foreign])}' if foreign else ''}"
+    return f"it has no batch normalization of a class that is known{f', but {shorten([*foreign])}' if foreign else ''}"
 
 
 def reasons(left: Sequence[Left]) -> list[str]:
@@ -145,7 +145,7 @@ def reasons(left: Sequence[Left]) -> list[str]:
     ['a, b: it is frozen']
     """
     why = dict.fromkeys(one.why for one in left)
-    return [f"{few([one.where for one in left if one.why == reason])}: {reason}" for reason in why]
+    return [f"{shorten([one.where for one in left if one.why == reason])}: {reason}" for reason in why]
 
 
 SCRIPTED = "it is TorchScript, whose layers cannot be reached: give the module it was made from"

@@ -13,33 +13,33 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from batchnorm.core.step import BatchMoments
 from batchnorm.errors import ArgumentError, BatchNormError
 from batchnorm.torch.layers import BatchNorm
-from batchnorm.torch.naming import few
+from batchnorm.torch.naming import shorten
 from batchnorm.torch.tracing import in_backward
 
 
-def _found(model: Any) -> dict[str, _BatchNorm]:
+def _normalizations(model: Any) -> dict[str, _BatchNorm]:
     """Return the batch normalization of a model by name, torch's own too, each once however often it is used."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    found = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
-    if not found:
+    layers = {name or type(model).__name__: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
+    if not layers:
         raise ArgumentError(f"`model` has no batch normalization, got {type(model).__name__}")
-    return found
+    return layers
 
 
 def _layers(model: Any) -> dict[str, BatchNorm]:
     """Return the layers of a model by name, each once however often it is used; or raise."""
-    found = _found(model)
-    foreign = [f"{name} ({type(m).__name__})" for name, m in found.items() if not isinstance(m, BatchNorm)]
+    layers = _normalizations(model)
+    foreign = [f"{name} ({type(m).__name__})" for name, m in layers.items() if not isinstance(m, BatchNorm)]
     if foreign:
         raise ArgumentError(
-            f"`model` has layers that are not of batchnorm.torch: {few(foreign)} (build it with "
+            f"`model` has layers that are not of batchnorm.torch: {shorten(foreign)} (build it with "
             "BatchNorm1d, 2d or 3d from there; the checkpoints fit)"
         )
-    return {name: m for name, m in found.items() if isinstance(m, BatchNorm)}
+    return {name: m for name, m in layers.items() if isinstance(m, BatchNorm)}
 
 
-def _remembering(model: Any, purpose: str) -> dict[str, BatchNorm]:
+def _layers_with_statistics(model: Any, purpose: str) -> dict[str, BatchNorm]:
     """Return the layers of a model by name; or raise where one has no running statistics for the purpose."""
     named = _layers(model)
     for name, layer in named.items():
@@ -73,13 +73,13 @@ class frozen:  # noqa: N801  # used like a function
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._all = _remembering(model, "to be frozen to")
+        self._all = _layers_with_statistics(model, "to be frozen to")
         self._blocks: list[list[BatchNorm]] = []
 
     def __repr__(self) -> str:
         """Return which layers these are, and how many of them are frozen now."""
         held = sum(layer.frozen for layer in self._all.values())
-        return f"<frozen: {held} of {len(self._all)} layers, {few([*self._all])}>"
+        return f"<frozen: {held} of {len(self._all)} layers, {shorten([*self._all])}>"
 
     def apply(self) -> "frozen":
         """Freeze for good; layers that are frozen already stay as they are."""
@@ -134,7 +134,7 @@ def use_running(model: nn.Module) -> Generator[None]:
     >>> y[0, 0].item(), layer.num_batches_tracked.item()  # (1 − 0)/√(1 + 1e-5)
     (0.9999949932098389, 0)
     """
-    layers = list(_remembering(model, "to use").values())
+    layers = list(_layers_with_statistics(model, "to use").values())
     for layer in layers:
         layer.use_running_depth += 1
     try:
@@ -166,7 +166,7 @@ class transaction:  # noqa: N801  # used like a function
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = list(_found(model).values())
+        self._layers = list(_normalizations(model).values())
         self._before: list[tuple[dict[str, Tensor], list[BatchMoments]]] = []
 
     def __enter__(self) -> "transaction":

@@ -11,13 +11,13 @@ SHOWN = 3  # names in a message
 
 def outermost(layer: nn.Module) -> nn.Module:
     """Return the outermost module that holds the layer among those whose methods are running, else the layer."""
-    found, frame = layer, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    outer, frame = layer, sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         for owner in (frame.f_locals.get("module"), frame.f_locals.get("self")):
             if isinstance(owner, nn.Module) and any(m is layer for m in owner.modules()):
-                found = owner
+                outer = owner
         frame = frame.f_back
-    return found
+    return outer
 
 
 def layer_name(layer: nn.Module) -> str:
@@ -29,10 +29,10 @@ def layer_name(layer: nn.Module) -> str:
     return f"{name} ({kind})" if name else kind
 
 
-def few(names: Sequence[str]) -> str:
+def shorten(names: Sequence[str]) -> str:
     """Return names as a message lists them.
 
-    >>> few(["a", "b", "c", "d", "e"])
+    >>> shorten(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
     more = len(names) - SHOWN
