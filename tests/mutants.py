@@ -61,13 +61,13 @@ MUTANTS = [
         "E[x²] − E[x]²",
         "kernels/eager.py",
         "total(centred * centred)",
-        "total(shifted * shifted) - n * rest * rest",
+        "total(shifted * shifted) - divisor(count, xp) * rest * rest",
     ),
     Mutant(
         "mean_low dropped",
         "kernels/eager.py",
-        "total(centred * centred), rest)",
-        "total(centred * centred), 0.0 * rest)",
+        "total(centred * centred), rest\n",
+        "total(centred * centred), 0.0 * rest\n",
     ),
     Mutant(
         "an outlier may be the shift",
@@ -78,17 +78,17 @@ MUTANTS = [
     Mutant(
         "a shift that is not finite",
         "kernels/eager.py",
-        "xp.where(xp.isfinite(found), found, xp.zeros_like(found))",
-        "found",
+        "xp.where(xp.isfinite(median), median, xp.zeros_like(median))",
+        "median",
     ),
     Mutant("many values added one after another", "kernels/eager.py", "size <= BLOCK", "size >= 0"),
     Mutant("the last block left out", "kernels/eager.py", "else total + xp.sum(", "else total + 0.0 * xp.sum("),
-    Mutant("centred once", "kernels/eager.py", "else high - statistics.mean_low", "else high"),
+    Mutant("centred once", "kernels/eager.py", "else high - mean_low", "else high"),
     Mutant(
         "mean folded into the shift",
         "kernels/eager.py",
-        "_centred(x, statistics, xp) * scale + shift",
-        "working(x, xp) * scale + (shift - (statistics.mean + statistics.mean_low) * scale)",
+        "_centred(x, mean, mean_low, self._xp) * scale + shift",
+        "working(x, self._xp) * scale + (shift - (mean if mean_low is None else mean + mean_low) * scale)",
     ),
     Mutant(
         "sums in 16 bits", "kernels/eager.py", "xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x", "x"
@@ -96,20 +96,23 @@ MUTANTS = [
     Mutant(
         "Σdy·x for Σdy·(x−μ)",
         "kernels/eager.py",
-        "xp.sum(grad * _centred(x, statistics, xp)",
+        "xp.sum(grad * _centred(x, mean, mean_low, xp)",
         "xp.sum(grad * working(x, xp)",
     ),
     Mutant(
         "inference by the batch",
         "torch/layers.py",
-        "return infer(inputs, recipe)",
-        "return train(inputs, recipe, self)[0]",
+        "return FRONTEND.normalize(plan, inputs, chosen)[0]",
+        "return step.train(FRONTEND, spec, plan, inputs, policy.Batch(), running)[0]",
+        part="torch-eager",
     ),
     Mutant(
         "statistics updated in inference",
         "torch/layers.py",
-        "            return infer(inputs, recipe)\n",
-        "            self._remember(train(inputs, recipe, self)[1])\n            return infer(inputs, recipe)\n",
+        "            return FRONTEND.normalize(plan, inputs, chosen)[0]\n",
+        "            self.update(step.train(FRONTEND, spec, plan, inputs, policy.Batch(), running)[1])\n"
+        "            return FRONTEND.normalize(plan, inputs, chosen)[0]\n",
+        part="torch-eager",
     ),
     Mutant(
         "training formula in the backward of inference",
@@ -119,16 +122,16 @@ MUTANTS = [
     ),
     Mutant(
         "second derivative with constant moments",
-        "torch/normalize.py",
-        "again = torch.is_grad_enabled()",
-        "again = False",
+        "core/passes.py",
+        "_statistics_of(plan, saved, kernel if differentiable else None)",
+        "_statistics_of(plan, saved, None)",
     ),
-    Mutant("one value per channel trains", "torch/check.py", "(size // groups) != 1", "(size // groups) != -1"),
+    Mutant("one value per channel trains", "core/step.py", "(size // groups) == 1", "(size // groups) == -1"),
     Mutant(
         "momentum set later unchecked",
-        "torch/layers.py",
-        "        check_options(self)\n        check_momentum(self.momentum)\n",
-        "        check_options(self)\n",
+        "core/spec.py",
+        "        check_momentum(self.momentum)\n",
+        "",
     ),
     Mutant(
         "momentum NaN passes",
@@ -146,17 +149,16 @@ MUTANTS = [
     Mutant(
         "counted before a failure",
         "torch/layers.py",
-        "        inputs, recipe = gather(",
+        "        inputs, axes = check_call(",
         "        if self.training and self.num_batches_tracked is not None:\n"
         "            self.num_batches_tracked.add_(1)\n"
-        "        inputs, recipe = gather(",
+        "        inputs, axes = check_call(",
     ),
     Mutant(
         "empty batch counted",
-        "torch/layers.py",
-        "        if step is not None and running",
-        "        if step is None and training:\n            self.num_batches_tracked.add_(1)\n"
-        "        if step is not None and running",
+        "core/step.py",
+        "return running, False",
+        "return running, True",
     ),
     Mutant(
         "weights left out of the sums", "kernels/eager.py", "values if weights is None else values * weights", "values"
@@ -169,24 +171,29 @@ MUTANTS = [
     ),
     Mutant(
         "weights counted in the mask's own shape",
-        "kernels/eager.py",
-        "xp.sum(xp.broadcast_to(weights, spread)",
-        "xp.sum(weights",
+        "core/plan.py",
+        "self.xp.sum(self.xp.broadcast_to(weights, shape)",
+        "self.xp.sum(weights",
     ),
     Mutant("dx without the weights", "kernels/eager.py", "through_moments * weights", "through_moments"),
     Mutant(
         "residual forgotten",
         "kernels/eager.py",
-        "return z if residual is None else z + working(residual, xp)",
+        "return z if residual is None else z + working(residual, self._xp)",
         "return z",
     ),
     Mutant("GELU by its tanh", "activations.py", "return z * _normal_cdf(z, xp)", "return z * _sigmoid(1.702 * z, xp)"),
     Mutant("SiLU's gradient without its second term", "activations.py", "(1.0 + z * (1.0 - s))", "1.0"),
-    Mutant("a weight of zero is heard", "statistics.py", "heard = count > least", "heard = count >= least"),
     Mutant(
-        "groups with nothing to say are averaged in",
+        "no weight at all is data",
         "statistics.py",
-        "share = heard / divisor(",
+        "has_data = count > max_fallback_count",
+        "has_data = count >= max_fallback_count",
+    ),
+    Mutant(
+        "groups without data are averaged in",
+        "statistics.py",
+        "share = has_data / divisor(",
         "share = 1.0 / mean.shape[group_axis] + 0.0 * divisor(",
     ),
     Mutant(
@@ -212,45 +219,53 @@ MUTANTS = [
     ),
     Mutant(
         "larger virtual batches",
-        "torch/training.py",
-        "// options.virtual_batch_size)",
-        "// (options.virtual_batch_size + 1))",
+        "core/step.py",
+        "groups = size // spec.virtual_batch_size",
+        "groups = size // (spec.virtual_batch_size + 1)",
     ),
     Mutant(
         "virtual batches of neighbours",
-        "steps.py",
+        "core/step.py",
         "xp.reshape(a, (*own[:axis], rows, groups, *own[axis + 1 :]))",
         "xp.reshape(a, (*own[:axis], groups, rows, *own[axis + 1 :])).swapaxes(axis, axis + 1)",
     ),
     Mutant(
         "padding counted in the last row of groups",
-        "steps.py",
+        "core/step.py",
         "if ragged and (weights is None or",
         "if ragged and (weights is not None and",
     ),
     Mutant(
         "NaN in padding reaches the gradient",
-        "steps.py",
+        "core/step.py",
         "return xp.where((weights > 0) | xp.isfinite(x), x, xp.zeros_like(x))",
         "return x",
     ),
     Mutant(
-        "renormalization by what is already moved", "torch/layers.py", "else snapshot(s) for s in", "else s for s in"
+        "renormalization by what is already moved",
+        "torch/autograd.py",
+        "for a in (mean, var, renorm_mean, renorm_stddev)] + clips",
+        "for a in (mean, var)] + [renorm_mean, renorm_stddev, *clips]",
     ),
     Mutant(
         "a batch with inf is remembered",
         "torch/state.py",
-        "self._move(step, moves)",
-        "self._move(step, first)",
+        "self._write(batch, valid)",
+        "self._write(batch, first)",
     ),
-    Mutant("a skipped batch is counted", "torch/state.py", "add_(1 if moved is None else moved)", "add_(1)"),
+    Mutant("a skipped batch is counted", "torch/state.py", "add_(changed)", "add_(1)"),
     Mutant(
         "counted again in the backward",
-        "torch/recompute.py",
+        "torch/tracing.py",
         "return torch._C._current_graph_task_id() != -1",
         "return False and torch._C._current_graph_task_id() != -1",
     ),
-    Mutant("what is held moves", "torch/state.py", " or self.by_running or self.held", " or self.by_running"),
+    Mutant(
+        "what is held moves",
+        "torch/state.py",
+        " or self.use_running_depth or self.hold_depth",
+        " or self.use_running_depth",
+    ),
     Mutant(
         "the mode thaws",
         "torch/state.py",
@@ -260,8 +275,8 @@ MUTANTS = [
     Mutant(
         "accumulation keeps the last batch",
         "torch/state.py",
-        "step = merged(steps)",
-        "step = steps[-1]",
+        "batch = step.merged(batches, xp)",
+        "batch = batches[-1]",
     ),
     Mutant(
         "a failed block stays",
@@ -274,31 +289,45 @@ MUTANTS = [
     Mutant(
         "not trainable, and yet trains", "keras/layer.py", "if not (training and self.trainable)", "if not training"
     ),
-    Mutant("what is not finite is remembered", "keras/layer.py", "ops.all(finite)", "ops.any(finite)"),
+    Mutant(
+        "what is not finite is remembered",
+        "core/step.py",
+        "return xp.all(xp.isfinite(",
+        "return xp.any(xp.isfinite(",
+        part="keras",
+    ),
     Mutant("fused remembers the biased variance", "keras/layer.py", '"unbiased" if self.fused else', "None or"),
     Mutant(
         "the mask reaches no statistics",
         "keras/layer.py",
-        "None, weights, running.mean",
-        "None, None, running.mean",
+        "_value(self.beta), None, weights)",
+        "_value(self.beta), None, None)",
     ),
     Mutant("masks of features taken for masks of samples", "keras/masks.py", "or any(i in layout.kept", "or any(False"),
-    Mutant("groups of the batch axis forgotten", "keras/layer.py", "layout = layout.grouped()", "pass"),
-    Mutant("what is copied has moved", "keras/by_torch.py", "else snapshot(value)", "else value"),
+    Mutant(
+        "groups of the batch axis forgotten", "core/step.py", "        grouped = True\n", "        pass\n", part="keras"
+    ),
+    Mutant(
+        "what is copied has moved", "torch/autograd.py", "else snapshot(a) for a in", "else a for a in", part="keras"
+    ),
     Mutant("renorm without its momentum", "keras/arguments.py", "momentum=1.0 - momentum", "momentum=0.5"),
     Mutant(
-        "a repeated forward by what has moved", "keras/layer.py", "way.found(self, x, running, step)", "running, step"
+        "a repeated forward by what has moved",
+        "keras/layer.py",
+        "backend.first_forward(self, x, running, count)",
+        "running, count",
     ),
     Mutant(
         "renorm remembers the unbiased variance",
-        "keras/layer.py",
+        "core/spec.py",
         "is None else REMEMBERED",
         "is None else self.estimator",
+        part="keras",
     ),
     Mutant(
         "a schedule counts every batch",
         "keras/layer.py",
-        "self.step + ops.cast(heard, self.step.dtype)",
+        "self.step + ops.cast(changed, self.step.dtype)",
         "self.step + 1",
     ),
     Mutant("axes of classic groups not counted back", "keras/configuration.py", "[a - 1 for a in axes]", "axes"),

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-# The definition is tried on one array namespace; the torch layer by what its users see, on the native kernel and, as on
-# a GPU, on the eager one; the study by its judgements.
+# The definition is tried on one array namespace; what a front-end hands to the core, and the choice of a kernel, by
+# themselves; the torch layer by what its users see, on the native kernel and, as on a GPU, on the eager one; the study
+# by its judgements.
 TORCH = [
     "torch_state",
     "torch_layer",
@@ -26,6 +27,7 @@ TORCH = [
 ]
 PARTS = {
     "definition": ["conventions", "layout", "reference", "statistics", "activations", "kernel_options", "contract"],
+    "core": ["core_hooks", "dispatch"],
     "torch": TORCH,
     "torch-eager": TORCH,
     "native": ["native_arrangement", "native_statistics", "native_torch", "native_operators", "native"],
@@ -78,13 +80,13 @@ PARTS = {
     "study-watched": ["study_regularization"],
 }
 NATIVE = [
-    "kernels/dense.py",
-    "kernels/native.py",
-    "kernels/numpy.py",
-    "torch/direct.py",
-    "torch/native.py",
+    "kernels/native/abi.py",
+    "kernels/native/calls.py",
+    "kernels/native/memory.py",
+    "kernels/native/numpy.py",
+    "torch/backends.py",
+    "torch/fast_step.py",
     "torch/operators.py",
-    "torch/tensors.py",
 ]
 DESELECTED = [
     "strict", "readonly", "numpy", "torch-layer", "torch-function", "1e_5", "meta", "one_graph", "replicas",
@@ -116,7 +118,11 @@ def part_of(file: str) -> str:
         return "native"
     if file == "torch/preserve.py":
         return "batch_size"  # whose tests look after every bit
-    folder = "torch" if file == "steps.py" else file.partition("/")[0]  # the steps by the layer that users see
+    if file == "kernels/dispatch.py":
+        return "core"
+    folder = file.partition("/")[0]
+    if folder == "core":
+        return "torch"  # by the layer that users see; the part of that name tries what no layer asks for
     return folder if folder in PARTS else "definition"
 
 

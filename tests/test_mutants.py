@@ -11,11 +11,12 @@ import pytest
 import suite
 from mutants import MUTANTS, Mutant
 from mutants_batch_size import BATCH_SIZE
+from mutants_core import CORE
 from mutants_native import NATIVE
 from mutants_study import STUDY
 from mutants_surgery import SURGERY
 
-EVERY = [*MUTANTS, *NATIVE, *BATCH_SIZE, *SURGERY, *STUDY]
+EVERY = [*MUTANTS, *CORE, *NATIVE, *BATCH_SIZE, *SURGERY, *STUDY]
 SOURCE = suite.ROOT / "src" / "batchnorm"
 KILLERS: dict[str, str] = json.loads(Path(__file__).with_name("killers.json").read_text("utf-8"))
 CACHES = shutil.ignore_patterns("__pycache__")
