@@ -250,8 +250,8 @@ MUTANTS = [
     Mutant(
         "a batch with inf is remembered",
         "torch/state.py",
-        "self._write(batch, valid)",
-        "self._write(batch, first)",
+        "xp, valid=valid)",
+        "xp, valid=first)",
     ),
     Mutant("a skipped batch is counted", "torch/state.py", "add_(changed)", "add_(1)"),
     Mutant(
@@ -275,8 +275,8 @@ MUTANTS = [
     Mutant(
         "accumulation keeps the last batch",
         "torch/state.py",
-        "batch = step.merged(batches, xp)",
-        "batch = batches[-1]",
+        "self.update(step.merged(batches, xp))",
+        "self.update(batches[-1])",
     ),
     Mutant(
         "a failed block stays",

@@ -113,8 +113,8 @@ CORE = [
     Mutant(
         "inference by the batch on the short way",
         "torch/layers.py",
-        "        if not self.training or self._is_fixed():",
-        "        if self._is_fixed():",
+        "if not self.training or self.frozen or self.use_running_depth:",
+        "if self.frozen or self.use_running_depth:",
     ),
     Mutant(
         "the options are read once", "torch/layers.py", "if last is None or last[0] != options:", "if last is None:"

@@ -51,8 +51,8 @@ NATIVE = [
     Mutant(
         "the other variance is remembered on the short way",
         "torch/fast_step.py",
-        'memory.unbiased = spec.estimator == "unbiased"',
-        'memory.unbiased = spec.estimator == "biased"',
+        'unbiased=spec.estimator == "unbiased"',
+        'unbiased=spec.estimator == "biased"',
     ),
     Mutant(
         "statistics move unseen", "torch/fast_step.py", "(mean, var) if batches is None else (mean, var, batches)", "()"

@@ -78,7 +78,7 @@ def test_an_option_is_served_by_the_native_kernel_too(options: dict[str, Any], c
     with counting(FUNCTIONS, "backward") as calls:
         step(layer, x, **dict.fromkeys(call, weights))
     assert len(calls) == 1
-    assert layer._eager_because is None
+    assert layer._kernel_note is None
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -204,10 +204,10 @@ def test_one_gradient_for_all_is_spread() -> None:
 def test_an_input_with_gaps_says_why_it_is_slow() -> None:
     layer = BatchNorm(3)
     layer(torch.randn(8, 6)[:, ::2])
-    assert "not dense in memory" in str(layer._eager_because)
+    assert "not dense in memory" in str(layer._kernel_note)
     assert "not dense in memory" in repr(layer)
     layer(torch.randn(8, 3))
-    assert layer._eager_because is None
+    assert layer._kernel_note is None
 
 
 @pytest.mark.parametrize("way", [nullcontext, without_fast_step])

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
 from batchnorm.torch import BatchNorm, batch_norm
 from namespaces import to_numpy
+from options import normal
 from regimes import parameter_shape
 from tolerance import assert_close
 
@@ -127,3 +128,18 @@ def test_little_more_than_the_input_is_kept_for_the_backward(activation: Any, ti
         layer(x)
     a_feature = 4 * 8 * 8  # bytes: a few arrays of one float32 a feature
     assert sum(kept.values()) <= times * x.untyped_storage().nbytes() + a_feature
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "silu"])
+def test_a_forward_by_one_kernel_has_a_backward_by_another(activation: Any) -> None:
+    x = normal((6, 3, 5)).requires_grad_()
+    layer = BatchNorm(3, activation=activation).double()
+    (expected,) = torch.autograd.grad(layer(x).square().sum(), x)
+    with forward_ad.dual_level():  # where the eager kernel runs
+        y = layer(x)
+    (outside,) = torch.autograd.grad(y.square().sum(), x)
+    y = layer(x)
+    with forward_ad.dual_level():
+        (inside,) = torch.autograd.grad(y.square().sum(), x)
+    for got in (outside, inside):
+        assert_close(to_numpy(got), to_numpy(expected), "float64", 16.0)

@@ -290,7 +290,7 @@ def test_an_input_that_has_changed_is_checked_again(training: bool) -> None:
 def assert_as_if_new(layer: BatchNorm, x: Tensor) -> None:
     """Check that the next call does what it does to a copy, which knows nothing of the calls before."""
     twin = copy.deepcopy(layer)
-    twin.ready_call = None
+    twin._ready_call = None
     outcomes: list[Tensor | str] = []
     for each in (twin, layer):
         try:

@@ -11,7 +11,7 @@ from batchnorm import statistics
 from batchnorm.activations import ACTIVATIONS
 from batchnorm.core.plan import CallPlan
 from batchnorm.core.policy import Batch, Policy
-from batchnorm.kernels import BackwardResult, Kernel, one_call
+from batchnorm.kernels import BackwardResult, Kernel, OneCallKernel, one_call
 from batchnorm.statistics import Array, Moments, Statistics
 
 Merge = Callable[[Moments], Moments]
@@ -167,14 +167,14 @@ def backward(
     """
     xp, inputs, axes = plan.xp, saved.inputs, plan.axes
     kernel = plan.eager if differentiable else kernel or plan.kernel
-    if kernel is not plan.kernel and saved.y is None and _goes_by_sign(plan):
+    if one_call(kernel) is None and plan.one_call is not None and _goes_by_sign(plan):
         saved = saved._replace(y=_signs(plan, saved))
     using = _statistics_of(plan, saved, kernel if differentiable else None)
     gamma = plan.to_features(inputs.weight)
     sums_wanted = wanted.weight or wanted.bias or (wanted.x and saved.policy.uses_moments)
     whole = one_call(kernel)
     if whole is not None and reduce is None and not (whole.needs_reserve and saved.reserve is None):
-        result = _in_one_call(plan, dy, saved, using, wants=(wanted.x, wanted.residual, sums_wanted))
+        result = _in_one_call(whole, plan, dy, saved, using, wants=(wanted.x, wanted.residual, sums_wanted))
         dz, sum_dz, sum_dz_centred, dx = result
         sums = sum_dz, sum_dz_centred
     else:
@@ -208,10 +208,9 @@ def backward(
 
 
 def _in_one_call(
-    plan: CallPlan, dy: Array, saved: Saved, using: Statistics, *, wants: tuple[bool, bool, bool]
+    kernel: OneCallKernel, plan: CallPlan, dy: Array, saved: Saved, using: Statistics, *, wants: tuple[bool, bool, bool]
 ) -> BackwardResult:
     """Return dz, Σdz, Σdz·(x−μ) and dx, by the kernel's own backward."""
-    kernel: Any = plan.one_call
     inputs, (wants_dx, wants_dz, wants_sums) = saved.inputs, wants
     gamma, shift = plan.to_features(inputs.weight), None
     if plan.activation is not None:
@@ -252,5 +251,6 @@ def _signs(plan: CallPlan, saved: Saved) -> Array:
     fixed = saved._replace(inputs=inputs)
     using = _statistics_of(plan, fixed, None)
     ones = plan.xp.ones_like(inputs.x)
-    dz: Any = _in_one_call(plan, ones, fixed, using, wants=(False, True, False)).dz
+    kernel: Any = plan.one_call
+    dz: Any = _in_one_call(kernel, plan, ones, fixed, using, wants=(False, True, False)).dz
     return statistics.constant(dz, plan.xp) - 0.5  # 1 where z > 0; 0, or a small slope, elsewhere

@@ -46,6 +46,11 @@ class CallPlan:
         return self
 
     @property
+    def note(self) -> str | None:
+        """Return which kernel serves, and why no faster one does; None where it is the fastest."""
+        return f"{self.kernel.name}: {self.reason}" if self.reason else None
+
+    @property
     def axes(self) -> Plan:
         """Return which axes are kept and which are reduced."""
         return self.facts.axes

@@ -1,5 +1,6 @@
 """Which kernel serves a call: for each array namespace an ordered list of backends, asked one after another."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -42,6 +43,9 @@ class Registered:
     plans: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
 
+_SWITCHED_OFF = (  # read once: a compiler that traces a call does not read the environment
+    'the environment says BATCHNORM_KERNEL="eager"' if os.environ.get("BATCHNORM_KERNEL") == "eager" else ""
+)
 _REGISTERED: dict[str, Registered] = {}
 
 
@@ -63,13 +67,16 @@ def registered(xp: Namespace) -> Registered:
 
 def select(facts: Facts, xp: Namespace) -> Choice:
     """Return the first kernel that serves a call, with the first reason why a faster one does not."""
-    kernels, reason = registered(xp), ""
+    kernels = registered(xp)
+    if _SWITCHED_OFF:
+        return Choice(kernels.eager, _SWITCHED_OFF)
+    refusals: list[str] = []
     for backend in kernels.backends:
         if backend.device == facts.device:
             refusal = backend.supports(facts)
             if refusal is None:
-                return Choice(backend.kernel(facts), reason)
-            reason = reason or refusal
-    if not reason and kernels.backends:
-        reason = f"the native kernel runs on a CPU, the input is on {facts.device}"
-    return Choice(kernels.eager, reason or "framework operations: this version has no native kernel")
+                return Choice(backend.kernel(facts), refusals[0] if refusals else "")
+            refusals.append(refusal)
+    if not refusals and kernels.backends:
+        refusals.append(f"the native kernel runs on a CPU, the input is on {facts.device}")
+    return Choice(kernels.eager, refusals[0] if refusals else "this version has no native kernel for such arrays")

@@ -73,6 +73,7 @@ class ReadyCall(NamedTuple):
         elements: How many numbers each of the tensors has, likewise.
         trains: Whether one call serves a training step.
         fast: The plan.
+        note: Which kernel serves, and why no faster one does; None where it is the fastest.
         memory: An update of the running statistics but for the moments; None without running statistics.
         updated: The tensors that an update changes.
         inference: The call of inference without gradients but for its arrays; None where parameters of 16 bits must be
@@ -89,6 +90,7 @@ class ReadyCall(NamedTuple):
     elements: tuple[int, ...]
     trains: bool
     fast: FastPlan
+    note: str | None
     memory: abi.Memory | None
     updated: tuple[Tensor, ...]
     inference: abi.Call | None
@@ -148,8 +150,8 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
             inference = _inference(fast, mean, var, weight, bias)
     return ReadyCall(
         spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
-        tuple(map(_elements, tensors)), trains, fast, _memory(spec, fast, *updated) if trains and updated else None,
-        updated, inference,
+        tuple(map(_elements, tensors)), trains, fast, fast.plan.note,
+        _memory(spec, fast, *updated) if trains and updated else None, updated, inference,
     )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ class BatchNorm(RunningStatistics):
 
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
-    _eager_because: str | None = None
+    _kernel_note: str | None = None  # which kernel has served the last call, where it was not the fastest
     _last_spec: tuple[Any, NormSpec] | None = None  # with the options that it was made of
     fused_from: tuple[nn.Module, ...] = ()  # the module in whose place `activation` was put, if there was one
 
@@ -312,14 +312,14 @@ class BatchNorm(RunningStatistics):
             return None
         if self.ranks is not None and x.ndim not in self.ranks:
             return None
-        ready = self.ready_call
+        ready = self._ready_call
         if ready is None or not fast_step.is_same(ready, spec, x, held):
             ready = fast_step.check(spec, x, held)
             if ready is None:
                 return None
-            self.ready_call = ready
-        if self._eager_because is not None:
-            self._eager_because = None
+            self._ready_call = ready
+        if self._kernel_note is not ready.note:
+            self._kernel_note = ready.note
         return ready
 
     def _normalize(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
@@ -339,7 +339,7 @@ class BatchNorm(RunningStatistics):
         inputs, axes = check_call(spec, input, named, residual=residual, weights=weights)
         plan = FRONTEND.plan(spec, inputs, axes)
         if input.numel() and not torch.compiler.is_compiling():
-            self._eager_because = plan.reason or None
+            self._kernel_note = plan.note
         chosen = policy.choose(spec, running, by_batch=by_batch, weighted=weights is not None, clips=clips)
         if not by_batch:
             return FRONTEND.normalize(plan, inputs, chosen)[0]
@@ -406,10 +406,10 @@ class BatchNorm(RunningStatistics):
     def extra_repr(self) -> str:
         """Return torch's description, with the options that differ from its own, and what has happened so far.
 
-        That is, batches skipped, and why the last one ran on the eager kernel if it did.
+        That is, batches skipped, and which kernel has served the last one, and why, where it was not the fastest.
         """
-        count, slow = self.skipped(), self._eager_because
-        noted = [f"nonfinite_batches={count}"] * (count > 0) + [f"kernel=eager: {slow}"] * (slow is not None)
+        count, note = self.skipped(), self._kernel_note
+        noted = [f"nonfinite_batches={count}"] * (count > 0) + [f"kernel={note}"] * (note is not None)
         return ", ".join([super().extra_repr(), *self._chosen(), *noted])
 
 

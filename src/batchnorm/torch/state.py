@@ -29,7 +29,7 @@ from batchnorm.torch.tracing import (
 )
 
 NO_OPEN_BLOCKS: dict[str, Any] = {  # when no block is open, and nothing has been called
-    "hold_depth": 0, "use_running_depth": 0, "accumulated": None, "_recompute_cache": None, "ready_call": None,
+    "hold_depth": 0, "use_running_depth": 0, "accumulated": None, "_recompute_cache": None, "_ready_call": None,
 }  # fmt: skip
 RENORM_BUFFERS = ("running_stddev", "renorm_mean", "renorm_stddev")
 NOT_FINITE, OVERFLOW = "with inf or NaN", "of finite values whose variance overflows"
@@ -45,7 +45,7 @@ class RunningStatistics(_BatchNorm):
     hold_depth: int  # how many `hold_statistics` are open
     use_running_depth: int  # how many `use_running` are open
     accumulated: list[BatchMoments] | None  # by an open `accumulate`
-    ready_call: ReadyCall | None  # the last call that was checked
+    _ready_call: ReadyCall | None  # the last call that was checked
     _recompute_cache: RecomputeCache | None  # where training reads running statistics: those of each call
     _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
     _warned: bool = False
