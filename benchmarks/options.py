@@ -21,7 +21,7 @@ from batchnorm.bench.timing import interleaved
 from batchnorm.core import step
 from batchnorm.core.passes import NormInputs
 from batchnorm.core.policy import Batch
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.statistics import Running
 from batchnorm.torch import BatchNorm, Renorm
 from batchnorm.torch.autograd import FRONTEND
@@ -36,7 +36,10 @@ class Plain(BatchNorm):
 
     def forward(self, input: Tensor, residual: Any = None, weights: Any = None) -> Tensor:
         spec, inputs = self.spec, NormInputs(input, self.weight, self.bias)
-        call, running = FRONTEND.plan(spec, inputs, plan(input.ndim, 1)), Running(self.running_mean, self.running_var)
+        call, running = (
+            FRONTEND.plan(spec, inputs, axes_of(input.ndim, 1)),
+            Running(self.running_mean, self.running_var),
+        )
         y, batch = step.train(FRONTEND, spec, call, inputs, Batch(), running)
         after, _ = step.update(running, batch, spec, self.momentum, FRONTEND.xp)
         write(running, after)

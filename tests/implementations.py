@@ -20,7 +20,7 @@ from batchnorm import statistics
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native import numpy as numpy_kernel
 from batchnorm.kernels.native.memory import memory_layout
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.torch import BatchNorm, batch_norm, operators
 from choosing import without_fast_step, without_native
 from kernel_calls import Called, Wanted
@@ -64,7 +64,7 @@ class ByNative(Namespace):
 def lies_apart(case: Case) -> bool:
     """Return whether the native kernel does not serve how a case lies in memory, nor should it."""
     x = data(case).x
-    strides, features = tuple(s // x.itemsize for s in x.strides), plan(x.ndim, case.axis).kept_shape(x.shape)
+    strides, features = tuple(s // x.itemsize for s in x.strides), axes_of(x.ndim, case.axis).kept_shape(x.shape)
     return isinstance(memory_layout(x.shape, strides, features), str)
 
 
@@ -77,7 +77,7 @@ def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
     """Ask the native kernel for a forward and a backward in one call each."""
     d, xp, kernel = data(case), namespace.xp, namespace.kernel
     x, dy = (namespace.array(a, case.dtype) for a in (dense(case), d.dy))
-    layout = plan(d.x.ndim, case.axis)
+    layout = axes_of(d.x.ndim, case.axis)
     kept, features = layout.kept_shape(d.x.shape), d.running_mean.shape
 
     def enter(array: Array | None) -> Any:
@@ -110,7 +110,7 @@ def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
 def _by_kernel(namespace: Namespace, case: Case, training: bool) -> Result:
     """Put a kernel and the statistics together by hand."""
     d, xp, kernel = data(case), namespace.xp, namespace.kernel
-    layout = plan(d.x.ndim, case.axis)
+    layout = axes_of(d.x.ndim, case.axis)
     kept = layout.kept_shape(d.x.shape)
 
     def enter(array: Array) -> Any:

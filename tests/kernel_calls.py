@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from batchnorm import statistics
 from batchnorm.kernels import BackwardResult
 from batchnorm.kernels.eager import EagerKernel
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Coefficients, Moments, Statistics
 
 
@@ -33,21 +33,21 @@ class Called:
     def name(self) -> str:
         return self.kernel.name
 
-    def count(self, x: Any, axes: Plan, weights: Any = None) -> Any:
+    def count(self, x: Any, axes: Axes, weights: Any = None) -> Any:
         if weights is None:
             return axes.count(x.shape)
         along = (*axes.reduced, axes.group_axis)
         shape = tuple(n if i in along else 1 for i, n in enumerate(x.shape))
         return self.xp.sum(self.xp.broadcast_to(weights, shape), axis=axes.reduced, keepdims=True)
 
-    def moments(self, x: Any, axes: Plan, weights: Any = None) -> Moments:
+    def moments(self, x: Any, axes: Axes, weights: Any = None) -> Moments:
         count = self.count(x, axes, weights)
         return Moments(count, *self.kernel.moments(x, axes.reduced, count, weights))
 
     def affine(self, x: Any, using: Statistics, scale: Any, shift: Any, **options: Any) -> Any:
         return self.kernel.affine(x, using.mean, _low(using), scale, shift, **options)
 
-    def forward(self, x: Any, axes: Plan, gamma: Any, beta: Any, **options: Any) -> tuple[Any, Moments, Any, Any]:
+    def forward(self, x: Any, axes: Axes, gamma: Any, beta: Any, **options: Any) -> tuple[Any, Moments, Any, Any]:
         y, mean, low, m2, inv_std, reserve = self.kernel.forward(x, axes.reduced, gamma, beta, **options)
         return y, Moments(self.count(x, axes, options.get("weights")), mean, m2, low), inv_std, reserve
 
@@ -63,7 +63,7 @@ class Called:
     def backward_activation(self, dy: Any, x: Any, using: Statistics, scale: Any, shift: Any, **options: Any) -> Any:
         return self.kernel.backward_activation(dy, x, using.mean, _low(using), scale, shift, **options)
 
-    def backward_reduce(self, dz: Any, x: Any, axes: Plan, using: Statistics) -> tuple[Any, Any]:
+    def backward_reduce(self, dz: Any, x: Any, axes: Axes, using: Statistics) -> tuple[Any, Any]:
         return self.kernel.backward_reduce(dz, x, axes.reduced, using.mean, _low(using))
 
     def backward_elementwise(

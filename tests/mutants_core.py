@@ -66,7 +66,10 @@ CORE = [
     ),
     Mutant("a refusal is ignored", "kernels/dispatch.py", "if refusal is None:", "if True:"),
     Mutant(
-        "the last reason is told", "kernels/dispatch.py", "reason = reason or refusal", "reason = refusal or reason"
+        "the last reason is told",
+        "kernels/dispatch.py",
+        "Choice(kernels.eager, refusals[0] if",
+        "Choice(kernels.eager, refusals[-1] if",
     ),
     Mutant("a backend of another device", "kernels/dispatch.py", "if backend.device == facts.device:", "if True:"),
     _planned_without("eps", "0.0"),

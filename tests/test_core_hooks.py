@@ -18,7 +18,7 @@ from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import BatchMoments
 from batchnorm.kernels import Facts
 from batchnorm.kernels.native.numpy import strides
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.renorm import Renorm
 from batchnorm.statistics import Moments, Running
 from batchnorm.torch.backends import plan_tensors
@@ -105,7 +105,7 @@ def cut(inputs: NormInputs, dy: Any, kind: Kind, spec: NormSpec) -> list[Part]:
             residual=inputs.residual[first:last],  # pyright: ignore
             weights=None if inputs.weights is None else inputs.weights[first:last],
         )
-        parts.append(Part(kind.plan(spec, pieces, plan(len(SHAPE), AXIS)), pieces, dy[first:last]))
+        parts.append(Part(kind.plan(spec, pieces, axes_of(len(SHAPE), AXIS)), pieces, dy[first:last]))
     return parts
 
 
@@ -157,7 +157,7 @@ def in_parts(
 
 
 def at_once(kind: Kind, spec: NormSpec, inputs: NormInputs, dy: Any, running: Running, policy: Policy) -> Outcome:
-    call = kind.plan(spec, inputs, plan(len(SHAPE), AXIS))
+    call = kind.plan(spec, inputs, axes_of(len(SHAPE), AXIS))
     y, saved = passes.forward(call, inputs, policy)
     gradients = passes.backward(call, dy, saved, Wanted(residual=True))
     moved = [] if saved.moments is None else updated(running, saved.moments, spec, kind.xp)

@@ -12,7 +12,7 @@ from batchnorm import reference
 from batchnorm.core.passes import NormInputs
 from batchnorm.kernels import Backend, Mode
 from batchnorm.kernels.cuda import CudaKernel, unsupported
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.torch import BatchNorm, Renorm
 from batchnorm.torch.backends import facts_of
 from choosing import with_backends
@@ -162,7 +162,7 @@ def test_shapes_and_dtypes(dtype: torch.dtype) -> None:
 def test_the_facts_of_a_tensor_on_a_gpu_choose_it() -> None:
     with FakeTensorMode():
         x = torch.empty(4, 3, 6, 7, device="cuda")
-    facts = facts_of(NormInputs(x), plan(4, 1), activation=None, eps=1e-5)
+    facts = facts_of(NormInputs(x), axes_of(4, 1), activation=None, eps=1e-5)
     assert (facts.device, facts.mode) == ("cuda", Mode.DISPATCH_MODE)  # of the fake tensor, which is a subclass
     assert unsupported(facts) == Mode.DISPATCH_MODE.value
     assert unsupported(facts._replace(mode=Mode.EAGER, is_plain=True)) is None

@@ -13,7 +13,7 @@ from batchnorm import kernels
 from batchnorm.kernels import Backend, Facts, Kernel, Mode
 from batchnorm.kernels.eager import EagerKernel
 from batchnorm.kernels.native import abi
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.torch import BatchNorm
 from choosing import with_backends, without_fast_step
 from suite import ROOT
@@ -84,7 +84,7 @@ def backend(name: str, device: str, refusal: str | None) -> Backend:
 
 
 def facts(**options: Any) -> Facts:
-    return Facts(plan(2, 1), (4, 3), (3, 1), "float32", **options)
+    return Facts(axes_of(2, 1), (4, 3), (3, 1), "float32", **options)
 
 
 @pytest.mark.parametrize(

@@ -91,8 +91,8 @@ def write_tree(root: Path, files: dict[str, str]) -> Path:
         ("errors/__init__.py", "from batchnorm import layout", "batchnorm.errors imports batchnorm.layout"),
         (
             "reference/__init__.py",
-            "from batchnorm.layout import plan",
-            "batchnorm.reference imports batchnorm.layout.plan",
+            "from batchnorm.layout import axes_of",
+            "batchnorm.reference imports batchnorm.layout.axes_of",
         ),
         (
             "torch/layers.py",
@@ -119,7 +119,7 @@ def test_an_import_that_does_not_point_down_is_found(tmp_path: Path, file: str, 
         ("cli/__init__.py", "from batchnorm import __version__, study"),
         ("study/run.py", "from batchnorm.study import a\nfrom . import b\nfrom ..surgery import c\nimport pandas"),
         ("torch/layers.py", "from .. import errors, __version__\nfrom ..kernels import a\nimport torch"),
-        ("statistics/__init__.py", "from batchnorm.layout import plan\nimport math"),
+        ("statistics/__init__.py", "from batchnorm.layout import axes_of\nimport math"),
         ("reference/__init__.py", "import numpy as np\nfrom ..errors import E"),
     ],
 )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchnorm import statistics
 from batchnorm.activations import ACTIVATIONS
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.statistics import Moments, Observed, Running, Statistics
 from kernel_calls import eager
 from namespaces import NAMESPACES, Namespace, to_numpy
@@ -18,7 +18,7 @@ from tolerance import DIFFERENCE_ROUNDINGS, DIFFERENCE_STEP, assert_close, asser
 
 everywhere = pytest.mark.parametrize("namespace", NAMESPACES, ids=lambda n: n.name)
 SHAPE = (6, 3, 4)  # (N, C, L)
-PLAN = plan(3, 1)
+PLAN = axes_of(3, 1)
 
 
 def drawn(seed: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -57,7 +57,7 @@ def test_moments_of_many_values_that_are_added_one_after_another(
         x[(0 if values.endswith("first") else -1,) * (len(shape) - 1)] = 1e4
     x = {"far": x + 1e6, "sparse": x * (drawn(5, shape) > 3.0)}.get(values, x).astype(np.float32)
     w = (drawn(4, (*shape[:-1], 1)) > -0.5).astype(np.float32) if weighted else None
-    got = eager(xp).moments(x, plan(len(shape), -1), w)
+    got = eager(xp).moments(x, axes_of(len(shape), -1), w)
     rows = x.reshape(-1, 2).astype(np.float64)
     kept = rows if w is None else rows[w.ravel() > 0.0]
     mean = got.mean.astype(np.float64) + got.mean_low
@@ -68,7 +68,7 @@ def test_moments_of_many_values_that_are_added_one_after_another(
 @everywhere
 def test_weighted_values_are_normalised_within_the_bound_at_a_million_deviations(namespace: Namespace) -> None:
     x, w = (1e6 + drawn(0, (500, 3))).astype(np.float32), (drawn(1, (500, 1)) > 0.0).astype(np.float32)
-    layout, kernel, xp = plan(2, 1), namespace.kernel, namespace.xp
+    layout, kernel, xp = axes_of(2, 1), namespace.kernel, namespace.xp
     array = namespace.array(x, "float32")
     using = statistics.of_batch(kernel.moments(array, layout, namespace.array(w, "float32")), 1e-5, xp)
     y = kernel.affine(array, using, using.inv_std, xp.zeros_like(using.inv_std))

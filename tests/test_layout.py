@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from batchnorm.layout import plan
     ],
 )
 def test_plan(shape, axis, reduced, count, kept_shape, parameter_shape) -> None:
-    layout = plan(len(shape), axis)
+    layout = axes_of(len(shape), axis)
     assert layout.reduced == reduced
     assert layout.count(shape) == count
     assert layout.kept_shape(shape) == kept_shape
@@ -39,7 +39,7 @@ def test_kept_and_reduced_share_out_the_axes(data: st.DataObject, shape: list[in
     rank = len(shape)
     kept = data.draw(st.lists(st.integers(0, rank - 1), min_size=1, max_size=rank - 1, unique=True))
     written = [a - rank if data.draw(st.booleans()) else a for a in kept]
-    layout = plan(rank, written)
+    layout = axes_of(rank, written)
     assert layout.kept == tuple(sorted(kept))
     assert sorted(layout.kept + layout.reduced) == list(range(rank))
     assert layout.count(shape) * math.prod(layout.kept_shape(shape)) == math.prod(shape)
@@ -50,7 +50,7 @@ def test_kept_and_reduced_share_out_the_axes(data: st.DataObject, shape: list[in
 )
 def test_an_axis_that_is_no_axis_is_refused(axis, got: str) -> None:
     with pytest.raises(ArgumentError) as caught:
-        plan(3, axis)
+        axes_of(3, axis)
     assert str(caught.value).startswith("`axis` must be an int or a non-empty sequence of ints, the axes to keep, got ")
     assert got in str(caught.value)
 
@@ -68,5 +68,5 @@ def test_an_axis_that_is_no_axis_is_refused(axis, got: str) -> None:
 )
 def test_an_axis_that_does_not_fit_the_rank_is_refused(rank: int, axis, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        plan(rank, axis)
+        axes_of(rank, axis)
     assert str(caught.value) == message

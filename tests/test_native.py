@@ -16,7 +16,7 @@ from batchnorm import kernels
 from batchnorm.activations import ACTIVATIONS
 from batchnorm.kernels import Facts
 from batchnorm.kernels.native import abi, numpy
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.statistics import Statistics
 from choosing import counting
 from implementations import TORCH_DTYPES, Array, dense, lies_apart, to_ml_dtypes
@@ -39,7 +39,7 @@ def drawn(seed: int, shape: tuple[int, ...], dtype: str = "float32") -> Any:
 def selected(x: Any, axis: int | tuple[int, ...], residual: str | None = None) -> kernels.Choice:
     """Return the kernel that serves an array, and why no faster one does."""
     dtype = x.dtype.name if x.dtype.isnative else str(x.dtype)
-    return kernels.select(Facts(plan(x.ndim, axis), x.shape, numpy.strides(x), dtype, residual=residual), np)
+    return kernels.select(Facts(axes_of(x.ndim, axis), x.shape, numpy.strides(x), dtype, residual=residual), np)
 
 
 def everything(
@@ -51,7 +51,7 @@ def everything(
     weighted: bool = False,
 ) -> list[bytes]:
     """Return the bytes of all that the kernel gives of a step: forward and backward in one call, and in pieces."""
-    layout = plan(len(shape), axis)
+    layout = axes_of(len(shape), axis)
     kept, precise = layout.kept_shape(shape), working(dtype)
     x, residual, dy = (drawn(i, shape, dtype) for i in range(3))
     gamma, beta = drawn(3, kept, precise), drawn(4, kept, precise)
@@ -150,7 +150,7 @@ def test_threads_of_python_may_call_at_once(handle: Any) -> None:
 @pytest.mark.parametrize("offset", [1, 3, 5])
 def test_an_array_may_begin_anywhere(offset: int, dtype: str) -> None:
     for shape, axis in (((3, 4, 19), 1), ((37, 5), 1), ((2, 40001), 1)):
-        x, layout = drawn(0, shape, dtype), plan(len(shape), axis)
+        x, layout = drawn(0, shape, dtype), axes_of(len(shape), axis)
         shifted = np.empty(offset + x.size, x.dtype)[offset:].reshape(shape)
         shifted[...] = x
         assert selected(shifted, axis).kernel is KERNEL.kernel
@@ -169,7 +169,7 @@ def other_ways_to_lie(array: Array) -> Iterator[Array]:
 
 @pytest.mark.parametrize("memory", ["contiguous", "channels-last"])
 def test_what_comes_with_x_may_lie_otherwise(memory: str) -> None:
-    layout = plan(3, 1)
+    layout = axes_of(3, 1)
     x, dy, residual = (drawn(i, (5, 3, 7)) for i in range(3))
     x = np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) if memory == "channels-last" else x
     using = Statistics(*(drawn(i, (1, 3, 1)) for i in range(3, 7)))
@@ -190,7 +190,7 @@ def test_what_comes_with_x_may_lie_otherwise(memory: str) -> None:
 
 
 def test_one_gradient_for_all_is_spread() -> None:
-    x, layout, using = drawn(0, (6, 3, 4)), plan(3, 1), Statistics(*(drawn(i, (1, 3, 1)) for i in range(4)))
+    x, layout, using = drawn(0, (6, 3, 4)), axes_of(3, 1), Statistics(*(drawn(i, (1, 3, 1)) for i in range(4)))
     one = np.broadcast_to(np.float32(0.5), x.shape)
     spread = KERNEL.backward_reduce(one, x, layout, using)
     for a, b in zip(spread, KERNEL.backward_reduce(one.copy(), x, layout, using), strict=True):
@@ -200,7 +200,7 @@ def test_one_gradient_for_all_is_spread() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 13, 17, 31, 37, 61, 127, 131])
 def test_primes_and_ones(size: int) -> None:
     for shape in ((2, 3, size), (2, size, 3), (size, 2, 3), (size, 5), (5, size), (2, 1, size), (3, size, 1, 1)):
-        x, layout = drawn(0, shape), plan(len(shape), 1)
+        x, layout = drawn(0, shape), axes_of(len(shape), 1)
         got = KERNEL.moments(x, layout)
         centre = x.mean(layout.reduced, keepdims=True, dtype=np.float64)
         m2 = np.square(x - centre).sum(layout.reduced, keepdims=True)
@@ -230,7 +230,7 @@ def test_what_is_not_served_says_why(kind: str) -> None:
     assert reason in chosen.reason
     if kind not in ("integers", "other bytes", "not aligned"):
         with pytest.raises(NotImplementedError, match=reason):
-            KERNEL.moments(x, plan(x.ndim, axis))
+            KERNEL.moments(x, axes_of(x.ndim, axis))
 
 
 def test_a_residual_of_another_dtype_is_not_served() -> None:
@@ -240,7 +240,7 @@ def test_a_residual_of_another_dtype_is_not_served() -> None:
 
 
 def test_what_comes_with_x_need_not_be_aligned() -> None:
-    x, layout, using = drawn(0, (6, 4)), plan(2, 1), Statistics(*(drawn(i, (1, 4)) for i in range(1, 4)))
+    x, layout, using = drawn(0, (6, 4)), axes_of(2, 1), Statistics(*(drawn(i, (1, 4)) for i in range(1, 4)))
 
     def shifted(array: Any) -> Any:
         array = np.asarray(array)

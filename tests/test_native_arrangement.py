@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native.memory import MemoryLayout, memory_layout, weight_group_axis
 from batchnorm.kernels.native.numpy import KERNEL
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from kernel_calls import Called, eager
 from tolerance import assert_close
 
@@ -102,7 +102,7 @@ def test_moments_equal_those_of_the_eager_kernel(
     assume(kept and can_be_served(shape, order, kept, None))
     rng, axes = (
         np.random.default_rng(seed),
-        Plan(tuple(sorted(kept)), tuple(i for i in range(len(shape)) if i not in kept)),
+        Axes(tuple(sorted(kept)), tuple(i for i in range(len(shape)) if i not in kept)),
     )
     x = rng.standard_normal([shape[i] for i in order]).transpose(np.argsort(order))
     along = tuple(1 if i in kept else n for i, n in enumerate(shape))

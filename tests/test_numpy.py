@@ -10,7 +10,7 @@ import pytest
 from batchnorm import numpy as by_numpy
 from batchnorm import reference
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from choosing import with_backends
 from tolerance import assert_close
 
@@ -26,7 +26,7 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def arrays(shape: tuple[int, ...], axis: Any, dtype: str) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(0)
-    kept = plan(len(shape), axis).kept_shape(shape)
+    kept = axes_of(len(shape), axis).kept_shape(shape)
     sizes = (shape, kept, kept, shape)
     return tuple(rng.normal(size=size).astype(dtype) + np.asarray(1, dtype) for size in sizes)
 

@@ -1,4 +1,4 @@
-"""Which axes are kept and which are reduced: from `axis` and a rank to a plan every backend can follow."""
+"""Which axes are kept and which are reduced, from `axis` and the rank of an input."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ Axis = int | Sequence[int]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Axes:
     """The axes of one input rank, sorted and non-negative.
 
     Between the two passes over the data every per-feature array has the *kept shape*: the input's rank, with 1 on the
@@ -23,7 +23,7 @@ class Plan:
         reduced: The axes that moments are taken over.
         group_axis: Of virtual batches; None where the batch is one.
 
-    >>> p = plan(4, axis=1)
+    >>> p = axes_of(4, axis=1)
     >>> p.kept, p.reduced, p.count((32, 64, 56, 56)), p.kept_shape((32, 64, 56, 56))
     ((1,), (0, 2, 3), 100352, (1, 64, 1, 1))
     """
@@ -37,15 +37,15 @@ class Plan:
         """Return the axis along which virtual batches split: the first that is reduced."""
         return self.reduced[0]
 
-    def grouped(self) -> "Plan":
-        """Return the plan once the batch axis is split into (rows, groups): an axis more, kept, behind the batch axis.
+    def grouped(self) -> "Axes":
+        """Return the axes once the batch axis is split into (rows, groups): an axis more, kept, behind the batch axis.
 
-        >>> plan(3, axis=-1).grouped()
-        Plan(kept=(1, 3), reduced=(0, 2), group_axis=1)
+        >>> axes_of(3, axis=-1).grouped()
+        Axes(kept=(1, 3), reduced=(0, 2), group_axis=1)
         """
         at = self.batch_axis + 1
         kept, reduced = (tuple(i + (i >= at) for i in axes) for axes in (self.kept, self.reduced))
-        return Plan(tuple(sorted((*kept, at))), reduced, at)
+        return Axes(tuple(sorted((*kept, at))), reduced, at)
 
     def count(self, shape: Sequence[int]) -> int:
         """Return N, the number of values per feature."""
@@ -78,24 +78,24 @@ def broadcasts(shape: Sequence[int | None], to: Sequence[int | None]) -> bool:
     )
 
 
-def weights_shape(own: Sequence[Any], shape: Sequence[Any], plan: Plan, *, name: str = "weights") -> tuple[Any, ...]:
+def weights_shape(own: Sequence[Any], shape: Sequence[Any], axes: Axes, *, name: str = "weights") -> tuple[Any, ...]:
     """Return the shape of weights of samples in the rank of an input: 1 on its axes of features.
 
     Args:
         own: The shape they have: of the input without its axes of features, or in full rank with 1 there.
         shape: Of the input; None is a size not known yet.
-        plan: Of the input.
+        axes: Of the input.
         name: What they are called.
 
     Raises:
         ShapeError: if they do not broadcast to the input's shape without its axes of features.
 
-    >>> weights_shape((8, 20), (8, 20, 64), plan(3, axis=-1))
+    >>> weights_shape((8, 20), (8, 20, 64), axes_of(3, axis=-1))
     (8, 20, 1)
     """
-    wanted, given = [n for i, n in enumerate(shape) if i in plan.reduced], list(own)
-    if len(given) == len(shape) and all(given[i] == 1 for i in plan.kept):
-        given = [given[i] for i in plan.reduced]
+    wanted, given = [n for i, n in enumerate(shape) if i in axes.reduced], list(own)
+    if len(given) == len(shape) and all(given[i] == 1 for i in axes.kept):
+        given = [given[i] for i in axes.reduced]
     if not broadcasts(given, wanted):
         raise ShapeError(
             f"`{name}` must broadcast to {tuple(wanted)}, the input's shape {tuple(shape)} without its axes of "
@@ -103,7 +103,7 @@ def weights_shape(own: Sequence[Any], shape: Sequence[Any], plan: Plan, *, name:
             f"{tuple(n if i == 0 else 1 for i, n in enumerate(wanted))})"
         )
     left = iter([1] * (len(wanted) - len(given)) + given)
-    return tuple(next(left) if i in plan.reduced else 1 for i in range(len(shape)))
+    return tuple(next(left) if i in axes.reduced else 1 for i in range(len(shape)))
 
 
 def normalise_axis(axis: Axis) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def normalise_axis(axis: Axis) -> tuple[int, ...]:
     return tuple(map(int, axes))
 
 
-def _planned(rank: int, axes: tuple[int, ...]) -> Plan:
+def _axes(rank: int, axes: tuple[int, ...]) -> Axes:
     for a in axes:
         if not -rank <= a < rank:
             raise ShapeError(f"`axis` must lie in [{-rank}, {rank - 1}] for an input of rank {rank}, got {a}")
@@ -128,17 +128,17 @@ def _planned(rank: int, axes: tuple[int, ...]) -> Plan:
     reduced = tuple(i for i in range(rank) if i not in kept)
     if not reduced:
         raise ShapeError(f"`axis` must leave an axis to reduce over, got {axes} for an input of rank {rank}")
-    return Plan(kept, reduced)
+    return Axes(kept, reduced)
 
 
 # The usual ones are made here: a cache that fills while a compiler traces makes it trace again.
-_PLANS: dict[tuple[int, tuple[int, ...]], Plan] = {
-    (rank, (axis,)): _planned(rank, (axis,)) for rank in range(2, 7) for axis in range(-rank, rank)
+_USUAL: dict[tuple[int, tuple[int, ...]], Axes] = {
+    (rank, (axis,)): _axes(rank, (axis,)) for rank in range(2, 7) for axis in range(-rank, rank)
 }
 
 
-def plan(rank: int, axis: Axis) -> Plan:
-    """Return the plan for inputs of `rank` whose features lie along `axis`.
+def axes_of(rank: int, axis: Axis) -> Axes:
+    """Return the axes of inputs of `rank` whose features lie along `axis`.
 
     Args:
         rank: Number of axes of the input.
@@ -151,10 +151,10 @@ def plan(rank: int, axis: Axis) -> Plan:
     Differs:
         torch fixes axis 1; Keras 3 takes one int, its classic layer a list; Flax an int or a tuple.
 
-    >>> plan(3, axis=-1).reduced
+    >>> axes_of(3, axis=-1).reduced
     (0, 1)
-    >>> plan(4, axis=(1, -1)).reduced
+    >>> axes_of(4, axis=(1, -1)).reduced
     (0, 2)
     """
     axes = normalise_axis(axis)
-    return _PLANS.get((rank, axes)) or _planned(rank, axes)
+    return _USUAL.get((rank, axes)) or _axes(rank, axes)

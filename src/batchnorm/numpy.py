@@ -21,7 +21,7 @@ from batchnorm.core.policy import Batch, UseRunning
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
 from batchnorm.kernels import Facts
 from batchnorm.kernels.native.numpy import strides
-from batchnorm.layout import Axis, plan
+from batchnorm.layout import Axis, axes_of
 
 Array = NDArray[Any]
 
@@ -73,7 +73,7 @@ def _planned(x: Array, residual: Array | None, *, axis: Axis, eps: float, activa
     check_activation(activation)
     dtype = x.dtype.name if x.dtype.isnative else str(x.dtype)
     added = None if residual is None else residual.dtype.name
-    facts = Facts(plan(x.ndim, axis), x.shape, strides(x), dtype, residual=added, activation=activation, eps=eps)
+    facts = Facts(axes_of(x.ndim, axis), x.shape, strides(x), dtype, residual=added, activation=activation, eps=eps)
     return plan_call(x, facts, np)
 
 
@@ -81,7 +81,7 @@ def _per_feature(name: str, numbers: ArrayLike | None, x: Array, axis: Axis) -> 
     """Return one number for each feature, in the parameters' shape and the working dtype."""
     if numbers is None:
         return None
-    shape, values = plan(x.ndim, axis).parameter_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
+    shape, values = axes_of(x.ndim, axis).parameter_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
     if values.size != math.prod(shape):
         raise ShapeError(
             f"`{name}` must hold a number for each of {math.prod(shape)} features, got shape {values.shape}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from batchnorm.batch_size.gradient_noise import TWO_SIDED, correction
-from batchnorm.layout import plan, weights_shape
+from batchnorm.layout import axes_of, weights_shape
 
 LARGEST_SHIFT = 0.25
 FEWEST_FOR_SCALE = 64
@@ -126,7 +126,7 @@ class Listener:
 
     @torch.no_grad()
     def _note(self, seen: _Seen, layer: nn.Module, x: Tensor, weights: Any) -> None:
-        layout = plan(x.ndim, axis=getattr(layer, "axis", 1))
+        layout = axes_of(x.ndim, axis=getattr(layer, "axis", 1))
         reduced = layout.reduced
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         w = torch.ones_like(x)

@@ -16,7 +16,7 @@ from batchnorm.bench.prepared import Prepared
 from batchnorm.bench.truth import Outputs, checked_features
 from batchnorm.core.passes import NormInputs
 from batchnorm.core.spec import NormSpec
-from batchnorm.layout import plan
+from batchnorm.layout import axes_of
 from batchnorm.torch import BatchNorm
 from batchnorm.torch.backends import plan_tensors
 
@@ -84,7 +84,7 @@ def prepare(name: str, case: Case, given: Arrays) -> Prepared:
     call = torch.compile(module, fullgraph=True, dynamic=False) if name == "torch.compile" else module
     x, dy = tensor(given.x, case), tensor(given.dy, case)
     residual = tensor(given.residual, case) if case.operation.add else None
-    axis = plan(x.dim(), -1 if case.layout == "NLC" else 1)
+    axis = axes_of(x.dim(), -1 if case.layout == "NLC" else 1)
     call_plan = plan_tensors(NormSpec(), NormInputs(x, residual=residual), axis)
     kernel = call_plan.kernel.name if name == OURS else None
     return Prepared(*_step(case, module.norm, call, (x, dy, residual)), kernel)

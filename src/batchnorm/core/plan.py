@@ -7,7 +7,7 @@ from typing import Any
 from batchnorm import kernels
 from batchnorm.kernels import Facts, Kernel, Mode, OneCallKernel
 from batchnorm.kernels.eager import EagerKernel
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Array, Namespace, is_number, sizes
 
 _REMEMBERED = 4096  # plans
@@ -51,7 +51,7 @@ class CallPlan:
         return f"{self.kernel.name}: {self.reason}" if self.reason else None
 
     @property
-    def axes(self) -> Plan:
+    def axes(self) -> Axes:
         """Return which axes are kept and which are reduced."""
         return self.facts.axes
 

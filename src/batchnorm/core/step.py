@@ -12,7 +12,7 @@ from batchnorm.core.plan import CallPlan, working_dtype
 from batchnorm.core.policy import BatchOrRunning, Policy, UseRunning
 from batchnorm.core.spec import NormSpec
 from batchnorm.errors import ArgumentError, NonFiniteError, ShapeError
-from batchnorm.layout import Plan, broadcasts
+from batchnorm.layout import Axes, broadcasts
 from batchnorm.statistics import Array, Moments, Namespace, Observed, Running, is_number, sizes
 
 
@@ -24,7 +24,7 @@ class Frontend(Protocol):
         """Return its array namespace."""
         ...
 
-    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Axes) -> CallPlan:
         """Return the plan of a call."""
         ...
 
@@ -104,7 +104,7 @@ def _groups(spec: NormSpec, size: Any, xp: Namespace) -> Any:
     return max(1, groups) if is_number(groups) else xp.maximum(1, groups)
 
 
-def _sees_one_value(axes: Plan, shape: Sequence[Any], groups: Any) -> bool:
+def _sees_one_value(axes: Axes, shape: Sequence[Any], groups: Any) -> bool:
     """Return whether each feature, in some group, is seen once."""
     size = shape[axes.batch_axis]
     return size != 0 and (axes.count(shape) // size) * (size // groups) == 1
@@ -116,7 +116,7 @@ def zero_masked(x: Array, weights: Array, xp: Namespace) -> Array:
 
 
 def _normalize_ghost(
-    frontend: Frontend, spec: NormSpec, inputs: NormInputs, policy: Policy, into: tuple[Plan, Any]
+    frontend: Frontend, spec: NormSpec, inputs: NormInputs, policy: Policy, into: tuple[Axes, Any]
 ) -> tuple[Array, Moments | None]:
     """Normalise each of the groups by its own statistics: sample i of the batch belongs to group i mod G.
 
@@ -155,7 +155,7 @@ def _normalize_ghost(
 
 
 def _normalize_adjusted(
-    frontend: Frontend, spec: NormSpec, inputs: NormInputs, policy: Policy, axes: Plan
+    frontend: Frontend, spec: NormSpec, inputs: NormInputs, policy: Policy, axes: Axes
 ) -> tuple[Array, Moments | None]:
     """Normalise x by its own statistics, and scale and shift x̂ as `adjustment` says, before γ and β do."""
     x, xp = inputs.x, frontend.xp
@@ -184,7 +184,7 @@ def _normalize_adjusted(
 
 
 def _in_parameters_shape(
-    moments: Moments, axes: Plan, shape: Sequence[Any], *, grouped: bool, xp: Namespace
+    moments: Moments, axes: Axes, shape: Sequence[Any], *, grouped: bool, xp: Namespace
 ) -> BatchMoments:
     features = axes.parameter_shape(shape)
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from batchnorm.errors import ArgumentError, ShapeError
 from batchnorm.keras.namespace import ops
-from batchnorm.layout import Axis, Plan, normalise_axis
-from batchnorm.layout import plan as planned
+from batchnorm.layout import Axes, Axis, normalise_axis
+from batchnorm.layout import axes_of as planned
 from batchnorm.renorm import CLIPS, Renorm
 
 FUSED_AXES = (-4, -3, -1, 1, 3, 4)  # where the channels of an input of rank 4 or 5 may lie
@@ -111,7 +111,7 @@ def check_fused(fused: Any, axis: Axis, forbidden: Mapping[str, Any]) -> None:
         )
 
 
-def check_sizes(shape: Sequence[int | None], axis: Axis, layout: Plan) -> None:
+def check_sizes(shape: Sequence[int | None], axis: Axis, layout: Axes) -> None:
     """Raise unless the sizes of the axes of features are known, from which the parameters are made."""
     if any(shape[i] is None for i in layout.kept):
         raise ShapeError(
@@ -120,8 +120,8 @@ def check_sizes(shape: Sequence[int | None], axis: Axis, layout: Plan) -> None:
         )
 
 
-def layout_of(shape: Sequence[int | None], axis: Axis, *, fused: bool | None, virtual: bool) -> Plan:
-    """Return the plan for inputs of a shape, where None is a size not known yet; or raise."""
+def layout_of(shape: Sequence[int | None], axis: Axis, *, fused: bool | None, virtual: bool) -> Axes:
+    """Return the axes of inputs of a shape, where None is a size not known yet; or raise."""
     layout, shape = planned(len(shape), axis), tuple(shape)
     if virtual and layout.batch_axis != 0:
         raise ArgumentError(f"`virtual_batch_size` splits axis 0, which `axis` must not keep, got axis={axis!r}")

@@ -21,7 +21,7 @@ from batchnorm.keras.namespace import ops
 from batchnorm.keras.replicas import over_replicas
 from batchnorm.kernels import Facts
 from batchnorm.kernels.eager import working
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Array, Moments, Running, constant
 
 kernels.register(xp, cascade=keras.backend.backend() != "tensorflow")  # TensorFlow adds one after another on a CPU
@@ -38,7 +38,7 @@ class OpsFrontend:
     merge: Merge | None = None
     xp = xp
 
-    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Axes) -> CallPlan:
         """Return the plan of a call."""
         x = inputs.x
         dtype = keras.backend.standardize_dtype(x.dtype)

@@ -14,7 +14,7 @@ from batchnorm.core.policy import Policy
 from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import Frontend
 from batchnorm.errors import BatchNormError
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Array, Moments, Namespace, Running
 from batchnorm.torch.autograd import FRONTEND
 from batchnorm.torch.recompute import RecomputeCache
@@ -43,7 +43,7 @@ class InOneProcess:
         """Return its array namespace."""
         return self.frontend.xp
 
-    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Axes) -> CallPlan:
         """Return the plan of a call."""
         return self.frontend.plan(spec, inputs, axes)
 

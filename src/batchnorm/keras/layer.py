@@ -37,7 +37,7 @@ from batchnorm.keras.arguments import (
 from batchnorm.keras.backend import Backend, select_backend
 from batchnorm.keras.masks import weights_of
 from batchnorm.keras.namespace import ops
-from batchnorm.layout import Axis, Plan
+from batchnorm.layout import Axes, Axis
 from batchnorm.statistics import Array, Running, sizes
 
 MEANT = {  # by the names of other frameworks
@@ -206,7 +206,7 @@ s ← s·momentum + batch·(1 − momentum); torch's 0.1 is 0.9 here)
     def _backend(self) -> Backend:
         return select_backend(fused=self.fused, synchronized=self.synchronized and self.virtual_batch_size is None)
 
-    def _layout(self, shape: Sequence[int | None]) -> Plan:
+    def _layout(self, shape: Sequence[int | None]) -> Axes:
         return layout_of(shape, self.axis, fused=self.fused, virtual=self.virtual_batch_size is not None)
 
     def _sized(self, x: Array) -> Array:

@@ -9,7 +9,7 @@ from batchnorm.core.plan import working_dtype
 from batchnorm.errors import ArgumentError
 from batchnorm.keras import namespace as xp
 from batchnorm.keras.namespace import ops
-from batchnorm.layout import Plan, weights_shape
+from batchnorm.layout import Axes, weights_shape
 from batchnorm.statistics import Array, is_number, sizes
 
 
@@ -18,7 +18,7 @@ def _handed_on(inputs: Array, mask: Array) -> bool:
     return getattr(inputs, "_keras_mask", None) is mask
 
 
-def _along_first_axes(mask: Array, x: Array, layout: Plan) -> Array | None:
+def _along_first_axes(mask: Array, x: Array, layout: Axes) -> Array | None:
     """Return a mask of the first axes of x, (N,) or (N, L), in the rank of x.
 
     Returns None where one of these axes holds features: such a mask tells features apart, not samples, and says of no
@@ -30,7 +30,7 @@ def _along_first_axes(mask: Array, x: Array, layout: Plan) -> Array | None:
     return ops.reshape(mask, (*own, *[1] * (len(x.shape) - len(own))))
 
 
-def weights_of(given: Any, inputs: Array, x: Array, layout: Plan, readable: Callable[[Array], bool]) -> Array | None:
+def weights_of(given: Any, inputs: Array, x: Array, layout: Axes, readable: Callable[[Array], bool]) -> Array | None:
     """Return a mask in the rank of x, 1 on its axes of features, in the working precision.
 
     Returns None without a mask, or where one that was handed on does not apply.
@@ -54,7 +54,7 @@ def weights_of(given: Any, inputs: Array, x: Array, layout: Plan, readable: Call
     return None if mask is None else _in_full_rank(mask, x, layout, readable)
 
 
-def _in_full_rank(mask: Array, x: Array, layout: Plan, readable: Callable[[Array], bool]) -> Array:
+def _in_full_rank(mask: Array, x: Array, layout: Axes, readable: Callable[[Array], bool]) -> Array:
     full = weights_shape(mask.shape, x.shape, layout, name="mask")
     known = iter([n for n in sizes(mask, xp) if not is_number(n) or n != 1])
     shape = tuple(1 if n == 1 else next(known) for n in full)

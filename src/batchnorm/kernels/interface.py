@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Array
 
 
@@ -37,7 +37,7 @@ class Facts(NamedTuple):
         in_named_format: Whether the framework has a name for how the input lies in memory, which a compiler can guard.
     """
 
-    axes: Plan
+    axes: Axes
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str

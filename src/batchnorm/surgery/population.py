@@ -11,7 +11,7 @@ from batchnorm.core.passes import NormInputs, moments_of
 from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import zero_masked
 from batchnorm.errors import BatchNormError
-from batchnorm.layout import Plan, plan
+from batchnorm.layout import Axes, axes_of
 from batchnorm.renorm import REMEMBERED
 from batchnorm.statistics import Moments, divisor, merge, observed_variance
 from batchnorm.surgery.places import Place
@@ -44,7 +44,7 @@ class Population:
     def take(self, x: Tensor, weights: Tensor | None) -> None:
         """Merge the moments of a batch; one that is not finite is left out and counted."""
         self.calls += 1
-        layout = plan(x.ndim, getattr(self.layer, "axis", 1))
+        layout = axes_of(x.ndim, getattr(self.layer, "axis", 1))
         if weights is not None:
             weights = check_weights(weights, x, layout)
             x = zero_masked(x, weights, xp)
@@ -61,7 +61,7 @@ class Population:
         self._share = max(self._share, 1 if weights is None else float(torch.as_tensor(weights).ne(0).double().mean()))
         self.moments = found if self.moments is None else merge(self.moments, found, xp)
 
-    def _moments(self, x: Tensor, layout: Plan, weights: Tensor | None) -> Moments:
+    def _moments(self, x: Tensor, layout: Axes, weights: Tensor | None) -> Moments:
         inputs = NormInputs(x, weights=weights)
         call = plan_tensors(NormSpec(), inputs, layout)
         moments = moments_of(call.kernel, call, inputs)

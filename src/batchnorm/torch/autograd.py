@@ -15,7 +15,7 @@ from batchnorm.core.plan import CallPlan
 from batchnorm.core.policy import ARRAYS, Policy, UseRunning, arrays_of, with_arrays
 from batchnorm.core.spec import NormSpec
 from batchnorm.kernels import Mode
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.statistics import Moments
 from batchnorm.torch.backends import facts_of, plan_tensors
 from batchnorm.torch.tracing import is_plain_tensor, mode, snapshot, will_be_differentiated
@@ -141,7 +141,7 @@ class TorchFrontend:
 
     xp = xp
 
-    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+    def plan(self, spec: NormSpec, inputs: NormInputs, axes: Axes) -> CallPlan:
         """Return the plan of a call."""
         return plan_tensors(spec, inputs, axes)
 

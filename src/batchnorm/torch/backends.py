@@ -16,7 +16,7 @@ from batchnorm.kernels.cuda import CudaKernel, unsupported
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native.calls import Arrays, NativeKernel
 from batchnorm.kernels.native.memory import memory_layout, weight_group_axis
-from batchnorm.layout import Plan
+from batchnorm.layout import Axes
 from batchnorm.torch import operators
 from batchnorm.torch.tracing import is_plain_tensor, mode
 
@@ -91,12 +91,12 @@ kernels.register(
 )
 
 
-def plan_tensors(spec: NormSpec, inputs: NormInputs, axes: Plan) -> CallPlan:
+def plan_tensors(spec: NormSpec, inputs: NormInputs, axes: Axes) -> CallPlan:
     """Return the plan of a call on tensors."""
     return plan_call(inputs.x, facts_of(inputs, axes, activation=spec.activation, eps=spec.eps), xp)
 
 
-def facts_of(inputs: NormInputs, axes: Plan, *, activation: str | None, eps: float) -> Facts:
+def facts_of(inputs: NormInputs, axes: Axes, *, activation: str | None, eps: float) -> Facts:
     """Return what is known of a call on tensors, under what runs now."""
     x, _, _, residual, weights = inputs
     under = mode()

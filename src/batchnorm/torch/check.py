@@ -13,7 +13,7 @@ from batchnorm.core.plan import working_dtype
 from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import zero_masked
 from batchnorm.errors import ArgumentError, DtypeError, ShapeError
-from batchnorm.layout import Axis, Plan, plan, weights_shape
+from batchnorm.layout import Axes, Axis, axes_of, weights_shape
 from batchnorm.torch.tracing import is_exporting, is_readable, known_true
 
 
@@ -63,7 +63,7 @@ def check_real(x: Any) -> None:
         raise DtypeError(f"`input` must be a floating-point tensor, got {x.dtype} ({out} first)")
 
 
-def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
+def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Axes:
     """Return the plan for x, or raise naming what does not fit: dtype, rank, or the feature count of an argument.
 
     Raises:
@@ -77,7 +77,7 @@ def check_input(x: Any, named: dict[str, Tensor | None], axes: Axis) -> Plan:
             "(`.unsqueeze(0)` adds a batch axis)"
         )
     check_memory("input", x)
-    layout = plan(x.ndim, axes)
+    layout = axes_of(x.ndim, axes)
     expected = layout.parameter_shape(x.shape)
     for name, value in named.items():
         if value is not None and tuple(value.shape) != expected:
@@ -135,7 +135,7 @@ def check_residual(residual: Any, x: Tensor) -> Tensor:
     return residual
 
 
-def check_weights(weights: Any, x: Tensor, layout: Plan) -> Tensor:
+def check_weights(weights: Any, x: Tensor, layout: Axes) -> Tensor:
     """Return the weights in the rank of x, 1 on the axes of features, in the working precision; or raise.
 
     Raises:
@@ -165,7 +165,7 @@ def _has_bad(weights: Tensor) -> bool:
 
 def check_call(
     spec: NormSpec, input: Any, named: dict[str, Tensor | None], *, residual: Any, weights: Any
-) -> tuple[NormInputs, Plan]:
+) -> tuple[NormInputs, Axes]:
     """Return the arrays of a call and the plan of their axes; or raise naming what does not fit.
 
     Args:

@@ -15,7 +15,7 @@ from batchnorm.activations import LEAKY_SLOPE
 from batchnorm.core.passes import NormInputs
 from batchnorm.core.plan import working_dtype
 from batchnorm.errors import ArgumentError
-from batchnorm.layout import Plan, normalise_axis, plan
+from batchnorm.layout import Axes, axes_of, normalise_axis
 from batchnorm.torch.check import check_call
 
 _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
@@ -65,10 +65,10 @@ def _lost(layer: Any, chosen: Sequence[str], *, weighted: bool) -> list[str]:
     return lost
 
 
-def _checked(layer: Any, call: Call) -> tuple[NormInputs, Plan]:
+def _checked(layer: Any, call: Call) -> tuple[NormInputs, Axes]:
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and torch warns of each that is compared
         inputs = NormInputs(call.x, call.named["weight"], call.named["bias"], call.residual, call.weights)
-        return inputs, plan(call.x.ndim, layer.axis)
+        return inputs, axes_of(call.x.ndim, layer.axis)
     return check_call(layer.spec, call.x, call.named, residual=call.residual, weights=call.weights)
 
 

@@ -21,7 +21,7 @@ from batchnorm.core.step import BatchMoments
 from batchnorm.kernels import Mode
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native.memory import memory_layout
-from batchnorm.layout import normalise_axis, plan
+from batchnorm.layout import axes_of, normalise_axis
 from batchnorm.statistics import Moments
 from batchnorm.torch.autograd import backward, match_layout
 from batchnorm.torch.backends import NAMES, plan_tensors
@@ -133,7 +133,7 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
     axes, rank = normalise_axis(spec.axis), x.ndim
     if x.dtype not in NAMES or rank <= len(axes) or not all(-rank <= a < rank for a in axes):
         return None
-    fast = _fast_plan(plan_tensors(spec, NormInputs(x), plan(rank, spec.axis)), x.dtype)
+    fast = _fast_plan(plan_tensors(spec, NormInputs(x), axes_of(rank, spec.axis)), x.dtype)
     weight, bias, mean, var, batches = held
     if (
         fast is None
