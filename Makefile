@@ -7,15 +7,16 @@ INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 ZOO := .venv-zoo
 ZOO_READY := $(ZOO)/.ready
+PYTEST := $(BIN)/pytest -n 2 --dist worksteal
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/pip install --quiet
 CMAKE := $(BIN)/cmake
 CONFIGURE := $(CMAKE) -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
 
 .DEFAULT_GOAL := help
-.PHONY: help setup native check format test mutants attack sanitize study bench zoo clean
+.PHONY: help setup native check format test test-slow test-all mutants attack sanitize study bench zoo clean
 
 help:  ## Show this help
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-9s %s\n", $$1, $$2}'
 
 # What a study needs, and no other framework.
 $(FOR_STUDY): pyproject.toml constraints.txt
@@ -57,9 +58,19 @@ format: $(READY)  ## Format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Some tests take a second and some a minute: who is done takes over from the other.
-test: $(READY)  ## Run every test, the examples in the documentation and the mutants
-	$(BIN)/pytest -n 2 --dist worksteal
+# Some tests take a second and some a minute: who is done takes over from the other. See tests/parts.py.
+test: $(READY)  ## Run the fast tests and the examples in the documentation; with PART=torch, every test of that part
+ifdef PART
+	@files=$$($(BIN)/python tests/parts.py '$(PART)') && $(PYTEST) $$files
+else
+	$(PYTEST) -m 'not slow'
+endif
+
+test-slow: $(READY)  ## Run what `make test` leaves out: the slow tests and the mutants
+	$(PYTEST) -m slow
+
+test-all: $(READY)  ## Run every test, fast or slow, and the mutants
+	$(PYTEST)
 
 mutants: $(READY)  ## Show that the tests reject deliberate faults, and write down which test rejects which
 	$(BIN)/pytest -n 2 tests/test_mutants.py --remember-killers

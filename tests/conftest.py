@@ -1,4 +1,4 @@
-"""Settings of hypothesis and of threads, and the table of the mutants at the end of a run."""
+"""Settings of hypothesis and of threads, which tests are slow, and the table of the mutants at the end of a run."""
 
 import json
 import os
@@ -10,6 +10,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from parts import is_slow
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the processors; threads of each would stand in line
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +28,14 @@ hypothesis.settings.load_profile("default")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of `make mutants`."""
     parser.addoption("--remember-killers", action="store_true", help="write which test rejects each mutant")
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests."""
+    for item in items:
+        if is_slow(item.nodeid):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -13,12 +13,17 @@ OPTIONS = ["-q", "-ra", "-p", "no:cacheprovider", "-p", "no:xdist", "--doctest-m
 QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "0", "CUDA_VISIBLE_DEVICES": ""}
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
-def test_on_a_backend(backend: str) -> None:
+# PyTorch needs the least time, so it runs the slow tests too, at once.
+RUNS = [("", "torch"), ("not slow", "tensorflow"), ("not slow", "jax"), ("slow", "tensorflow"), ("slow", "jax")]
+
+
+@pytest.mark.parametrize(("marker", "backend"), RUNS)
+def test_on_a_backend(marker: str, backend: str) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"KERAS_BACKEND": backend, **QUIET}
     paths = [path for path in PATHS if (ROOT / path).exists()]
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=--strict-markers --import-mode=importlib", *OPTIONS]
+    options = [*OPTIONS, "-m", marker]
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=--strict-markers --import-mode=importlib", *options]
     done = subprocess.run(
         [*command, *paths],
         cwd=ROOT,
