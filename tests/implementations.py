@@ -6,25 +6,20 @@ To add one, write a function `(case, training) -> Result` and give it a line in 
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-import array_api_compat.torch
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from batchnorm import statistics
-from batchnorm.kernels.native import abi
-from batchnorm.kernels.native import numpy as numpy_kernel
+from batchnorm import kernels, statistics
 from batchnorm.kernels.native.memory import memory_layout
 from batchnorm.layout import axes_of
-from batchnorm.torch import BatchNorm, batch_norm, operators
+from batchnorm.torch import BatchNorm, batch_norm
 from choosing import without_fast_step, without_native
-from kernel_calls import Called, Wanted
-from namespaces import NAMESPACES, Namespace, to_numpy, to_torch
+from kernel_calls import Wanted
+from namespaces import KERNELS, NAMESPACES, TORCH_DTYPES, Namespace, Served, to_numpy, to_torch
 from regimes import EPSILON, Case, data
 from tolerance import working
 
@@ -49,18 +44,6 @@ class Implementation(NamedTuple):
     empty: bool = True  # whether it serves an input with nothing in it
 
 
-@dataclass(frozen=True)
-class ByNative(Namespace):
-    """An array namespace with a native kernel, which must be given."""
-
-    served: Any = None
-
-    @property
-    def kernel(self) -> Called:
-        assert self.served.name == "native"
-        return Called(self.served, self.xp)
-
-
 def lies_apart(case: Case) -> bool:
     """Return whether the native kernel does not serve how a case lies in memory, nor should it."""
     x = data(case).x
@@ -73,8 +56,8 @@ def dense(case: Case) -> Array:
     return np.ascontiguousarray(data(case).x) if lies_apart(case) else data(case).x
 
 
-def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
-    """Ask the native kernel for a forward and a backward in one call each."""
+def _at_once(namespace: Served, case: Case, training: bool) -> Result:
+    """Ask a kernel for a forward and a backward in one call each."""
     d, xp, kernel = data(case), namespace.xp, namespace.kernel
     x, dy = (namespace.array(a, case.dtype) for a in (dense(case), d.dy))
     layout = axes_of(d.x.ndim, case.axis)
@@ -86,8 +69,8 @@ def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
 
     running, gamma, beta = (enter(d.running_mean), enter(d.running_var)), enter(d.gamma), enter(d.beta)
     if training:
-        y, moments, inv_std, bits = kernel.forward(x, layout, gamma, beta, eps=EPSILON)
-        assert bits is None
+        y, moments, inv_std, reserve = kernel.forward(x, layout, gamma, beta, eps=EPSILON)
+        assert (reserve is not None) == kernel.kernel.has_reserve(None, residual=False)
         using = statistics.Statistics(moments.mean, moments.mean_low, inv_std, 1.0 / moments.count)
         using = using._replace(per_count=xp.full_like(inv_std, using.per_count))
         observed = statistics.observed(moments, case.estimator, xp)
@@ -98,7 +81,8 @@ def _at_once(namespace: ByNative, case: Case, training: bool) -> Result:
     if not training:
         y = kernel.affine(x, using, scale, shift)
     wants = Wanted(dx=True, dz=False, sums=True)
-    _, first, second, dx = kernel.backward(dy, x, using, scale, shift, wants=wants)
+    kept_back = {"reserve": reserve} if training else {}
+    _, first, second, dx = kernel.backward(dy, x, using, scale, shift, wants=wants, **kept_back)
     dgamma, dbeta = statistics.gamma_gradient(using, first, second), first
     of_features = (to_numpy(a).reshape(features) for a in (dgamma, dbeta, *running))
     dgamma, dbeta, mean, var = of_features
@@ -116,7 +100,7 @@ def _by_kernel(namespace: Namespace, case: Case, training: bool) -> Result:
     def enter(array: Array) -> Any:
         return namespace.array(array.reshape(kept).astype(working(case.dtype)), working(case.dtype))
 
-    moved = dense(case) if isinstance(namespace, ByNative) else d.x
+    moved = dense(case) if isinstance(namespace, Served) else d.x
     x, dy = (namespace.array(a, case.dtype) for a in (moved, d.dy))
     running_mean, running_var = enter(d.running_mean), enter(d.running_var)
     gamma = None if d.gamma is None else enter(d.gamma)
@@ -195,12 +179,6 @@ def _within(context: Callable[[], AbstractContextManager[None]], run: Any, case:
         return run(case, training)
 
 
-def to_ml_dtypes(array: Array, dtype: str) -> Array:
-    """Return an array of a dtype that NumPy may not have itself, with the strides of the given one."""
-    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, order="K")
-
-
-TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64")
 IMPLEMENTATIONS = [
     *(Implementation(f"eager-{n.name}", n.dtypes, partial(_by_kernel, n)) for n in NAMESPACES),
     Implementation("torch-function", TORCH_DTYPES, _by_torch_function),
@@ -209,16 +187,14 @@ IMPLEMENTATIONS = [
     Implementation("torch-layer-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_layer)),
     Implementation("torch-function-eager", TORCH_DTYPES, partial(_within, without_native, _by_torch_function)),
 ]
-if not isinstance(abi.load(), str):
-    _NATIVE = [
-        ByNative("arrays", np, to_ml_dtypes, TORCH_DTYPES, served=numpy_kernel.KERNEL),
-        ByNative("operators", array_api_compat.torch, to_torch, TORCH_DTYPES, served=operators.OperatorKernel()),
-    ]
-    IMPLEMENTATIONS += [
-        Implementation(f"native-{n.name}{how}", n.dtypes, partial(run, n), empty=False)
-        for n in _NATIVE
-        for how, run in (("", _by_kernel), ("-at-once", _at_once))
-    ]
+
+
+IMPLEMENTATIONS += [
+    Implementation(f"{n.name}{way}", n.dtypes, partial(run, n), empty=False)
+    for n in KERNELS
+    for way, run in (("", _by_kernel), ("-at-once", _at_once))
+    if not way or kernels.one_call(n.served)
+]
 if "KERAS_BACKEND" in os.environ:  # a process for one backend of Keras: see test_keras.py
     import keras_contract
 

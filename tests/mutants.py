@@ -320,7 +320,7 @@ MUTANTS = [
     Mutant(
         "renorm remembers the unbiased variance",
         "core/spec.py",
-        "is None else REMEMBERED",
+        "is None else RENORM_ESTIMATOR",
         "is None else self.estimator",
         part="keras",
     ),

@@ -89,7 +89,7 @@ CORE = [
     Mutant(
         "groups that the running statistics normalise are remembered",
         "core/step.py",
-        "batch.moments.count > policy.max_count, batch, xp",
+        "batch.moments.count > policy.max_fallback_count, batch, xp",
         "batch.moments.count >= 0, batch, xp",
     ),
     Mutant(

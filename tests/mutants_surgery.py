@@ -126,7 +126,12 @@ SURGERY = [
         "part.double() if isinstance(part, Tensor)",
         "part.float() if isinstance(part, Tensor)",
     ),
-    Mutant("renormalization as it was told", "surgery/population.py", "is None else REMEMBERED", "is None else chosen"),
+    Mutant(
+        "renormalization as it was told",
+        "surgery/population.py",
+        "is None else RENORM_ESTIMATOR",
+        "is None else chosen",
+    ),
     Mutant(
         "what is of no weight is data",
         "surgery/population.py",
@@ -272,7 +277,7 @@ SURGERY = [
     Mutant(
         "batch renormalization is taken to remember the unbiased variance",
         "surgery/frameworks.py",
-        'object.__setattr__(self, "estimator", REMEMBERED)',
+        'object.__setattr__(self, "estimator", RENORM_ESTIMATOR)',
         "pass",
     ),
 ]

@@ -7,10 +7,14 @@ from typing import Any, Never
 import array_api_compat.numpy
 import array_api_compat.torch
 import array_api_strict
+import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from batchnorm.kernels.native import abi
+from batchnorm.kernels.native import numpy as native
+from batchnorm.torch import operators
 from kernel_calls import Called, eager
 
 
@@ -64,3 +68,28 @@ NAMESPACES = [
     Namespace("torch", array_api_compat.torch, to_torch, ("float16", "bfloat16", "float32", "float64"), cascade=True),
     Namespace("one-by-one", array_api_compat.torch, to_torch, ("float16", "bfloat16", "float32", "float64")),
 ]
+
+
+@dataclass(frozen=True)
+class Served(Namespace):
+    """An array namespace with another kernel than the eager one, for dense arrays."""
+
+    served: Any = None
+
+    @property
+    def kernel(self) -> Called:
+        return Called(self.served, self.xp)
+
+
+def to_ml_dtypes(array: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return an array of a dtype that NumPy may not have itself, with the strides of the given one."""
+    return array.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype, order="K")
+
+
+TORCH_DTYPES = ("float16", "bfloat16", "float32", "float64")
+KERNELS: list[Served] = []
+if not isinstance(abi.load(), str):
+    KERNELS += [
+        Served("native-arrays", np, to_ml_dtypes, TORCH_DTYPES, served=native.KERNEL),
+        Served("native-operators", array_api_compat.torch, to_torch, TORCH_DTYPES, served=operators.OperatorKernel()),
+    ]

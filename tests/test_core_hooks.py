@@ -23,8 +23,7 @@ from batchnorm.renorm import Renorm
 from batchnorm.statistics import Moments, Running
 from batchnorm.torch.backends import plan_tensors
 from choosing import with_backends
-from implementations import to_ml_dtypes
-from namespaces import to_numpy, to_torch
+from namespaces import to_ml_dtypes, to_numpy, to_torch
 from tolerance import assert_close
 
 CUTS = [1, 7, 12]  # where the batch is cut along its first axis: parts of 1, 6, 5 and 8 samples

@@ -1,5 +1,6 @@
 """Which kernel serves a call: backends are asked in order, and adding one is one file and one line."""
 
+import math
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from batchnorm import kernels
-from batchnorm.kernels import Backend, Facts, Kernel, Mode
+from batchnorm.kernels import Backend, BackwardResult, Facts, ForwardResult, Kernel, Mode
 from batchnorm.kernels.eager import EagerKernel
 from batchnorm.kernels.native import abi
 from batchnorm.layout import axes_of
@@ -21,59 +22,80 @@ from tolerance import assert_same_to_project_bound
 
 
 class ToyKernel(EagerKernel):
-    """The eager kernel under another name, which counts its passes."""
+    """The eager kernel in one call each way, which counts its calls."""
 
     name = "toy"
+    needs_reserve = False
 
     def __init__(self) -> None:
         super().__init__(xp, cascade=True)
-        self.passes: list[str] = []
+        self.calls: list[str] = []
 
-    def moments(self, *arguments: Any, **options: Any) -> Any:
-        self.passes.append("moments")
-        return super().moments(*arguments, **options)
+    def has_reserve(self, activation: str | None, *, residual: bool) -> bool:
+        return False
 
-    def affine(self, *arguments: Any, **options: Any) -> Any:
-        self.passes.append("affine")
-        return super().affine(*arguments, **options)
+    def forward(
+        self, x: Any, reduced: Any, gamma: Any, beta: Any, *, eps: float, activation: Any = None, residual: Any = None,
+        weights: Any = None,
+    ) -> ForwardResult:  # fmt: skip
+        self.calls.append("forward")
+        assert weights is None
+        count = x.numel() // math.prod(n for i, n in enumerate(x.shape) if i not in reduced)
+        mean, m2, low = self.moments(x, reduced, count)
+        inv_std = (m2 / count + eps).rsqrt()
+        scale = inv_std if gamma is None else inv_std * gamma
+        shift = xp.zeros_like(scale) if beta is None else beta
+        y = self.affine(x, mean, low, scale, shift, residual=residual, activation=activation)
+        return ForwardResult(y, mean, low, m2, inv_std, None)
 
-    def backward_reduce(self, *arguments: Any, **options: Any) -> Any:
-        self.passes.append("reduce")
-        return super().backward_reduce(*arguments, **options)
-
-    def backward_elementwise(self, *arguments: Any, **options: Any) -> Any:
-        self.passes.append("elementwise")
-        return super().backward_elementwise(*arguments, **options)
+    def backward(
+        self, dy: Any, x: Any, mean: Any, mean_low: Any, inv_std: Any, per_count: Any, scale: Any, shift: Any, *,
+        activation: Any = None, residual: Any = None, reserve: Any = None, weights: Any = None, wants_dx: bool,
+        wants_dz: bool, wants_sums: bool,
+    ) -> BackwardResult:  # fmt: skip
+        self.calls.append("backward")
+        dz = dy
+        if activation is not None:
+            dz = self.backward_activation(dy, x, mean, mean_low, scale, shift, activation=activation, residual=residual)
+        reduced = [i for i, n in enumerate(mean.shape) if n == 1]
+        sum_dz, sum_dz_centred = self.backward_reduce(dz, x, reduced, mean, mean_low)
+        through = (
+            () if per_count is None else (-scale * per_count * inv_std**2 * sum_dz_centred, -scale * per_count * sum_dz)
+        )
+        dx = self.backward_elementwise(dz, x, mean, mean_low, scale, *through)
+        return BackwardResult(dz, sum_dz, sum_dz_centred, dx)
 
 
 def toy_supports(facts: Facts) -> str | None:
     return None if facts.dtype == "float32" else f"the toy kernel has no {facts.dtype}"
 
 
-def stepped(layer: BatchNorm, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def stepped(layer: BatchNorm, x: torch.Tensor, residual: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
     x = x.clone().requires_grad_()
-    y = layer(x)
+    y = layer(x, residual)
     y.backward(torch.linspace(-1.0, 1.0, y.numel(), dtype=y.dtype).reshape(y.shape))
     assert x.grad is not None
     return y.detach(), x.grad, layer.running_var.clone()
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_a_new_backend_serves_layers_and_says_where_it_does_not(fast: bool) -> None:
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("added", [True, False])
+def test_a_new_backend_in_front_of_the_native_one(added: bool, activation: Any) -> None:
     toy, x = ToyKernel(), torch.randn(8, 3, 5)
-    expected = stepped(BatchNorm(3), x)
-    with with_backends(xp, Backend("toy", "cpu", toy_supports, lambda _: toy)):
-        layer = BatchNorm(3)
-        if fast:
-            got = stepped(layer, x)
-        else:
-            with without_fast_step():
-                got = stepped(layer, x)
-        assert toy.passes == ["moments", "affine", "reduce", "elementwise"]
+    residual = torch.randn(8, 3, 5) if added else None
+    expected = stepped(BatchNorm(3, activation=activation), x, residual)
+    others = kernels.registered(xp).backends
+    with with_backends(xp, Backend("toy", "cpu", toy_supports, lambda _: toy), *others):
+        layer, double = BatchNorm(3, activation=activation), BatchNorm(3, activation=activation).double()
+        got = stepped(layer, x, residual)
+        assert toy.calls == ["forward", "backward"]
         assert "kernel=" not in repr(layer)
-        double = BatchNorm(3).double()
-        stepped(double, x.double())
-        assert "kernel=eager: the toy kernel has no float64" in repr(double)
+        stepped(double, x.double(), None if residual is None else residual.double())
+        assert toy.calls == ["forward", "backward"]
+        assert "kernel=native: the toy kernel has no float64" in repr(double)
+        with without_fast_step():
+            stepped(double, x.double())
+        assert "kernel=native: the toy kernel has no float64" in repr(double)
     for a, b in zip(got, expected, strict=True):
         assert_same_to_project_bound(a, b)
 
@@ -140,7 +162,7 @@ def declared(structure: str) -> list[tuple[str, str]]:
     return fields
 
 
-@pytest.mark.parametrize(("name", "structure"), [("bn_call", abi.Call), ("bn_memory", abi.Memory)])
+@pytest.mark.parametrize(("name", "structure"), [("bn_call", abi.Call), ("bn_memory", abi.UpdateCall)])
 def test_the_structures_are_those_of_the_header(name: str, structure: Any) -> None:
     kinds = {"q": "int64_t", "l": "int64_t", "L": "pointer", "Q": "pointer", "d": "double"}
     ours = [(field, kinds[kind._type_]) for field, kind in structure._fields_]

@@ -19,8 +19,9 @@ from batchnorm.kernels.native import abi, numpy
 from batchnorm.layout import axes_of
 from batchnorm.statistics import Statistics
 from choosing import counting
-from implementations import TORCH_DTYPES, Array, dense, lies_apart, to_ml_dtypes
+from implementations import Array, dense, lies_apart
 from kernel_calls import Called, Wanted
+from namespaces import TORCH_DTYPES, to_ml_dtypes
 from regimes import CASES, Case, data
 from tolerance import assert_close, working
 

@@ -13,7 +13,9 @@ from batchnorm.errors import ArgumentError
 
 Clip = float | Callable[[Any], Any]
 CLIPS = ("rmin", "rmax", "dmax")
-REMEMBERED: Estimator = "biased"  # the variance that enters the running statistics, in every framework
+RENORM_ESTIMATOR: Estimator = (
+    "biased"  # under `renorm` the running statistics take in the biased variance, in every framework
+)
 
 
 @dataclass(frozen=True)

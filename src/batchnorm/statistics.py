@@ -208,7 +208,7 @@ def observed(moments: Moments, estimator: Estimator, xp: Namespace, group_axis: 
 
 
 def updated(running: Array, observed: Array, momentum: Array, xp: Namespace) -> Array:
-    """Return s + α·(o − s), where α = `momentum` is the weight of the NEW observation o.
+    """Return s + α·(o − s), where α = `momentum` is the weight of the NEW observation o; so does `moved` of csrc/.
 
     Where α ≥ ½ the same number is written o + (1−α)·(s − o). Each of the two forms is exact at its end: α = 0 leaves s,
     α = 1 gives o, however far apart s and o are.

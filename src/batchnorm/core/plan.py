@@ -15,7 +15,7 @@ _REMEMBERED = 4096  # plans
 
 @dataclass(frozen=True, eq=False)
 class CallPlan:
-    """What the shape of an input, its place in memory and the options of a layer settle for every such call.
+    """Everything about a call that follows from the shape and memory layout of its input and the options of the layer.
 
     Attributes:
         facts: What is known of the call, with ε and the activation.

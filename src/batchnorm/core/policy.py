@@ -74,11 +74,11 @@ class Renormalized:
 
 @dataclass(frozen=True)
 class BatchOrRunning:
-    """The statistics of the batch, and the running ones for groups of at most `max_count` samples by weight."""
+    """The statistics of the batch; the running ones for groups with weights of at most `max_fallback_count` in all."""
 
     batch: Batch | Renormalized
     running: UseRunning
-    max_count: int
+    max_fallback_count: int
     uses_moments = True
 
     def statistics(self, plan: CallPlan, moments: Moments) -> Statistics:
@@ -87,7 +87,7 @@ class BatchOrRunning:
             self.batch.statistics(plan, moments),
             moments.count,
             self.running.statistics(plan),
-            max_fallback_count=self.max_count,
+            max_fallback_count=self.max_fallback_count,
             xp=plan.xp,
         )
 
@@ -124,7 +124,7 @@ def choose(
     batch: Batch | Renormalized = Batch()
     if clips and running is not None:
         batch = Renormalized(running.renorm_mean, running.renorm_stddev, *clips)
-    if fallback is not None and weighted:
+    if fallback is not None and weighted:  # a group whose weights are all zero has no statistics of its own
         return BatchOrRunning(batch, fallback, spec.max_fallback_count)
     return batch
 
@@ -144,7 +144,7 @@ def with_arrays(policy: Policy, arrays: tuple[Any, ...]) -> Policy:
     """Return the same policy with other arrays, in the order of `ARRAYS`."""
     if isinstance(policy, BatchOrRunning):
         batch: Any = with_arrays(policy.batch, arrays)
-        return BatchOrRunning(batch, UseRunning(*arrays[:2]), policy.max_count)
+        return BatchOrRunning(batch, UseRunning(*arrays[:2]), policy.max_fallback_count)
     if isinstance(policy, UseRunning):
         return UseRunning(*arrays[:2])
     return Renormalized(*arrays[2:]) if isinstance(policy, Renormalized) else policy

@@ -15,7 +15,7 @@ from batchnorm.conventions import (
 )
 from batchnorm.errors import ArgumentError
 from batchnorm.layout import Axis, normalise_axis
-from batchnorm.renorm import REMEMBERED, Renorm
+from batchnorm.renorm import RENORM_ESTIMATOR, Renorm
 
 NonFinite = Literal["skip", "raise", "propagate"]
 SmallBatch = Literal["raise", "running", "allow"]
@@ -79,7 +79,7 @@ class NormSpec:
     @property
     def observed_estimator(self) -> Estimator:
         """Return the estimator of the variance that the running statistics take in: under `renorm` the biased one."""
-        return self.estimator if self.renorm is None else REMEMBERED
+        return self.estimator if self.renorm is None else RENORM_ESTIMATOR
 
     @property
     def max_fallback_count(self) -> int:

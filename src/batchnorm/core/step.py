@@ -17,7 +17,7 @@ from batchnorm.statistics import Array, Moments, Namespace, Observed, Running, i
 
 
 class Frontend(Protocol):
-    """How a framework takes part in a step."""
+    """How a framework takes part in a step: `FRONTEND` of torch/autograd.py, and `OpsFrontend` of keras/backend.py."""
 
     @property
     def xp(self) -> Namespace:
@@ -29,7 +29,7 @@ class Frontend(Protocol):
         ...
 
     def normalize(self, plan: CallPlan, inputs: NormInputs, policy: Policy) -> tuple[Array, Moments | None]:
-        """Return `passes.forward` as the framework differentiates it, and the moments, which carry no gradient."""
+        """Run `passes.forward` under the framework's autograd; return the output and the moments, as constants."""
         ...
 
 
@@ -80,7 +80,7 @@ def train(
     elif is_number(groups) and groups == 1:
         y, moments = frontend.normalize(plan, inputs, policy)
     else:
-        y, moments = _normalize_ghost(frontend, spec, inputs, policy, (axes, groups))
+        y, moments = _normalize_virtual_batches(frontend, spec, inputs, policy, (axes, groups))
         grouped = True
     if moments is None:
         raise ArgumentError("a training step needs a policy that uses the moments of the batch")
@@ -90,9 +90,9 @@ def train(
             "the running statistics untouched and goes on)"
         )
     batch = _in_parameters_shape(moments, axes, shape, grouped=grouped, xp=xp)
-    if isinstance(policy, BatchOrRunning) and policy.max_count and not is_number(batch.moments.count):
+    if isinstance(policy, BatchOrRunning) and policy.max_fallback_count and not is_number(batch.moments.count):
         # Groups normalised by the running statistics do not update them.
-        batch = keep_if(batch.moments.count > policy.max_count, batch, xp)
+        batch = keep_if(batch.moments.count > policy.max_fallback_count, batch, xp)
     return y, batch
 
 
@@ -115,7 +115,7 @@ def zero_masked(x: Array, weights: Array, xp: Namespace) -> Array:
     return xp.where((weights > 0) | xp.isfinite(x), x, xp.zeros_like(x))
 
 
-def _normalize_ghost(
+def _normalize_virtual_batches(
     frontend: Frontend, spec: NormSpec, inputs: NormInputs, policy: Policy, into: tuple[Axes, Any]
 ) -> tuple[Array, Moments | None]:
     """Normalise each of the groups by its own statistics: sample i of the batch belongs to group i mod G.

@@ -88,9 +88,11 @@ class BackwardResult(NamedTuple):
 class Kernel(Protocol):
     """One implementation of the passes over the data, forward and backward.
 
-    z is the output before the activation, w the weights of samples in an array that broadcasts against x. Arrays of
-    features have the kept shape (the rank of x, 1 on the reduced axes) and the working precision: float32, or float64
-    for float64 input. The mean is the sum `mean + mean_low`; None for the second is zero.
+    z is the output before the activation, w the weights of samples in an array that broadcasts against x. Statistics
+    have the kept shape (the rank of x, 1 on the reduced axes) and the working precision: float32, or float64 for
+    float64 input. γ, β and what is made of them alone have 1 on the axis of virtual batches too, and may have to be
+    broadcast. The mean is the sum `mean + mean_low`; an argument `mean_low` of None is zero. A kernel imports no
+    framework: it is given the array namespace, and operators where it needs them, when it is made.
     """
 
     @property
@@ -183,11 +185,15 @@ class OneCallKernel(Kernel, Protocol):
         residual: Array | None = None,
         weights: Array | None = None,
     ) -> ForwardResult:
-        """Return y = act(γ·(x−μ)/√(σ²+ε) + β + residual) and the statistics of the batch."""
+        """Return y = act(γ·(x−μ)/√(σ²+ε) + β + residual) and the statistics of the batch.
+
+        It is called where the statistics of the batch alone normalise, and no process exchanges moments. With weights N
+        is the sum of the weights broadcast along the reduced axes.
+        """
         ...
 
     def has_reserve(self, activation: str | None, *, residual: bool) -> bool:
-        """Return whether `forward` returns a reserve."""
+        """Return whether `forward` returns a reserve for such a call: the two must agree."""
         ...
 
     def backward(
@@ -209,7 +215,13 @@ class OneCallKernel(Kernel, Protocol):
         wants_dz: bool,
         wants_sums: bool,
     ) -> BackwardResult:
-        """Return dz, Σdz, Σdz·(x−μ) and dx; `per_count` is 1/N, None where the statistics are constants."""
+        """Return dz = dy·act'(z), Σdz, Σdz·(x−μ), and dx.
+
+        dx = scale·dz − w·scale·per_count·(Σdz + (x−μ)·inv_std²·Σdz·(x−μ)), where the sums are over the axes on which
+        `mean` has 1, and not weighted. Where `per_count`, 1/N, is None, the statistics are constants: dx = scale·dz.
+        `scale` and `shift` are those of the affine map; a `shift` of None is zero, or not needed without an activation.
+        `dy` may lie otherwise in memory than x, or be expanded. The residual is None where `reserve` stands for it.
+        """
         ...
 
 

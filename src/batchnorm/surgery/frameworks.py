@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from batchnorm.conventions import FLAX, KERAS, TORCH, Convention, Estimator
 from batchnorm.errors import ArgumentError, ShapeError
-from batchnorm.renorm import REMEMBERED, Renorm
+from batchnorm.renorm import RENORM_ESTIMATOR, Renorm
 from batchnorm.torch.layers import OPTIONS
 
 Numbers = NDArray[Any] | None
@@ -52,7 +52,7 @@ class LayerState:
         if arrays["mean"] is None or arrays["variance"] is None:
             raise ArgumentError("the layer keeps no running statistics, and without them there is nothing to go on by")
         if self.renorm_mean is not None:
-            object.__setattr__(self, "estimator", REMEMBERED)
+            object.__setattr__(self, "estimator", RENORM_ESTIMATOR)
         lengths = {name: array.size for name, array in arrays.items() if array is not None}
         if len(set(lengths.values())) > 1:
             raise ShapeError(f"the arrays of a layer have one length, got {lengths}")

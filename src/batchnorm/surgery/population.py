@@ -12,7 +12,7 @@ from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import zero_masked
 from batchnorm.errors import BatchNormError
 from batchnorm.layout import Axes, axes_of
-from batchnorm.renorm import REMEMBERED
+from batchnorm.renorm import RENORM_ESTIMATOR
 from batchnorm.statistics import Moments, divisor, merge, observed_variance
 from batchnorm.surgery.places import Place
 from batchnorm.torch.backends import plan_tensors
@@ -91,7 +91,7 @@ class Population:
             moments = merge(moments, whole._replace(count=rest, m2=whole.m2 * (rest / divisor(whole.count, xp))), xp)
         shape = self.layer.running_mean.shape
         chosen: Estimator = getattr(self.layer, "running_variance", TORCH.running_variance)
-        estimator = chosen if getattr(self.layer, "renorm", None) is None else REMEMBERED
+        estimator = chosen if getattr(self.layer, "renorm", None) is None else RENORM_ESTIMATOR
         var = observed_variance(moments, estimator, xp)
         return (moments.mean + moments.mean_low).reshape(shape), var.reshape(shape)
 

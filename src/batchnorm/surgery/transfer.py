@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from batchnorm.conventions import TORCH
 from batchnorm.errors import ArgumentError
-from batchnorm.renorm import REMEMBERED
+from batchnorm.renorm import RENORM_ESTIMATOR
 from batchnorm.surgery.frameworks import FRAMEWORKS, LayerState
 
 
@@ -57,7 +57,7 @@ def _options_kept(layer: LayerState, target: str) -> tuple[LayerState, list[str]
 def _fitted(layer: LayerState, target: str, count: float | None) -> tuple[LayerState, list[str]]:
     """Return what of a layer the target can hold, with its estimate of the variance, and notes on the rest."""
     layer, notes = _options_kept(layer, target)
-    wanted = FRAMEWORKS[target].convention.running_variance if layer.renorm_mean is None else REMEMBERED
+    wanted = FRAMEWORKS[target].convention.running_variance if layer.renorm_mean is None else RENORM_ESTIMATOR
     if layer.estimator != wanted and count is not None:
         factor = (count - 1) / count if wanted == "biased" else count / (count - 1)
         layer = replace(layer, variance=layer.variance * layer.variance.dtype.type(factor), estimator=wanted)

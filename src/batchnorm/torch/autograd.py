@@ -21,7 +21,7 @@ from batchnorm.torch.backends import facts_of, plan_tensors
 from batchnorm.torch.tracing import is_plain_tensor, mode, snapshot, will_be_differentiated
 
 
-class Call(NamedTuple):
+class NormalizeCall(NamedTuple):
     """What is no tensor: the plan, and the policy without its arrays."""
 
     plan: CallPlan
@@ -75,8 +75,8 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     @_named
-    def forward(call: Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return y, and the tensors that `Call.outputs` names."""
+    def forward(call: NormalizeCall, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return y, and the tensors that `NormalizeCall.outputs` names."""
         inputs, policy = call.arranged(tensors)
         y, saved = passes.forward(call.plan, inputs, policy)
         values = {} if saved.moments is None else saved.moments._asdict()
@@ -161,7 +161,7 @@ class TorchFrontend:
             return y, None
         mean, var, renorm_mean, renorm_stddev, *clips = arrays_of(policy)
         arrays = [None if a is None else snapshot(a) for a in (mean, var, renorm_mean, renorm_stddev)] + clips
-        call = Call(plan, with_arrays(policy, (None,) * len(ARRAYS)))
+        call = NormalizeCall(plan, with_arrays(policy, (None,) * len(ARRAYS)))
         y, *statistics = Normalize.apply(call, *inputs, *arrays)  # pyright: ignore
         if not policy.uses_moments:
             return y, None

@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
 _HELD = ("activation=", "axis=", "nonfinite='propagate'")  # options that training by torch's operators holds
 
 
-class Call(NamedTuple):
+class ExportCall(NamedTuple):
     """What a layer is called with: x, its parameters and statistics by name, the residual, and weights of samples."""
 
     x: Tensor
@@ -65,14 +65,14 @@ def _lost(layer: Any, chosen: Sequence[str], *, weighted: bool) -> list[str]:
     return lost
 
 
-def _checked(layer: Any, call: Call) -> tuple[NormInputs, Axes]:
+def _checked(layer: Any, call: ExportCall) -> tuple[NormInputs, Axes]:
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and torch warns of each that is compared
         inputs = NormInputs(call.x, call.named["weight"], call.named["bias"], call.residual, call.weights)
         return inputs, axes_of(call.x.ndim, layer.axis)
     return check_call(layer.spec, call.x, call.named, residual=call.residual, weights=call.weights)
 
 
-def normalize(layer: Any, call: Call, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:
+def normalize(layer: Any, call: ExportCall, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:
     """Return the output of a layer by torch's operators, and update its statistics; None where these do not serve.
 
     In training a program holds what torch's own layer does: a batch with inf or NaN is not skipped.

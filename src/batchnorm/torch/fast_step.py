@@ -1,7 +1,7 @@
-"""A step in one call of the native library, with as little as possible in between.
+"""The forward, the backward and the update of a plain step, in one call of the native library each.
 
-Small batches notice every operation. These are functions of tensors and a `CallPlan`, which compute what `Normalize`
-and `core.step.update` compute; whatever they do not serve, or find wrong, they leave to these.
+Small batches notice every operation. These are functions of tensors and of a call that has been checked, and compute
+what `Normalize` and `core.step.update` compute. Other calls, and invalid ones, go to the general path, which raises.
 """
 
 import math
@@ -29,7 +29,7 @@ from batchnorm.torch.check import has_memory
 from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
 _LIBRARY: Any = abi.load()
-_copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.Memory.from_buffer_copy
+_copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.UpdateCall.from_buffer_copy
 _address, _elements = Tensor.data_ptr, Tensor.numel
 
 
@@ -69,7 +69,7 @@ class ReadyCall(NamedTuple):
         dtype: Of x.
         held: γ, β, the running mean and variance, and the count of batches.
         tensors: Those of the five that are not None.
-        addresses: Of the tensors: to assign to `.data` leaves a tensor the same object.
+        addresses: Data pointers of the tensors; assigning to `.data` changes them, but not the object.
         elements: How many numbers each of the tensors has, likewise.
         trains: Whether one call serves a training step.
         fast: The plan.
@@ -91,13 +91,13 @@ class ReadyCall(NamedTuple):
     trains: bool
     fast: FastPlan
     note: str | None
-    memory: abi.Memory | None
+    memory: abi.UpdateCall | None
     updated: tuple[Tensor, ...]
     inference: abi.Call | None
 
 
 def serves(x: Tensor, residual: Tensor | None) -> bool:
-    """Return whether these are plain tensors on a CPU, alike in memory, and nobody must see what is done to them."""
+    """Return whether these are plain tensors on a CPU, alike in memory, which no tracer, transform or mode observes."""
     return (
         mode() is Mode.EAGER
         and is_plain_on_cpu(x)
@@ -123,7 +123,7 @@ def is_same(last: ReadyCall, spec: NormSpec, x: Tensor, held: tuple[Tensor | Non
 
 
 def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCall | None:
-    """Return a call that one call of the library serves, or None where it does not.
+    """Return a `ReadyCall` if the native library can run this call, else None.
 
     Args:
         spec: The options of the layer.
@@ -155,9 +155,9 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
     )  # fmt: skip
 
 
-def _memory(spec: NormSpec, fast: FastPlan, mean: Tensor, var: Tensor, batches: Tensor | None = None) -> abi.Memory:
+def _memory(spec: NormSpec, fast: FastPlan, mean: Tensor, var: Tensor, batches: Tensor | None = None) -> abi.UpdateCall:
     """Return an update of the running statistics with all but the moments."""
-    return abi.Memory(
+    return abi.UpdateCall(
         fast.numbers // 5, abi.DTYPES[NAMES[fast.dtype]], running_mean=mean.data_ptr(), running_var=var.data_ptr(),
         batches=0 if batches is None else batches.data_ptr(), count=fast.plan.count, momentum=spec.momentum,
         unbiased=spec.estimator == "unbiased", skip=spec.nonfinite == "skip",

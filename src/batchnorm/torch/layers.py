@@ -235,7 +235,7 @@ class BatchNorm(RunningStatistics):
                 (or in its full rank, with 1 there). Statistics are those of every sample repeated `weights` times; at
                 weight 0 it is as if it were not there, though its output is still normalised. They are frequencies, of
                 mean one rather than sum one: N = Σw. No gradient; refused where negative or not finite, on a CPU.
-            **unknown: None: of another name, such as Keras' `mask`, a TypeError says what it is here.
+            **unknown: Not accepted; for names of other frameworks, such as `mask`, the TypeError says the right one.
 
         Returns:
             y, in the shape and dtype of `input`.
@@ -280,7 +280,7 @@ class BatchNorm(RunningStatistics):
         )
 
     def _normalize_in_one_call(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
-        """Return the output where one call of the native library computes it, else None."""
+        """Return the output by the native library, and update the running statistics; None where it does not serve."""
         ready = self._ready(x)
         if ready is None:
             return None
@@ -323,6 +323,7 @@ class BatchNorm(RunningStatistics):
         return ready
 
     def _normalize(self, input: Tensor, residual: Tensor | None, weights: Tensor | None) -> Tensor:
+        """Return the output by the general path: check, plan, choose the statistics, normalise, update."""
         if isinstance(input, Tensor):
             self._check_input_dim(input)
         spec = self._checked_spec()
@@ -332,7 +333,7 @@ class BatchNorm(RunningStatistics):
         running, clips = self._running_before(input, by_batch=by_batch, weighted=weights is not None)
         named = self._named(running, clips)
         if is_exporting():
-            call = exported.Call(input, named, residual, weights)
+            call = exported.ExportCall(input, named, residual, weights)
             y = exported.normalize(self, call, by_batch=by_batch, chosen=self._chosen())
             if y is not None:
                 return y

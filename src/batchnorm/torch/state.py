@@ -135,7 +135,11 @@ class RunningStatistics(_BatchNorm):
         return Running(*(self._buffers.get(n) for n in STATISTICS))
 
     def _before_call(self, x: Tensor | None) -> tuple[Running, Tensor | None]:
-        """Return the running statistics and the step; with x, those of the first forward where this repeats it on x."""
+        """Return the running statistics and the step before a call.
+
+        If the call computes an earlier forward on x again, as activation checkpointing does, they are those before that
+        forward.
+        """
         running, count = self._running(), self.num_batches_tracked
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or in_transform():
             return running, count

@@ -38,7 +38,7 @@ class Call(ctypes.Structure):
     )
 
 
-class Memory(ctypes.Structure):
+class UpdateCall(ctypes.Structure):
     """`bn_memory`: an update of running statistics."""
 
     _fields_ = (
@@ -54,7 +54,8 @@ class Library:
     """The loaded library.
 
     Attributes:
-        functions: `bn_…`, by name; each takes a structure and returns 0, or the number of an error.
+        functions: `bn_…` of csrc/kernels.cpp, by name. A pass returns 0 or a `bn_error`; `remember` returns 1 where the
+            statistics have changed, 0 where the batch was skipped, and minus a `bn_error`.
         handle: All of it.
     """
 
@@ -67,7 +68,7 @@ class Library:
         if error:
             raise failure(function, error)
 
-    def update(self, memory: Memory) -> bool:
+    def update(self, memory: UpdateCall) -> bool:
         """Update running statistics; return whether they have changed, False for a batch that was skipped."""
         changed = self.functions["remember"](memory)
         if changed < 0:
@@ -110,7 +111,7 @@ def load() -> Library | str:
     handle.bn_use_threads.argtypes = [ctypes.c_int64]
     for name in PASSES:
         getattr(handle, f"bn_{name}").argtypes = [ctypes.POINTER(Call)]
-    handle.bn_remember.argtypes = [ctypes.POINTER(Memory)]
+    handle.bn_remember.argtypes = [ctypes.POINTER(UpdateCall)]
     return Library({name: getattr(handle, f"bn_{name}") for name in (*PASSES, "remember")}, handle)
 
 
