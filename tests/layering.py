@@ -12,6 +12,7 @@ ROWS = [
     "__main__",  # python -m batchnorm
     "cli",
     "study+batch_size+bench+audit+surgery",
+    "models",
     "torch keras jax numpy",
     "core",
     "kernels",

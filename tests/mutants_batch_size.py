@@ -102,14 +102,14 @@ BATCH_SIZE = [
     ),
     Mutant(
         "gradients are gone afterwards",
-        "torch/preserve.py",
+        "models/preserve.py",
         "            parameter.grad = gradient\n",
         "            pass\n",
     ),
-    Mutant("python's random numbers go on", "torch/preserve.py", "                random.setstate(python)\n", ""),
+    Mutant("python's random numbers go on", "models/preserve.py", "                random.setstate(python)\n", ""),
     Mutant(
         "what is noted down stays",
-        "torch/preserve.py",
+        "models/preserve.py",
         "        for put_back in self._insides:\n            put_back()\n",
         "",
     ),

@@ -116,7 +116,7 @@ def part_of(file: str) -> str:
     """Return the part that tries a file of the package."""
     if file in NATIVE:
         return "native"
-    if file == "torch/preserve.py":
+    if file == "models/preserve.py":
         return "batch_size"  # whose tests look after every bit
     if file == "kernels/dispatch.py":
         return "core"

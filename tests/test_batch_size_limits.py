@@ -22,7 +22,7 @@ from batchnorm.batch_size.statistics_noise import LayerNoise
 from batchnorm.batch_size.throughput import fit, monotone
 from batchnorm.batch_size.training import Pilot, Stage, Training
 from batchnorm.batch_size.work import Samples, Work
-from batchnorm.torch.preserve import preserved
+from batchnorm.models.preserve import preserved
 
 CPU = torch.device("cpu")
 

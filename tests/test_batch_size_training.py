@@ -18,7 +18,7 @@ from batchnorm.batch_size.gradient_noise import Block, GroupGradients
 from batchnorm.batch_size.judge import Choice
 from batchnorm.batch_size.training import Pilot, Stage, Training, tuned_rate
 from batchnorm.batch_size.work import Samples, Work
-from batchnorm.torch.preserve import preserved
+from batchnorm.models.preserve import preserved
 from test_batch_size_limits import found as measurements
 
 HALF_DECADE, LINE = math.sqrt(10.0), tolerance.EXACT_LINE

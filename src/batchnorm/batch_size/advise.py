@@ -21,7 +21,7 @@ from batchnorm.batch_size.memory import meter
 from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import Samples, Work
 from batchnorm.errors import ArgumentError
-from batchnorm.torch.preserve import preserved, training_mode
+from batchnorm.models.preserve import preserved, training_mode
 
 SEEDS_APART = 1_000_003  # of two processes, which are to draw other rows
 

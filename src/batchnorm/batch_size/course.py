@@ -23,7 +23,7 @@ from batchnorm.batch_size.statistics_noise import Listener
 from batchnorm.batch_size.training import Training
 from batchnorm.batch_size.work import FEWEST_ROWS, MOST_HELD_OUT, Work
 from batchnorm.errors import ArgumentError
-from batchnorm.torch.preserve import held_generators
+from batchnorm.models.preserve import held_generators
 
 ROUNDS, MOST_ROUNDS = 15, 200  # of timing: so many, and more until
 LONG_ENOUGH = 2.0  # seconds have passed: whatever else runs comes in bursts

@@ -14,7 +14,7 @@ from batchnorm.batch_size import gradient_noise
 from batchnorm.batch_size.decision import momentum_for
 from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
 from batchnorm.batch_size.work import Work
-from batchnorm.torch.preserve import Snapshot, held_buffers
+from batchnorm.models.preserve import Snapshot, held_buffers
 
 HALF_DECADE = math.sqrt(10.0)
 RATES = tuple(float(f"{10.0 ** (-3 + i / 2):.2g}") for i in range(9))  # of plain SGD: 0.001 to 10

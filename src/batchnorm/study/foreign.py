@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from batchnorm.errors import ArgumentError
+from batchnorm.models.preserve import held_numbers
 from batchnorm.outputs import told
 from batchnorm.study.data import DataError
-from batchnorm.torch.preserve import held_numbers
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from batchnorm.models.preserve import preserved
 from batchnorm.study.networks import ReplicaLinear
 from batchnorm.study.own_model import SideBySide
 from batchnorm.study.training import Rows, losses, train_mode
-from batchnorm.torch.preserve import preserved
 
 
 @contextmanager

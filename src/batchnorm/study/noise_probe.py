@@ -12,9 +12,9 @@ from batchnorm.batch_size import gradient_noise
 from batchnorm.batch_size.gradient_noise import Block, GroupGradients, NoiseScale
 from batchnorm.batch_size.judge import along
 from batchnorm.batch_size.training import FIRST, Pilot, Stage
+from batchnorm.models.preserve import held_buffers
 from batchnorm.study.own_model import SideBySide
 from batchnorm.study.training import Rows, evaluated_steps, losses, predict, train_mode
-from batchnorm.torch.preserve import held_buffers
 
 
 def stages(steps: int) -> list[int]:

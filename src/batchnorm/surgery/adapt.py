@@ -7,12 +7,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.models.preserve import Buffers, all_or_none, bring_back
 from batchnorm.surgery.passes import Reading, Run, measured
 from batchnorm.surgery.places import Layers
 from batchnorm.surgery.population import Population
 from batchnorm.surgery.recalibrate import enough, measurable, renew, samples_and_batches
 from batchnorm.surgery.report import Report, require_change
-from batchnorm.torch.preserve import Buffers, all_or_none, bring_back
 
 
 @dataclass(frozen=True)

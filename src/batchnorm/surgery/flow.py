@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from batchnorm.models.preserve import preserved
 from batchnorm.surgery.folding import WEIGHTED, weighted
 from batchnorm.surgery.places import is_normalization, places, require_numbers, uncompiled
-from batchnorm.torch.preserve import preserved
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel, nn.parallel.DistributedDataParallel)
 READS = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__"}  # uses that make no tensor

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from batchnorm.errors import ArgumentError, BatchNormError
+from batchnorm.models.preserve import held_generators, held_numbers, preserved
 from batchnorm.surgery.flow import tensors_in
 from batchnorm.surgery.places import Place, epsilon, require_numbers, uncompiled
 from batchnorm.surgery.population import Population, settle
 from batchnorm.surgery.ranks import everyones, pool, portable
 from batchnorm.surgery.report import written
-from batchnorm.torch.preserve import held_generators, held_numbers, preserved
 
 Run = Callable[[nn.Module, Any], Any]
 HINT = "`call`, a function of model and batch, says how to run a batch"

@@ -5,11 +5,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from batchnorm.models.preserve import all_or_none
 from batchnorm.surgery.passes import Reading, Run, measured
 from batchnorm.surgery.places import Layers, Place, chosen, epsilon, is_frozen_class, is_normalization, places
 from batchnorm.surgery.population import Population, settle
 from batchnorm.surgery.report import Change, Left, Report, require_change
-from batchnorm.torch.preserve import all_or_none
 
 LEAST = 2  # values per feature: of one there is no variance
 

@@ -39,10 +39,10 @@ def _insides(value: Any, seen: set[int], *, deep: bool = True) -> list[Callable[
     if type(value) not in _HOLDERS:
         return []
     held = copy.copy(value)
-    found: list[Callable[[], object]] = [lambda: _refill(value, held)]
+    insides: list[Callable[[], object]] = [lambda: _refill(value, held)]
     for part in list(held.values() if isinstance(held, dict) else held) if deep else []:
-        found += _insides(part, seen)
-    return found
+        insides += _insides(part, seen)
+    return insides
 
 
 @torch.no_grad()
@@ -61,18 +61,18 @@ class _Attributes:
 
     def __init__(self, owner: Any) -> None:
         self._owner, seen = owner, set[int]()
-        self._found = dict(vars(owner))
+        self._before = dict(vars(owner))
         self._insides: list[Callable[[], object]] = []
-        for name, value in self._found.items():
+        for name, value in self._before.items():
             if "_hooks" in name:
                 continue  # those who listen meanwhile go on listening
             self._insides += _insides(value, seen, deep=name not in _KEPT_ELSEWHERE)
 
     def restore(self) -> None:
-        kept: dict[str, Any] = vars(self._owner)
-        for name in [n for n in kept if n not in self._found]:
-            del kept[name]
-        kept.update(self._found)
+        now: dict[str, Any] = vars(self._owner)
+        for name in [n for n in now if n not in self._before]:
+            del now[name]
+        now.update(self._before)
         for put_back in self._insides:
             put_back()
 
