@@ -35,7 +35,7 @@ class Plain(BatchNorm):
     """The passes alone: nothing checked, nothing chosen, nothing guarded."""
 
     def forward(self, input: Tensor, residual: Any = None, weights: Any = None) -> Tensor:
-        spec, inputs = self.spec, NormInputs(input, self.weight, self.bias)
+        spec, inputs = self.norm_spec, NormInputs(input, self.weight, self.bias)
         call, running = (
             FRONTEND.plan(spec, inputs, axes_of(input.ndim, 1)),
             Running(self.running_mean, self.running_var),

@@ -54,10 +54,11 @@ class Called:
     def backward(
         self, dy: Any, x: Any, using: Statistics, scale: Any, shift: Any, *, wants: Wanted, **options: Any
     ) -> BackwardResult:
-        fixed = statistics.is_number(using.per_count) and not using.per_count
+        counted = statistics.is_number(using.per_count)
         return self.kernel.backward(
-            dy, x, using.mean, _low(using), using.inv_std, None if fixed else using.per_count, scale, shift,
-            wants_dx=wants.dx, wants_dz=wants.dz, wants_sums=wants.sums, **options,
+            dy, x, using.mean, _low(using), using.inv_std, None if counted else using.per_count, scale, shift,
+            fixed=counted and not using.per_count, wants_dx=wants.dx, wants_dz=wants.dz, wants_sums=wants.sums,
+            **options,
         )  # fmt: skip
 
     def backward_activation(self, dy: Any, x: Any, using: Statistics, scale: Any, shift: Any, **options: Any) -> Any:

@@ -167,3 +167,49 @@ def test_the_facts_of_a_tensor_on_a_gpu_choose_it() -> None:
     assert unsupported(facts) == Mode.DISPATCH_MODE.value
     assert unsupported(facts._replace(mode=Mode.EAGER, is_plain=True)) is None
     assert unsupported(facts._replace(mode=Mode.EAGER, is_plain=False)) is not None
+
+
+def strided(x: Tensor) -> Tensor:
+    return torch.stack((x, x), -1)[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(strided, "the input lies in no memory format of torch"), (lambda x: x[:, :0], "the input is empty")],
+)
+def test_what_cudnn_would_refuse_is_left_to_the_eager_kernel(make: Any, reason: str) -> None:
+    x = make(normal((4, 3, 6, 7)))
+    facts = facts_of(NormInputs(x), axes_of(4, 1), activation=None, eps=1e-5)
+    assert unsupported(facts) == reason
+    assert unsupported(facts_of(NormInputs(normal((4, 3, 6, 7))), axes_of(4, 1), activation=None, eps=1e-5)) is None
+    last = normal((4, 3, 6, 7)).to(memory_format=torch.channels_last)
+    assert unsupported(facts_of(NormInputs(last), axes_of(4, 1), activation=None, eps=1e-5)) is None
+
+
+def test_forward_and_backward_let_torch_choose_by_the_same_arguments() -> None:
+    given: list[list[bool]] = []
+
+    class Noting(Operators):
+        def __getattr__(self, name: str) -> Any:
+            call = super().__getattr__(name)
+
+            def noted(*arguments: Any) -> Any:
+                at = (1, 2) if name == "_batch_norm_with_update" else (2,)
+                given.append([arguments[i] is not None for i in at])
+                return call(*arguments)
+
+            return noted
+
+    with with_backends(xp, as_on_a_gpu(Noting())):
+        step(BatchNorm(3, affine=False).double(), normal((8, 3)), normal((8, 3), 1))
+    assert given == [[True, True], [True]]
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_one_value_that_is_not_finite_is_skipped(bad: float) -> None:
+    layer = BatchNorm(3, small_batch="allow")
+    with with_backends(xp, as_on_a_gpu(Operators())), pytest.warns(RuntimeWarning, match="1 batch"):
+        layer(torch.tensor([[bad, 0.0, 0.0]]))
+    assert layer.running_mean is not None
+    assert layer.running_mean.isfinite().all()
+    assert layer.skipped() == 1

@@ -50,7 +50,8 @@ class ToyKernel(EagerKernel):
 
     def backward(
         self, dy: Any, x: Any, mean: Any, mean_low: Any, inv_std: Any, per_count: Any, scale: Any, shift: Any, *,
-        activation: Any = None, residual: Any = None, reserve: Any = None, weights: Any = None, wants_dx: bool,
+        fixed: bool = False, activation: Any = None, residual: Any = None, reserve: Any = None, weights: Any = None,
+        wants_dx: bool,
         wants_dz: bool, wants_sums: bool,
     ) -> BackwardResult:  # fmt: skip
         self.calls.append("backward")
@@ -59,9 +60,8 @@ class ToyKernel(EagerKernel):
             dz = self.backward_activation(dy, x, mean, mean_low, scale, shift, activation=activation, residual=residual)
         reduced = [i for i, n in enumerate(mean.shape) if n == 1]
         sum_dz, sum_dz_centred = self.backward_reduce(dz, x, reduced, mean, mean_low)
-        through = (
-            () if per_count is None else (-scale * per_count * inv_std**2 * sum_dz_centred, -scale * per_count * sum_dz)
-        )
+        share = mean.numel() / x.numel() if per_count is None else per_count
+        through = () if fixed else (-scale * share * inv_std**2 * sum_dz_centred, -scale * share * sum_dz)
         dx = self.backward_elementwise(dz, x, mean, mean_low, scale, *through)
         return BackwardResult(dz, sum_dz, sum_dz_centred, dx)
 

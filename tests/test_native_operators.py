@@ -59,9 +59,9 @@ def examples(
         "affine": [(x, mean, None, scale, shift, None, "relu"), (x, mean, low, scale, shift, residual, None)],
         "forward": [(x, reduced, scale, None, 1e-5, "silu", residual, weights)],
         "backward": [
-            (dy, x, *full, "gelu", residual, None, weights, True, True, True),
-            (dy, x, *full[:3], None, scale, None, None, None, None, None, True, True, False),
-            (dy, x, *full, "relu", None, None, None, False, True, True),
+            (dy, x, *full, False, "gelu", residual, None, weights, True, True, True),
+            (dy, x, *full[:3], None, scale, None, True, None, None, None, None, True, True, False),
+            (dy, x, *full[:3], None, *full[4:], False, "relu", None, None, None, False, True, True),
         ],
         "backward_reduce": [(dy, x, reduced, mean, None), (dy, x, reduced, mean, low)],
         "backward_elementwise": [(dy, x, mean, low, scale, shift, inv_std, weights)],

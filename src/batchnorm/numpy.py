@@ -59,7 +59,9 @@ class Gradients:
     residual: Array | None
 
 
-def _floating(x: ArrayLike) -> Array:
+def _floating(x: ArrayLike, *, eps: float, activation: str | None) -> Array:
+    check_epsilon(eps)
+    check_activation(activation)
     values = np.asarray(x)
     if values.dtype.kind != "f" and values.dtype.name != "bfloat16":
         raise DtypeError(f"`x` must be an array of floating-point numbers, got {values.dtype} (`.astype` makes it so)")
@@ -69,8 +71,6 @@ def _floating(x: ArrayLike) -> Array:
 
 
 def _planned(x: Array, residual: Array | None, *, axis: Axis, eps: float, activation: str | None) -> CallPlan:
-    check_epsilon(eps)
-    check_activation(activation)
     dtype = x.dtype.name if x.dtype.isnative else str(x.dtype)
     added = None if residual is None else residual.dtype.name
     facts = Facts(axes_of(x.ndim, axis), x.shape, strides(x), dtype, residual=added, activation=activation, eps=eps)
@@ -78,10 +78,10 @@ def _planned(x: Array, residual: Array | None, *, axis: Axis, eps: float, activa
 
 
 def _per_feature(name: str, numbers: ArrayLike | None, x: Array, axis: Axis) -> Array | None:
-    """Return one number for each feature, in the parameters' shape and the working dtype."""
+    """Return a copy of one number for each feature, in the parameters' shape and the working dtype."""
     if numbers is None:
         return None
-    shape, values = axes_of(x.ndim, axis).parameter_shape(x.shape), np.asarray(numbers, working_dtype(x.dtype, np))
+    shape, values = axes_of(x.ndim, axis).parameter_shape(x.shape), np.array(numbers, working_dtype(x.dtype, np))
     if values.size != math.prod(shape):
         raise ShapeError(
             f"`{name}` must hold a number for each of {math.prod(shape)} features, got shape {values.shape}"
@@ -130,7 +130,7 @@ def train(
     >>> train(np.array([[1.0], [3.0]]), eps=1.25).y.ravel().tolist()  # μ = 2, σ² = 1, √(1 + 1.25) = 3/2
     [-0.6666666666666666, 0.6666666666666666]
     """
-    values = _floating(x)
+    values = _floating(x, eps=eps, activation=activation)
     learned = _per_feature("gamma", gamma, values, axis), _per_feature("beta", beta, values, axis)
     inputs = NormInputs(values, *learned, _added(residual, values))
     call = _planned(values, inputs.residual, axis=axis, eps=eps, activation=activation)
@@ -159,7 +159,7 @@ def infer(
     >>> infer(np.array([[5.0]]), mean=[1.0], var=[3.0], gamma=[2.0], beta=[7.0], eps=1.0).y.item()  # 2·(5−1)/√(3+1) + 7
     11.0
     """
-    values = _floating(x)
+    values = _floating(x, eps=eps, activation=activation)
     means, variances = _per_feature("mean", mean, values, axis), _per_feature("var", var, values, axis)
     if variances is not None and (variances < 0).any():
         raise ArgumentError(f"`var` must not be negative, got {float(variances.min())}")

@@ -122,6 +122,11 @@ def constant(a: Array, xp: Namespace) -> Array:
     return a.detach() if hasattr(a, "detach") else a
 
 
+def bits_of(dtype: Any, xp: Namespace) -> int:
+    """Return how many bits a number of a floating-point dtype has; bfloat16 of NumPy is none that `finfo` knows."""
+    return 16 if getattr(dtype, "name", "") == "bfloat16" else xp.finfo(dtype).bits
+
+
 def divisor(count: Array, xp: Namespace) -> Array:
     """Return N to divide by, and 1 where N = 0: 0/1 is what an empty sum divided by its count should be."""
     if is_number(count):

@@ -215,13 +215,12 @@ def _in_one_call(
     gamma, shift = plan.to_features(inputs.weight), None
     if plan.activation is not None:
         shift = statistics.forward_shift(using, gamma, plan.to_features(inputs.bias), plan.xp)
-    per_count = using.per_count
-    if statistics.is_number(per_count):
-        per_count = plan.xp.full_like(using.inv_std, per_count) if per_count else None
+    counted = statistics.is_number(using.per_count)  # 1/N of every feature, or 0 where the statistics are constants
+    per_count = None if counted else using.per_count
     return kernel.backward(
         dy, inputs.x, *_mean(using), using.inv_std, per_count, statistics.forward_scale(using, gamma), shift,
-        activation=plan.activation, residual=inputs.residual, reserve=saved.reserve, weights=inputs.weights,
-        wants_dx=wants_dx, wants_dz=wants_dz, wants_sums=wants_sums,
+        fixed=counted and not using.per_count, activation=plan.activation, residual=inputs.residual,
+        reserve=saved.reserve, weights=inputs.weights, wants_dx=wants_dx, wants_dz=wants_dz, wants_sums=wants_sums,
     )  # fmt: skip
 
 

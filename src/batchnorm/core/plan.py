@@ -8,7 +8,7 @@ from batchnorm import kernels
 from batchnorm.kernels import Facts, Kernel, Mode, OneCallKernel
 from batchnorm.kernels.eager import EagerKernel
 from batchnorm.layout import Axes
-from batchnorm.statistics import Array, Namespace, is_number, sizes
+from batchnorm.statistics import Array, Namespace, bits_of, is_number, sizes
 
 _REMEMBERED = 4096  # plans
 
@@ -96,7 +96,7 @@ class CallPlan:
 
 def working_dtype(dtype: Any, xp: Namespace) -> Any:
     """Return the dtype of moments, γ, β and the arithmetic on them: float32 at least."""
-    return xp.float64 if xp.finfo(dtype).bits > 32 else xp.float32
+    return xp.float64 if bits_of(dtype, xp) > 32 else xp.float32
 
 
 def plan_call(x: Array, facts: Facts, xp: Namespace) -> CallPlan:

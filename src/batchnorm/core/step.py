@@ -62,9 +62,9 @@ def train(
         NonFiniteError: where the batch holds inf or NaN, and `nonfinite` says to raise.
     """
     xp, shape = frontend.xp, sizes(inputs.x, frontend.xp)
-    axes = plan.axes
+    axes, empty = plan.axes, any(is_number(n) and n == 0 for n in shape)
     groups = _groups(spec, shape[axes.batch_axis], xp)
-    if spec.small_batch != "allow" and _sees_one_value(axes, shape, groups):
+    if spec.small_batch != "allow" and not empty and _sees_one_value(axes, shape, groups):
         if spec.small_batch == "running":
             if running is None:
                 raise ArgumentError('small_batch="running" needs `running_mean` and `running_var`, got None')
@@ -75,10 +75,10 @@ def train(
             'one, call `.eval()`, or choose small_batch="running" or "allow")'
         )
     grouped = False
-    if spec.adjustment is not None:
-        y, moments = _normalize_adjusted(frontend, spec, inputs, policy, axes)
-    elif is_number(groups) and groups == 1:
+    if empty or (spec.adjustment is None and is_number(groups) and groups == 1):
         y, moments = frontend.normalize(plan, inputs, policy)
+    elif spec.adjustment is not None:
+        y, moments = _normalize_adjusted(frontend, spec, inputs, policy, axes)
     else:
         y, moments = _normalize_virtual_batches(frontend, spec, inputs, policy, (axes, groups))
         grouped = True
@@ -107,7 +107,7 @@ def _groups(spec: NormSpec, size: Any, xp: Namespace) -> Any:
 def _sees_one_value(axes: Axes, shape: Sequence[Any], groups: Any) -> bool:
     """Return whether each feature, in some group, is seen once."""
     size = shape[axes.batch_axis]
-    return size != 0 and (axes.count(shape) // size) * (size // groups) == 1
+    return (axes.count(shape) // size) * (size // groups) == 1
 
 
 def zero_masked(x: Array, weights: Array, xp: Namespace) -> Array:

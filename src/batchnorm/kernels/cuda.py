@@ -18,6 +18,10 @@ def unsupported(facts: Facts) -> str | None:
         return facts.mode.value
     if not facts.is_plain or facts.axes.kept != (1,):
         return "torch's kernels for GPUs take plain tensors with features along axis 1"
+    if 0 in facts.shape:
+        return "the input is empty"
+    if not facts.in_named_format:
+        return "the input lies in no memory format of torch"
     options = {"weights": facts.weights, "residual": facts.residual, "activation": facts.activation}
     in_use = [f"`{name}`" for name, value in options.items() if value is not None]
     return f"torch's kernels for GPUs have no {' and no '.join(in_use)}" if in_use else None
@@ -57,9 +61,11 @@ class CudaKernel(EagerKernel):
         count = x.numel() // features
         dtype = self._xp.float64 if x.dtype == self._xp.float64 else self._xp.float32
         mean, var = (x.new_zeros(features, dtype=dtype) for _ in range(2))  # a momentum of one leaves nothing of them
-        gamma, beta = (None if p is None else p.reshape(features) for p in (gamma, beta))
+        # Both are given, as the backward gives them: torch chooses between its kernels by whether there is one.
+        gamma = self._xp.ones_like(mean) if gamma is None else gamma.reshape(features)
+        beta = self._xp.zeros_like(mean) if beta is None else beta.reshape(features)
         y, _, inv_std, reserve = self._operators._batch_norm_with_update(x, gamma, beta, mean, var, 1.0, eps)
-        m2 = var * (count - 1) if count > 1 else self._xp.zeros_like(var)  # torch divides by N − 1
+        m2 = var * (count - 1) if count > 1 else mean - mean  # torch divides by N − 1; inf and NaN stay to be seen
         mean, m2, inv_std = (a.reshape(kept) for a in (mean, m2, inv_std))
         return ForwardResult(y, mean, self._xp.zeros_like(mean), m2, inv_std, reserve)
 
@@ -91,6 +97,7 @@ class CudaKernel(EagerKernel):
         scale: Array,
         shift: Array | None,
         *,
+        fixed: bool = False,
         activation: str | None = None,
         residual: Array | None = None,
         reserve: Array | None = None,
@@ -100,7 +107,7 @@ class CudaKernel(EagerKernel):
         wants_sums: bool,
     ) -> BackwardResult:
         """Return dz, Σdz, Σdz·(x−μ) and dx."""
-        del mean_low, per_count, shift, activation, residual, weights, wants_dz
+        del mean_low, per_count, fixed, shift, activation, residual, weights, wants_dz
         gamma, center, spread = (a.reshape(-1) for a in (scale / inv_std, mean, inv_std))
         outputs = [wants_dx, True, True]
         dx, dgamma, dbeta = self._operators.batch_norm_backward(

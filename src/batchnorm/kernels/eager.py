@@ -9,14 +9,14 @@ from typing import Any
 
 from batchnorm.activations import ACTIVATIONS, activated
 from batchnorm.kernels.interface import Facts
-from batchnorm.statistics import Array, Namespace, constant, divisor, is_number, sizes
+from batchnorm.statistics import Array, Namespace, bits_of, constant, divisor, is_number, sizes
 
 BLOCK = 256  # values that are added one after another
 
 
 def working(x: Array, xp: Namespace) -> Array:
     """Return x in the working precision: float32 at least."""
-    return xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x
+    return xp.astype(x, xp.float32) if bits_of(x.dtype, xp) < 32 else x
 
 
 def _centred(x: Array, mean: Array, mean_low: Array | None, xp: Namespace) -> Array:

@@ -207,6 +207,7 @@ class OneCallKernel(Kernel, Protocol):
         scale: Array,
         shift: Array | None,
         *,
+        fixed: bool = False,
         activation: str | None = None,
         residual: Array | None = None,
         reserve: Array | None = None,
@@ -218,7 +219,8 @@ class OneCallKernel(Kernel, Protocol):
         """Return dz = dy·act'(z), Σdz, Σdz·(x−μ), and dx.
 
         dx = scale·dz − w·scale·per_count·(Σdz + (x−μ)·inv_std²·Σdz·(x−μ)), where the sums are over the axes on which
-        `mean` has 1, and not weighted. Where `per_count`, 1/N, is None, the statistics are constants: dx = scale·dz.
+        `mean` has 1, and not weighted. `per_count` is 1/N, None for one over the number of values. Where the statistics
+        are `fixed`, constants, dx = scale·dz.
         `scale` and `shift` are those of the affine map; a `shift` of None is zero, or not needed without an activation.
         `dy` may lie otherwise in memory than x, or be expanded. The residual is None where `reserve` stands for it.
         """

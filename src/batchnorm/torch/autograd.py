@@ -63,6 +63,11 @@ def match_layout(t: Any, like: tuple[tuple[int, ...], torch.dtype] | None) -> An
     return torch.empty_strided(t.shape, like[0], dtype=like[1], device=t.device).copy_(t)
 
 
+def _in_dtype(t: Any, dtype: torch.dtype) -> Any:
+    """Return floating-point numbers in a dtype; others, and None, as they are."""
+    return t if t is None or not t.is_floating_point() or t.dtype is dtype else t.to(dtype)
+
+
 class Normalize(torch.autograd.Function):
     """y = act(γ·(x̂·r + d) + β + residual), and the moments where they are taken, which carry no gradient.
 
@@ -106,6 +111,10 @@ class Normalize(torch.autograd.Function):
         inputs, policy = call.arranged(saved_tensors[:arguments])
         signs, *statistics = saved_tensors[arguments:]
         inputs = inputs._replace(x=match_layout(inputs.x, ctx.layout))
+        if ctx.layout is not None:  # likewise
+            numbers = [*statistics, inputs.weights]
+            *statistics, weights = (_in_dtype(t, call.plan.dtype) for t in numbers)
+            inputs = inputs._replace(weights=weights)
         values = dict(zip(ctx.names, statistics, strict=True))
         moments = None
         if values:
@@ -130,7 +139,7 @@ def backward(plan: CallPlan, dy: Tensor, saved: Saved, wanted: Wanted) -> passes
     under, kernel = mode(), plan.kernel
     if under is not Mode.COMPILE and not is_plain_tensor(dy):
         kernel = plan.eager
-    elif under is not plan.facts.mode and saved.y is None:  # which the eager kernel has kept for itself
+    elif saved.y is None and (under is not plan.facts.mode or plan.one_call is None):  # it may have kept y for itself
         facts = facts_of(saved.inputs, plan.axes, activation=plan.activation, eps=plan.eps)
         kernel = kernels.select(facts, xp).kernel
     return passes.backward(plan, dy, saved, wanted, kernel=kernel)
@@ -150,15 +159,15 @@ class TorchFrontend:
 
         The running statistics that the backward reads are copies, as they are updated before that.
         """
-        if policy.uses_moments and plan.count == 0:  # an affine map of nothing, in every mode of differentiation
+        if policy.uses_moments and inputs.x.numel() == 0:  # an affine map of nothing, in every mode of differentiation
             zeros = inputs.x.new_zeros(plan.parameter_shape)
             y, _ = self.normalize(plan, inputs, UseRunning(zeros, zeros))
             return y, Moments(0, *(inputs.x.new_zeros(plan.statistics_shape) for _ in range(3)))
-        compiling = torch.compiler.is_compiling()
-        if isinstance(policy, UseRunning) and (compiling or not will_be_differentiated(*inputs[:4])):
+        compiling, differentiated = torch.compiler.is_compiling(), will_be_differentiated(*inputs[:4])
+        if isinstance(policy, UseRunning) and (compiling or not differentiated):
             # An affine map of framework operations, which a compiler fuses with what is around it.
-            y, _ = passes.forward(plan.by_eager() if compiling else plan, inputs, policy)
-            return y, None
+            used = UseRunning(snapshot(policy.mean), snapshot(policy.var)) if differentiated else policy
+            return passes.forward(plan.by_eager() if compiling else plan, inputs, used)[0], None
         mean, var, renorm_mean, renorm_stddev, *clips = arrays_of(policy)
         arrays = [None if a is None else snapshot(a) for a in (mean, var, renorm_mean, renorm_stddev)] + clips
         call = NormalizeCall(plan, with_arrays(policy, (None,) * len(ARRAYS)))

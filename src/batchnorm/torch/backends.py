@@ -102,20 +102,25 @@ def facts_of(inputs: NormInputs, axes: Axes, *, activation: str | None, eps: flo
     under = mode()
     if under is Mode.EAGER and type(x) not in (Tensor, torch.nn.Parameter):
         under = Mode.DISPATCH_MODE  # that of the subclass
+    is_plain = under is Mode.EAGER and is_plain_tensor(x) and (residual is None or is_plain_tensor(residual))
     return Facts(
         axes,
         tuple(x.shape),
         x.stride() if under is Mode.EAGER else (),
-        NAMES.get(x.dtype, str(x.dtype)),
+        _name(x),
         x.device.type,
-        None if residual is None else NAMES.get(residual.dtype, str(residual.dtype)),
+        None if residual is None else _name(residual),
         None if weights is None else tuple(weights.shape),
         activation,
         eps,
         under,
-        under is Mode.EAGER and is_plain_tensor(x) and (residual is None or is_plain_tensor(residual)),
-        under in _BY_OPERATORS and _in_named_format(x),
+        is_plain,
+        (is_plain or under in _BY_OPERATORS) and _in_named_format(x),
     )
+
+
+def _name(t: Tensor) -> str:
+    return NAMES.get(t.dtype) or str(t.dtype).removeprefix("torch.")
 
 
 def _in_named_format(x: Tensor) -> bool:

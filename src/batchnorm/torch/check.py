@@ -132,6 +132,7 @@ def check_residual(residual: Any, x: Tensor) -> Tensor:
             f"`residual` must have the input's shape {tuple(x.shape)}, got {tuple(residual.shape)} "
             "(`.expand_as(input)` repeats it; weights of samples go by name, `weights=`)"
         )
+    check_memory("residual", residual)
     return residual
 
 
@@ -148,6 +149,7 @@ def check_weights(weights: Any, x: Tensor, layout: Axes) -> Tensor:
         raise DtypeError(f"`weights` must be a tensor, a bool mask or numbers ≥ 0, got {got}")
     if weights.requires_grad:
         raise ArgumentError("`weights` carry no gradient, got a tensor that requires one (`.detach()` it)")
+    check_memory("weights", weights)
     full = weights_shape(weights.shape, x.shape, layout)
     if _has_bad(weights):
         raise ArgumentError(

@@ -69,7 +69,7 @@ def _checked(layer: Any, call: ExportCall) -> tuple[NormInputs, Axes]:
     if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # sizes are tensors there, and torch warns of each that is compared
         inputs = NormInputs(call.x, call.named["weight"], call.named["bias"], call.residual, call.weights)
         return inputs, axes_of(call.x.ndim, layer.axis)
-    return check_call(layer.spec, call.x, call.named, residual=call.residual, weights=call.weights)
+    return check_call(layer.norm_spec, call.x, call.named, residual=call.residual, weights=call.weights)
 
 
 def normalize(layer: Any, call: ExportCall, *, by_batch: bool, chosen: Sequence[str]) -> Tensor | None:

@@ -30,7 +30,7 @@ from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
 _LIBRARY: Any = abi.load()
 _copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.UpdateCall.from_buffer_copy
-_address, _elements = Tensor.data_ptr, Tensor.numel
+_address, _elements, _strides = Tensor.data_ptr, Tensor.numel, Tensor.stride
 
 
 class FastPlan(NamedTuple):
@@ -71,6 +71,7 @@ class ReadyCall(NamedTuple):
         tensors: Those of the five that are not None.
         addresses: Data pointers of the tensors; assigning to `.data` changes them, but not the object.
         elements: How many numbers each of the tensors has, likewise.
+        gaps: Their strides.
         trains: Whether one call serves a training step.
         fast: The plan.
         note: Which kernel serves, and why no faster one does; None where it is the fastest.
@@ -88,6 +89,7 @@ class ReadyCall(NamedTuple):
     tensors: tuple[Tensor, ...]
     addresses: tuple[int, ...]
     elements: tuple[int, ...]
+    gaps: tuple[tuple[int, ...], ...]
     trains: bool
     fast: FastPlan
     note: str | None
@@ -119,6 +121,7 @@ def is_same(last: ReadyCall, spec: NormSpec, x: Tensor, held: tuple[Tensor | Non
         and x.stride() == last.strides
         and tuple(map(_address, last.tensors)) == last.addresses
         and tuple(map(_elements, last.tensors)) == last.elements
+        and tuple(map(_strides, last.tensors)) == last.gaps
     )
 
 
@@ -131,7 +134,7 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
         held: γ, β, the running mean and variance, and the count of batches.
     """
     axes, rank = normalise_axis(spec.axis), x.ndim
-    if x.dtype not in NAMES or rank <= len(axes) or not all(-rank <= a < rank for a in axes):
+    if x.dtype not in NAMES or rank <= len(axes) or not has_memory(x) or not all(-rank <= a < rank for a in axes):
         return None
     fast = _fast_plan(plan_tensors(spec, NormInputs(x), axes_of(rank, spec.axis)), x.dtype)
     weight, bias, mean, var, batches = held
@@ -150,7 +153,7 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
             inference = _inference(fast, mean, var, weight, bias)
     return ReadyCall(
         spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
-        tuple(map(_elements, tensors)), trains, fast, fast.plan.note,
+        tuple(map(_elements, tensors)), tuple(map(_strides, tensors)), trains, fast, fast.plan.note,
         _memory(spec, fast, *updated) if trains and updated else None, updated, inference,
     )  # fmt: skip
 

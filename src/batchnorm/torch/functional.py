@@ -1,7 +1,7 @@
 """`batch_norm`: torch.nn.functional's signature, then the options."""
 
-from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
@@ -12,14 +12,22 @@ from batchnorm.conventions import TORCH, Estimator
 from batchnorm.core import policy, step
 from batchnorm.core.spec import Adjustment, NonFinite, NormSpec, SmallBatch
 from batchnorm.errors import ArgumentError
-from batchnorm.layout import Axis
+from batchnorm.layout import Axis, normalise_axis
 from batchnorm.statistics import Running
 from batchnorm.torch import fast_step
 from batchnorm.torch.autograd import FRONTEND
-from batchnorm.torch.check import check_call, check_movable
+from batchnorm.torch.check import check_call, check_movable, has_memory
 from batchnorm.torch.state import write
 
-_spec = lru_cache(maxsize=256)(NormSpec)
+_remembered_spec = lru_cache(maxsize=256, typed=True)(NormSpec)
+_SIMPLE = (int, float, str, type(None))
+
+
+def _spec_of(arguments: tuple[Any, ...]) -> NormSpec:
+    """Return the options, checked; those that are numbers, names and axes are remembered."""
+    if torch.compiler.is_compiling() or not all(type(value) in _SIMPLE for value in arguments[1:]):
+        return NormSpec(*arguments)
+    return _remembered_spec(*arguments)
 
 
 def batch_norm(
@@ -92,20 +100,21 @@ def batch_norm(
     if momentum is None:  # pyright: ignore[reportUnnecessaryComparison]  # options are checked at run time too
         raise ArgumentError("`momentum` must be a number here, got None (the layer counts batches: give 1/(t+1))")
     alpha = TORCH.momentum if isinstance(momentum, Tensor) else momentum
+    axes = normalise_axis(axis)
     arguments = (
-        tuple(axis) if isinstance(axis, Sequence) else axis, eps, activation, alpha, running_variance,
+        axes[0] if len(axes) == 1 else axes, eps, activation, alpha, running_variance,
         virtual_batch_size, None, adjustment, nonfinite, small_batch,
     )  # fmt: skip
-    spec = NormSpec(*arguments) if torch.compiler.is_compiling() else _spec(*arguments)
+    spec = _spec_of(arguments)
     if weights is None and not isinstance(momentum, Tensor) and fast_step.serves(input, residual):
         y = _in_one_call(spec, input, residual, (weight, bias, running_mean, running_var, None), training=training)
         if y is not None:
             return y
     named = {"running_mean": running_mean, "running_var": running_var, "weight": weight, "bias": bias}
-    inputs, axes = check_call(spec, input, named, residual=residual, weights=weights)
+    inputs, kept = check_call(spec, input, named, residual=residual, weights=weights)
     running = None if running_mean is None or running_var is None else Running(running_mean, running_var)
     chosen = policy.choose(spec, running, by_batch=training, weighted=weights is not None)
-    plan = FRONTEND.plan(spec, inputs, axes)
+    plan = FRONTEND.plan(spec, inputs, kept)
     if not training:
         return FRONTEND.normalize(plan, inputs, chosen)[0]
     check_movable({"running_mean": running_mean, "running_var": running_var})
@@ -122,6 +131,8 @@ def _in_one_call(
     spec: NormSpec, x: Tensor, residual: Tensor | None, held: tuple[Tensor | None, ...], *, training: bool
 ) -> Tensor | None:
     """Return the output where one call of the native library computes it, else None."""
+    if residual is not None and not has_memory(residual):
+        return None
     ready = fast_step.check(spec, x, held)
     weight, bias, mean, *_ = held
     if ready is None or (training and not ready.trains) or (not training and mean is None):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from operator import attrgetter
+from operator import attrgetter, is_
 from typing import Any, ClassVar
 
 import torch
@@ -162,18 +162,18 @@ class BatchNorm(RunningStatistics):
         self._add_buffers()
 
     @property
-    def spec(self) -> NormSpec:
+    def norm_spec(self) -> NormSpec:
         """Return the options of the layer, checked: made once, and again when one of them has changed."""
         if torch.compiler.is_compiling():
             return NormSpec(*[getattr(self, name) for name in _SPEC])
         options, last = _options(self), self._last_spec
-        if last is None or last[0] != options:
+        if last is None or not all(map(is_, last[0], options)):
             self._last_spec = last = (options, NormSpec(*options))
         return last[1]
 
     def _checked_spec(self) -> NormSpec:
         """Return the options, which must also fit what the layer holds."""
-        spec = self.spec
+        spec = self.norm_spec
         if spec.renorm is not None and self.running_mean is None:
             raise ArgumentError("`renorm` follows the running statistics, got track_running_stats=False")
         if spec.small_batch == "running" and self.running_mean is None:
@@ -302,7 +302,7 @@ class BatchNorm(RunningStatistics):
 
     def _ready(self, x: Tensor) -> fast_step.ReadyCall | None:
         """Return the call as the native library serves it, checked; None where it does not."""
-        spec, parameters, buffers = self.spec, self._parameters, self._buffers
+        spec, parameters, buffers = self.norm_spec, self._parameters, self._buffers
         try:
             held = (
                 parameters["weight"], parameters["bias"],

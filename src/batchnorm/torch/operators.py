@@ -23,17 +23,19 @@ _SCHEMAS = {
     ),
     "backward": (
         f"(Tensor dy, Tensor x, {_MEAN}, Tensor inv_std, Tensor? per_count, Tensor scale, Tensor? shift, "
-        "str? activation, Tensor? residual, Tensor? reserve, Tensor? weights, bool wants_dx, bool wants_dz, "
-        "bool wants_sums) -> (Tensor, Tensor, Tensor, Tensor)"
+        "bool fixed, str? activation, Tensor? residual, Tensor? reserve, Tensor? weights, bool wants_dx, "
+        "bool wants_dz, bool wants_sums) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "backward_reduce": f"(Tensor dz, Tensor x, int[] reduced, {_MEAN}) -> (Tensor, Tensor)",
     "backward_elementwise": (
         f"(Tensor dz, Tensor x, {_MEAN}, Tensor of_dy, Tensor? of_centred, Tensor? constant, Tensor? weights) -> Tensor"
     ),
 }
-for _name, _schema in _SCHEMAS.items():
-    torch.library.define(f"batchnorm::{_name}", _schema)
 _operators: Any = torch.ops.batchnorm
+_DEFINED = hasattr(_operators, "moments")  # by an earlier import of this module: torch keeps what it was given
+if not _DEFINED:
+    for _name, _schema in _SCHEMAS.items():
+        torch.library.define(f"batchnorm::{_name}", _schema)
 
 
 def _or_empty(t: Tensor | None, x: Tensor) -> Tensor:
@@ -65,10 +67,10 @@ def register(device: str, kernel: Any) -> None:
         return kernel.forward(x, reduced, gamma, beta, **options, reserves=False)[:5]
 
     def backward(dy: Tensor, x: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        activation, residual, reserve, weights, wants_dx, wants_dz, wants_sums = arguments[6:]
+        fixed, activation, residual, reserve, weights, wants_dx, wants_dz, wants_sums = arguments[6:]
         dz, *others = kernel.backward(
-            dy, x, *arguments[:6], activation=activation, residual=residual, reserve=reserve, weights=weights,
-            wants_dx=wants_dx, wants_dz=wants_dz, wants_sums=wants_sums,
+            dy, x, *arguments[:6], fixed=fixed, activation=activation, residual=residual, reserve=reserve,
+            weights=weights, wants_dx=wants_dx, wants_dz=wants_dz, wants_sums=wants_sums,
         )  # fmt: skip
         dz = None if activation is None else dz  # an operator must not return what it was given
         return tuple(_or_empty(t, x) for t in (dz, *others))
@@ -79,6 +81,8 @@ def register(device: str, kernel: Any) -> None:
     def backward_elementwise(dz: Tensor, x: Tensor, *arguments: Any) -> Tensor:
         return kernel.backward_elementwise(dz, x, *arguments[:-1], weights=arguments[-1])
 
+    if _DEFINED:
+        return
     for function in (moments, affine, forward, backward, backward_reduce, backward_elementwise):
         torch.library.register_kernel(f"batchnorm::{function.__name__}", device, function)
 
@@ -102,9 +106,9 @@ def _fake_forward(x: Tensor, reduced: Sequence[int], *_: Any) -> tuple[Tensor, .
 
 
 def _fake_backward(dy: Tensor, x: Tensor, mean: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    _, _, per_count, _, _, activation, _, _, _, wants_dx, wants_dz, wants_sums = arguments
+    fixed, activation, _, _, _, wants_dx, wants_dz, wants_sums = arguments[5:]
     dz = torch.empty_like(x) if wants_dz and activation is not None else None
-    sums = (torch.empty_like(mean), torch.empty_like(mean)) if per_count is not None or wants_sums else (None, None)
+    sums = (torch.empty_like(mean), torch.empty_like(mean)) if wants_sums or not fixed else (None, None)
     return tuple(_or_empty(t, x) for t in (dz, *sums, torch.empty_like(x) if wants_dx else None))
 
 
@@ -124,8 +128,9 @@ _FAKES: dict[str, Any] = {
     "backward_reduce": _fake_backward_reduce,
     "backward_elementwise": _fake_backward_elementwise,
 }
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"batchnorm::{_name}", _fake)
+if not _DEFINED:
+    for _name, _fake in _FAKES.items():
+        torch.library.register_fake(f"batchnorm::{_name}", _fake)
 
 
 class OperatorKernel:
@@ -192,6 +197,7 @@ class OperatorKernel:
         scale: Tensor,
         shift: Tensor | None,
         *,
+        fixed: bool = False,
         activation: str | None = None,
         residual: Tensor | None = None,
         reserve: Tensor | None = None,
@@ -202,10 +208,10 @@ class OperatorKernel:
     ) -> BackwardResult:
         """Return dz, Σdz, Σdz·(x−μ) and dx."""
         dz, sum_dz, sum_dz_centred, dx = _operators.backward(
-            dy, x, mean, mean_low, inv_std, per_count, scale, shift, activation, residual, reserve, weights,
+            dy, x, mean, mean_low, inv_std, per_count, scale, shift, fixed, activation, residual, reserve, weights,
             wants_dx, wants_dz, wants_sums,
         )  # fmt: skip
-        sums = (sum_dz, sum_dz_centred) if per_count is not None or wants_sums else (None, None)
+        sums = (sum_dz, sum_dz_centred) if wants_sums or not fixed else (None, None)
         return BackwardResult(dy if activation is None else dz, *sums, dx if wants_dx else None)
 
     def backward_activation(
@@ -224,7 +230,7 @@ class OperatorKernel:
         """Return dz = dy·act'(z)."""
         del y
         dz: Any = self.backward(
-            dy, x, mean, mean_low, scale, None, scale, shift, activation=activation, residual=residual,
+            dy, x, mean, mean_low, scale, None, scale, shift, fixed=True, activation=activation, residual=residual,
             wants_dx=False, wants_dz=True, wants_sums=False,
         ).dz  # fmt: skip
         return dz

@@ -110,6 +110,10 @@ class RunningStatistics(_BatchNorm):
         """Return what a copy or a pickle takes along: no block that is open, nothing that waits for the backward."""
         return {**self.__dict__, **NO_OPEN_BLOCKS}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what a pickle holds, which may be of a version that had other blocks."""
+        super().__setstate__({**NO_OPEN_BLOCKS, **state})
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         mean, var = (state_dict.get(f"{prefix}running_{name}") for name in ("mean", "var"))
         for name, value in self._renorm_start(mean, var).items():  # a plain layer's checkpoint has none
@@ -179,7 +183,7 @@ class RunningStatistics(_BatchNorm):
         return self.training and self.track_running_stats and not fixed
 
     @property
-    def spec(self) -> NormSpec:
+    def norm_spec(self) -> NormSpec:
         """Return the options of the layer, checked."""
         raise NotImplementedError
 
@@ -200,8 +204,9 @@ class RunningStatistics(_BatchNorm):
                 self.accumulated.append(batch if valid is None else step.keep_if(valid, batch, xp))
             else:
                 before, momentum = self._running(), self._observation_weight()
-                after, changed = step.update(before, batch, self.spec, momentum, xp, valid=valid)
-                write(before, after)
+                after, changed = step.update(before, batch, self.norm_spec, momentum, xp, valid=valid)
+                if changed is not False:  # of a batch without data
+                    write(before, after)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(changed)
             self.count_skipped(finite, batch)
@@ -220,7 +225,7 @@ class RunningStatistics(_BatchNorm):
 
     def _is_finite(self, batch: BatchMoments) -> Tensor | None:
         """Return whether a batch is finite; None where nobody asks, or where it is known to be."""
-        if self.spec.nonfinite == "propagate":
+        if self.norm_spec.nonfinite == "propagate":
             return None
         dtype = batch.moments.m2.dtype if self.running_var is None else self.running_var.dtype
         finite = step.is_finite(batch, dtype, xp)

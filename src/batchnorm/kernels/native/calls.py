@@ -196,6 +196,7 @@ class NativeKernel:
         scale: Array,
         shift: Array | None,
         *,
+        fixed: bool = False,
         activation: str | None = None,
         residual: Array | None = None,
         reserve: Array | None = None,
@@ -205,7 +206,7 @@ class NativeKernel:
         wants_sums: bool,
     ) -> BackwardResult:
         """Return dz, Σdz, Σdz·(x−μ) and dx, each channel while it is in the cache; without an activation dz is dy."""
-        a, features, fixed = self._arrays, _features(mean, scale), per_count is None
+        a, features = self._arrays, _features(mean, scale)
         layout, dy = a.layout(x, features, weights), a.match_layout(dy, x)
         dx = a.empty_like(x) if wants_dx else None
         dz = a.empty_like(x) if wants_dz and activation is not None else None
@@ -240,7 +241,7 @@ class NativeKernel:
         """Return dz = dy·act'(z) in the dtype of x; z is computed again."""
         del y
         return self.backward(
-            dy, x, mean, mean_low, scale, None, scale, shift, activation=activation, residual=residual,
+            dy, x, mean, mean_low, scale, None, scale, shift, fixed=True, activation=activation, residual=residual,
             wants_dx=False, wants_dz=True, wants_sums=False,
         ).dz  # fmt: skip
 
