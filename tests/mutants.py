@@ -90,9 +90,7 @@ MUTANTS = [
         "_centred(x, mean, mean_low, self._xp) * scale + shift",
         "working(x, self._xp) * scale + (shift - (mean if mean_low is None else mean + mean_low) * scale)",
     ),
-    Mutant(
-        "sums in 16 bits", "kernels/eager.py", "xp.astype(x, xp.float32) if xp.finfo(x.dtype).bits < 32 else x", "x"
-    ),
+    Mutant("sums in 16 bits", "kernels/eager.py", "xp.astype(x, xp.float32) if bits_of(x.dtype, xp) < 32 else x", "x"),
     Mutant(
         "Σdy·x for Σdy·(x−μ)",
         "kernels/eager.py",

@@ -120,7 +120,10 @@ CORE = [
         "if self.frozen or self.use_running_depth:",
     ),
     Mutant(
-        "the options are read once", "torch/layers.py", "if last is None or last[0] != options:", "if last is None:"
+        "the options are read once",
+        "torch/layers.py",
+        "if last is None or not all(map(is_, last[0], options)):",
+        "if last is None:",
     ),
     Mutant(
         "nobody looks on", "torch/tracing.py", "if _modes() or _includes(_PRE_DISPATCH):", "if False:", part="native"

@@ -39,8 +39,8 @@ NATIVE = [
     Mutant(
         "running statistics differentiated as the batch's",
         "kernels/native/calls.py",
-        "_features(mean, scale), per_count is None\n",
-        "_features(mean, scale), False\n",
+        "arrays, activation=activation, fixed=fixed)",
+        "arrays, activation=activation, fixed=False)",
     ),
     Mutant(
         "a gradient that lies otherwise is read as x lies",
@@ -106,8 +106,8 @@ NATIVE = [
     Mutant(
         "bits forgotten by who looks on",
         "torch/operators.py",
-        "scale, shift, activation, residual, reserve, weights,",
-        "scale, shift, activation, residual, None, weights,",
+        "scale, shift, fixed, activation, residual, reserve, weights,",
+        "scale, shift, fixed, activation, residual, None, weights,",
     ),
     Mutant(
         "an operator says that it is contiguous",
