@@ -122,8 +122,8 @@ CORE = [
     Mutant(
         "the options are read once",
         "torch/layers.py",
-        "if last is None or not all(map(is_, last[0], options)):",
-        "if last is None:",
+        "        if name in _SPEC:",
+        '        if name == "eps":',
     ),
     Mutant(
         "nobody looks on", "torch/tracing.py", "if _modes() or _includes(_PRE_DISPATCH):", "if False:", part="native"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import array_api_compat.torch as xp
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 
 from batchnorm import kernels
 from batchnorm.core import passes
@@ -145,6 +146,11 @@ def backward(plan: CallPlan, dy: Tensor, saved: Saved, wanted: Wanted) -> passes
     return passes.backward(plan, dy, saved, wanted, kernel=kernel)
 
 
+def _apply_plain(*arguments: Any) -> tuple[Tensor, ...]:
+    """Apply `Normalize` outside torch.func without binding arguments to names, which takes as long as a small step."""
+    return super(torch.autograd.Function, Normalize).apply(*unwrap_dead_wrappers(arguments))  # pyright: ignore
+
+
 class TorchFrontend:
     """How torch takes part in a training step."""
 
@@ -171,7 +177,8 @@ class TorchFrontend:
         mean, var, renorm_mean, renorm_stddev, *clips = arrays_of(policy)
         arrays = [None if a is None else snapshot(a) for a in (mean, var, renorm_mean, renorm_stddev)] + clips
         call = NormalizeCall(plan, with_arrays(policy, (None,) * len(ARRAYS)))
-        y, *statistics = Normalize.apply(call, *inputs, *arrays)  # pyright: ignore
+        apply = _apply_plain if plan.facts.mode is Mode.EAGER else Normalize.apply
+        y, *statistics = apply(call, *inputs, *arrays)  # pyright: ignore
         if not policy.uses_moments:
             return y, None
         values = dict(zip(call.outputs(inputs), statistics, strict=True))

@@ -30,7 +30,7 @@ from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
 _LIBRARY: Any = abi.load()
 _copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.UpdateCall.from_buffer_copy
-_address, _elements, _strides = Tensor.data_ptr, Tensor.numel, Tensor.stride
+_address, _elements, _is_contiguous, _EAGER = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous, Mode.EAGER
 
 
 class FastPlan(NamedTuple):
@@ -71,12 +71,12 @@ class ReadyCall(NamedTuple):
         tensors: Those of the five that are not None.
         addresses: Data pointers of the tensors; assigning to `.data` changes them, but not the object.
         elements: How many numbers each of the tensors has, likewise.
-        gaps: Their strides.
         trains: Whether one call serves a training step.
         fast: The plan.
         note: Which kernel serves, and why no faster one does; None where it is the fastest.
         memory: An update of the running statistics but for the moments; None without running statistics.
         updated: The tensors that an update changes.
+        infers: Whether there are running statistics to infer by.
         inference: The call of inference without gradients but for its arrays; None where parameters of 16 bits must be
             widened for it each time.
     """
@@ -89,19 +89,19 @@ class ReadyCall(NamedTuple):
     tensors: tuple[Tensor, ...]
     addresses: tuple[int, ...]
     elements: tuple[int, ...]
-    gaps: tuple[tuple[int, ...], ...]
     trains: bool
     fast: FastPlan
     note: str | None
     memory: abi.UpdateCall | None
     updated: tuple[Tensor, ...]
+    infers: bool
     inference: abi.Call | None
 
 
 def serves(x: Tensor, residual: Tensor | None) -> bool:
     """Return whether these are plain tensors on a CPU, alike in memory, which no tracer, transform or mode observes."""
     return (
-        mode() is Mode.EAGER
+        mode() is _EAGER
         and is_plain_on_cpu(x)
         and (residual is None or (is_plain_on_cpu(residual) and _alike(residual, x)))
     )
@@ -121,7 +121,7 @@ def is_same(last: ReadyCall, spec: NormSpec, x: Tensor, held: tuple[Tensor | Non
         and x.stride() == last.strides
         and tuple(map(_address, last.tensors)) == last.addresses
         and tuple(map(_elements, last.tensors)) == last.elements
-        and tuple(map(_strides, last.tensors)) == last.gaps
+        and all(map(_is_contiguous, last.tensors))
     )
 
 
@@ -153,8 +153,8 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
             inference = _inference(fast, mean, var, weight, bias)
     return ReadyCall(
         spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
-        tuple(map(_elements, tensors)), tuple(map(_strides, tensors)), trains, fast, fast.plan.note,
-        _memory(spec, fast, *updated) if trains and updated else None, updated, inference,
+        tuple(map(_elements, tensors)), trains, fast, fast.plan.note,
+        _memory(spec, fast, *updated) if trains and updated else None, updated, bool(updated), inference,
     )  # fmt: skip
 
 
@@ -270,7 +270,7 @@ class FastNormalize(torch.autograd.Function):
         """Return the gradients of x, γ, β and the residual."""
         fast, fixed, (dy,) = ctx.fast, ctx.fixed, grad_outputs
         wants_x, wants_weight, wants_bias, wants_residual, *_ = ctx.needs_input_grad
-        if torch.is_grad_enabled() or not is_plain_on_cpu(dy) or mode() is not Mode.EAGER:
+        if torch.is_grad_enabled() or not is_plain_on_cpu(dy) or mode() is not _EAGER:
             saved = _saved(ctx.saved_tensors, fast, fixed=fixed)
             wanted = Wanted(wants_x, wants_weight, wants_bias, wants_residual)
             return *backward(fast.plan, dy, saved, wanted), None, None, None
@@ -332,18 +332,18 @@ def train(
 
 def infer(x: Tensor, residual: Tensor | None, ready: ReadyCall, *, detach: bool = False) -> Tensor:
     """Return the output by the running statistics; `detach`: γ and β are constants."""
-    fast, (weight, bias, mean, var, _) = ready.fast, ready.held
-    if torch.is_grad_enabled():
+    call = ready.inference
+    if call is None or torch.is_grad_enabled():
+        fast, (weight, bias, mean, var, _) = ready.fast, ready.held
         if detach:
             weight, bias = (p.detach() if p is not None and p.requires_grad else p for p in (weight, bias))
-        if any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, residual)):
             mean, var = mean.view(-1), var.view(-1)  # pyright: ignore[reportOptionalMemberAccess]
             numbers = torch.cat((mean, mean, var, mean, mean))  # a copy: they may move before the backward
             return _apply(x, weight, bias, residual, fast, numbers, True)
-    call = ready.inference
-    if call is None:
-        weight, bias = _precise(weight, fast), _precise(bias, fast)  # which must live until the library has run
-        call = _inference(fast, mean, var, weight, bias)  # pyright: ignore[reportArgumentType]
+        if call is None:
+            weight, bias = _precise(weight, fast), _precise(bias, fast)  # which must live until the library has run
+            call = _inference(fast, mean, var, weight, bias)  # pyright: ignore[reportArgumentType]
     y, call = torch.empty_like(x), _copy_call(call)
     call.x, call.y = x.data_ptr(), y.data_ptr()
     call.residual = 0 if residual is None else residual.data_ptr()

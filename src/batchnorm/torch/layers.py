@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from numbers import Integral
-from operator import attrgetter, is_
 from typing import Any, ClassVar
 
 import torch
@@ -40,7 +39,6 @@ _SPEC = (  # the attributes that a `NormSpec` is made of, in its order
     "axis", "eps", "activation", "momentum", "running_variance", "virtual_batch_size", "renorm", "adjustment",
     "nonfinite", "small_batch", "sync",
 )  # fmt: skip
-_options = attrgetter(*_SPEC)
 MEANT = {  # by the names of other frameworks
     "epsilon": "eps", "scale": "affine", "use_scale": "affine", "center": "bias", "use_bias": "bias",
     "mask": "weights", "sample_weight": "weights", "channels": "num_features",
@@ -119,7 +117,7 @@ class BatchNorm(RunningStatistics):
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
     _kernel_note: str | None = None  # which kernel has served the last call, where it was not the fastest
-    _last_spec: tuple[Any, NormSpec] | None = None  # with the options that it was made of
+    _norm_spec: NormSpec | None = None  # of the options as they are; None for not yet
     fused_from: tuple[nn.Module, ...] = ()  # the module in whose place `activation` was put, if there was one
 
     def __init__(
@@ -164,12 +162,18 @@ class BatchNorm(RunningStatistics):
     @property
     def norm_spec(self) -> NormSpec:
         """Return the options of the layer, checked: made once, and again when one of them has changed."""
-        if torch.compiler.is_compiling():
-            return NormSpec(*[getattr(self, name) for name in _SPEC])
-        options, last = _options(self), self._last_spec
-        if last is None or not all(map(is_, last[0], options)):
-            self._last_spec = last = (options, NormSpec(*options))
-        return last[1]
+        spec = self._norm_spec
+        if spec is None:
+            spec = NormSpec(*[getattr(self, name) for name in _SPEC])
+            if not torch.compiler.is_compiling():
+                self._norm_spec = spec
+        return spec
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; after one of the options the next call checks them again."""
+        super().__setattr__(name, value)
+        if name in _SPEC:
+            self._norm_spec = None
 
     def _checked_spec(self) -> NormSpec:
         """Return the options, which must also fit what the layer holds."""
@@ -284,9 +288,9 @@ class BatchNorm(RunningStatistics):
         ready = self._ready(x)
         if ready is None:
             return None
-        weight, bias, mean, var, _ = ready.held
         if not self.training or self.frozen or self.use_running_depth:
-            return None if mean is None or var is None else fast_step.infer(x, residual, ready, detach=self.frozen)
+            return fast_step.infer(x, residual, ready, detach=self.frozen) if ready.infers else None
+        weight, bias, *_ = ready.held
         if not ready.trains or (weight is not None and "grad_sample" in vars(weight)):
             return None
         y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
@@ -295,14 +299,18 @@ class BatchNorm(RunningStatistics):
         if self.accumulated is not None:
             self.update(fast_step.batch_moments(numbers, ready.fast.plan))
         elif not fast_step.update(ready, numbers):
-            self.count_skipped(
-                numbers.new_zeros((), dtype=torch.bool), fast_step.batch_moments(numbers, ready.fast.plan)
-            )
+            batch = fast_step.batch_moments(numbers, ready.fast.plan)
+            self.count_skipped(numbers.new_zeros((), dtype=torch.bool), batch)
         return y
 
     def _ready(self, x: Tensor) -> fast_step.ReadyCall | None:
         """Return the call as the native library serves it, checked; None where it does not."""
-        spec, parameters, buffers = self.norm_spec, self._parameters, self._buffers
+        spec, parameters, buffers, ready = (
+            self._norm_spec or self.norm_spec,
+            self._parameters,
+            self._buffers,
+            self._ready_call,
+        )
         try:
             held = (
                 parameters["weight"], parameters["bias"],
@@ -312,7 +320,6 @@ class BatchNorm(RunningStatistics):
             return None
         if self.ranks is not None and x.ndim not in self.ranks:
             return None
-        ready = self._ready_call
         if ready is None or not fast_step.is_same(ready, spec, x, held):
             ready = fast_step.check(spec, x, held)
             if ready is None:

@@ -20,6 +20,7 @@ from batchnorm.kernels import Mode
 
 _keys, _modes = torch._C._dispatch_keys, torch._C._len_torch_dispatch_stack  # pyright: ignore
 _includes, _PRE_DISPATCH = torch._C._dispatch_tls_is_dispatch_key_included, torch._C.DispatchKey.PreDispatch  # pyright: ignore
+_EAGER = Mode.EAGER
 _is_compiling, _is_exporting = torch.compiler.is_compiling, torch.compiler.is_exporting
 _included = torch._C._dispatch_tls_local_include_set  # pyright: ignore
 with torch.inference_mode():
@@ -43,7 +44,7 @@ def mode() -> Mode:
     if _is_compiling():
         return Mode.EXPORT if is_exporting() else Mode.COMPILE
     if _included().raw_repr() in _UNINTERCEPTED and forward_ad._current_level < 0:  # pyright: ignore
-        return Mode.EAGER
+        return _EAGER
     if _modes() or _includes(_PRE_DISPATCH):
         return Mode.DISPATCH_MODE
     if is_exporting():
