@@ -57,7 +57,7 @@ CORE = [
     Mutant(
         "no residual for the backward",
         "core/passes.py",
-        "if plan.activation is None or saved.y is not None or saved.reserve is not None:",
+        "if not reads_residual(plan, has_reserve=saved.reserve is not None):",
         "if True:",
         part="core",
     ),

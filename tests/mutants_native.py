@@ -137,7 +137,7 @@ NATIVE = [
     Mutant(
         "the eager kernel without the residual",
         "torch/autograd.py",
-        'if call.plan.activation is None or signs is not None or "reserve" in ctx.names:',
+        'if not passes.reads_residual(call.plan, has_reserve="reserve" in ctx.names):',
         "if True:",
         part="torch-eager",
     ),

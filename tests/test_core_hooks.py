@@ -24,7 +24,7 @@ from batchnorm.statistics import Moments, Running
 from batchnorm.torch.backends import plan_tensors
 from choosing import with_backends
 from namespaces import to_ml_dtypes, to_numpy, to_torch
-from tolerance import assert_close
+from tolerance import IN_PARTS, assert_close
 
 CUTS = [1, 7, 12]  # where the batch is cut along its first axis: parts of 1, 6, 5 and 8 samples
 SHAPE, AXIS, FEATURES = (20, 3, 5), 1, 3
@@ -207,7 +207,7 @@ def test_parts_of_a_batch_give_what_the_whole_batch_gives(
     assert ran == {kernel}
     for field, a, b in zip(Outcome._fields[:5], got[:5], expected[:5], strict=True):
         if dtype == "float64":
-            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12 * (1.0 + np.abs(b).max()), err_msg=field)
+            np.testing.assert_allclose(a, b, rtol=IN_PARTS, atol=IN_PARTS * (1.0 + np.abs(b).max()), err_msg=field)
         else:  # the mean of one feature is 10⁴ of its standard deviations
             assert_close(a, b, dtype, ROUNDINGS * (1.0 + np.abs(b).max()))
     for a, b in zip(got.running, expected.running, strict=True):
@@ -222,7 +222,7 @@ def test_gradients_of_parameters_are_those_of_the_part() -> None:
     own = passes.backward(part.plan, part.dy, saved, Wanted(residual=True))
     doubled = passes.backward(part.plan, part.dy, saved, Wanted(residual=True), reduce=lambda a, b: (2.0 * a, 2.0 * b))
     np.testing.assert_array_equal(doubled.bias, own.bias)  # pyright: ignore[reportArgumentType]
-    np.testing.assert_allclose(doubled.weight, own.weight, rtol=1e-12)  # pyright: ignore[reportArgumentType]
+    np.testing.assert_allclose(doubled.weight, own.weight, rtol=IN_PARTS)  # pyright: ignore[reportArgumentType]
     assert not np.allclose(doubled.x, own.x)  # pyright: ignore[reportArgumentType]
 
 

@@ -15,6 +15,7 @@ PROJECT_BOUND = 1e-5  # training outputs in float32, at a mean of 1e6 standard d
 DIFFERENCE_STEP = 2.0**-18  # of central differences in float64: truncation and rounding are about equal
 DIFFERENCE_ROUNDINGS = 2.0**22
 FEW_ROUNDINGS = {"rel": 8 * 2.0**-52, "abs": 0.0}  # of float64, for pytest.approx
+IN_PARTS = 1e-12  # a batch in parts beside the whole one in float64, where a mean is 10⁴ standard deviations
 FLIPPED_ROWS = 1.5  # rows of a test part that rounding alone may carry over the edge between two classes
 
 

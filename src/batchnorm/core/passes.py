@@ -120,9 +120,14 @@ def _saved(
 ) -> Saved:
     """Return what the backward reads: the residual, or the signs of z, only where it finds z in no other way."""
     saved = Saved(inputs, policy, moments, **kept, y=y if reads_signs_of_y(plan) else None)
-    if plan.activation is None or saved.y is not None or saved.reserve is not None:
+    if not reads_residual(plan, has_reserve=saved.reserve is not None):
         saved = saved._replace(inputs=inputs._replace(residual=None))
     return saved
+
+
+def reads_residual(plan: CallPlan, *, has_reserve: bool) -> bool:
+    """Return whether the backward reads the residual: for the derivative of an activation whose sign is not kept."""
+    return plan.activation is not None and not has_reserve and not reads_signs_of_y(plan)
 
 
 def is_whole(plan: CallPlan, policy: Policy) -> bool:

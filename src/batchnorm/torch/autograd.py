@@ -98,7 +98,7 @@ class Normalize(torch.autograd.Function):
         ctx.names = call.outputs(given)
         ctx.residual_dtype = None if given.residual is None else given.residual.dtype
         signs = y if passes.reads_signs_of_y(call.plan) else None
-        if call.plan.activation is None or signs is not None or "reserve" in ctx.names:
+        if not passes.reads_residual(call.plan, has_reserve="reserve" in ctx.names):
             tensors[NormInputs._fields.index("residual")] = None
         ctx.layout = None if torch.compiler.is_compiling() else (given.x.stride(), given.x.dtype)
         ctx.save_for_backward(*tensors, signs, *statistics)
