@@ -29,7 +29,7 @@ from batchnorm.torch.check import has_memory
 from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
 _LIBRARY: Any = abi.load()
-_copy_call, _copy_memory = abi.Call.from_buffer_copy, abi.UpdateCall.from_buffer_copy
+_copy_call, _copy_update = abi.Call.from_buffer_copy, abi.UpdateCall.from_buffer_copy
 _address, _elements, _is_contiguous, _EAGER = Tensor.data_ptr, Tensor.numel, Tensor.is_contiguous, Mode.EAGER
 
 
@@ -74,7 +74,7 @@ class ReadyCall(NamedTuple):
         trains: Whether one call serves a training step.
         fast: The plan.
         note: Which kernel serves, and why no faster one does; None where it is the fastest.
-        memory: An update of the running statistics but for the moments; None without running statistics.
+        update_call: An update of the running statistics but for the moments; None without running statistics.
         updated: The tensors that an update changes.
         infers: Whether there are running statistics to infer by.
         inference: The call of inference without gradients but for its arrays; None where parameters of 16 bits must be
@@ -92,14 +92,14 @@ class ReadyCall(NamedTuple):
     trains: bool
     fast: FastPlan
     note: str | None
-    memory: abi.UpdateCall | None
+    update_call: abi.UpdateCall | None
     updated: tuple[Tensor, ...]
     infers: bool
     inference: abi.Call | None
 
 
 def serves(x: Tensor, residual: Tensor | None) -> bool:
-    """Return whether these are plain tensors on a CPU, alike in memory, which no tracer, transform or mode observes."""
+    """Return whether these are plain tensors on a CPU, alike in memory, that no tracer, transform or mode observes."""
     return (
         mode() is _EAGER
         and is_plain_on_cpu(x)
@@ -154,11 +154,13 @@ def check(spec: NormSpec, x: Tensor, held: tuple[Tensor | None, ...]) -> ReadyCa
     return ReadyCall(
         spec, x.shape, x.stride(), x.dtype, held, tensors, tuple(map(_address, tensors)),
         tuple(map(_elements, tensors)), trains, fast, fast.plan.note,
-        _memory(spec, fast, *updated) if trains and updated else None, updated, bool(updated), inference,
+        _update_call(spec, fast, *updated) if trains and updated else None, updated, bool(updated), inference,
     )  # fmt: skip
 
 
-def _memory(spec: NormSpec, fast: FastPlan, mean: Tensor, var: Tensor, batches: Tensor | None = None) -> abi.UpdateCall:
+def _update_call(
+    spec: NormSpec, fast: FastPlan, mean: Tensor, var: Tensor, batches: Tensor | None = None
+) -> abi.UpdateCall:
     """Return an update of the running statistics with all but the moments."""
     return abi.UpdateCall(
         fast.numbers // 5, abi.DTYPES[NAMES[fast.dtype]], running_mean=mean.data_ptr(), running_var=var.data_ptr(),
@@ -364,8 +366,8 @@ def update(ready: ReadyCall, numbers: Tensor) -> bool:
         Whether they have changed.
     """
     row, row_bytes = numbers.data_ptr(), ready.fast.row_bytes
-    memory = _copy_memory(ready.memory)  # pyright: ignore[reportArgumentType]  # there are running statistics
-    memory.mean, memory.mean_low, memory.m2 = row, row + row_bytes, row + 2 * row_bytes
-    changed = _LIBRARY.update(memory)
+    call = _copy_update(ready.update_call)  # pyright: ignore[reportArgumentType]  # there are running statistics
+    call.mean, call.mean_low, call.m2 = row, row + row_bytes, row + 2 * row_bytes
+    changed = _LIBRARY.update(call)
     torch.autograd.graph.increment_version(ready.updated)
     return changed

@@ -140,6 +140,6 @@ def _in_one_call(
     if not training:
         return fast_step.infer(x, residual, ready)
     y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
-    if ready.memory is not None:
+    if ready.update_call is not None:
         fast_step.update(ready, numbers)
     return y

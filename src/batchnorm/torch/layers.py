@@ -294,7 +294,7 @@ class BatchNorm(RunningStatistics):
         if not ready.trains or (weight is not None and "grad_sample" in vars(weight)):
             return None
         y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
-        if ready.memory is None or not self.track_running_stats or self.hold_depth or in_backward():
+        if ready.update_call is None or not self.track_running_stats or self.hold_depth or in_backward():
             return y
         if self.accumulated is not None:
             self.update(fast_step.batch_moments(numbers, ready.fast.plan))

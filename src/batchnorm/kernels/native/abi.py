@@ -68,9 +68,9 @@ class Library:
         if error:
             raise failure(function, error)
 
-    def update(self, memory: UpdateCall) -> bool:
+    def update(self, call: UpdateCall) -> bool:
         """Update running statistics; return whether they have changed, False for a batch that was skipped."""
-        changed = self.functions["remember"](memory)
+        changed = self.functions["remember"](call)
         if changed < 0:
             raise failure("remember", -changed)
         return changed == 1
