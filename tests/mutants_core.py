@@ -76,12 +76,21 @@ CORE = [
     _planned_without("activation", "None"),
     _planned_without("dtype", '"float32"', part="torch-eager"),
     _planned_without("strides", "()", part="native"),
+    _planned_without("is_plain", "True", part="torch"),
+    Mutant(
+        "a batch without data is remembered",
+        "core/step.py",
+        "xp.all(observed.count > 0)",
+        "xp.all(observed.count >= 0)",
+    ),
     Mutant(
         "a batch without data is remembered where it is finite",
         "core/step.py",
         "xp.logical_and(valid, has_data)",
         "valid",
+        part="keras",
     ),
+    Mutant("a weighted batch with inf is remembered", "core/step.py", "xp.logical_and(valid, has_data)", "has_data"),
     Mutant(
         "a feature that is finite is enough", "core/step.py", "return xp.all(xp.isfinite(", "return xp.any(xp.isfinite("
     ),
@@ -120,6 +129,13 @@ CORE = [
         "if self.frozen or self.use_running_depth:",
     ),
     Mutant(
+        "the function remembers nothing on the short way",
+        "torch/functional.py",
+        "        fast_step.update(ready, numbers)",
+        "        pass",
+        part="native",
+    ),
+    Mutant(
         "the options are read once",
         "torch/layers.py",
         "        if name in _SPEC:",
@@ -127,5 +143,17 @@ CORE = [
     ),
     Mutant(
         "nobody looks on", "torch/tracing.py", "if _modes() or _includes(_PRE_DISPATCH):", "if False:", part="native"
+    ),
+    Mutant(
+        "tangents of the native kernel",
+        "torch/tracing.py",
+        "        return Mode.FORWARD_AD\n",
+        "        return Mode.EAGER\n",
+    ),
+    Mutant(
+        "a gradient that stands for another is read as it lies",
+        "torch/autograd.py",
+        "if under is not Mode.COMPILE and not is_plain_tensor(dy):",
+        "if False:",
     ),
 ]

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from batchnorm.kernels.native import abi
-from batchnorm.torch import BatchNorm, BatchNorm2d, accumulate, fast_step, frozen, hold_statistics, use_running
+from batchnorm.torch import (
+    BatchNorm,
+    BatchNorm2d,
+    accumulate,
+    batch_norm,
+    fast_step,
+    frozen,
+    hold_statistics,
+    use_running,
+)
 from choosing import counting, without_fast_step
 from namespaces import to_numpy
 from options import normal
@@ -81,6 +90,19 @@ def test_statistics_move_as_on_the_general_way(
     for (name, a), b in zip(layer.named_buffers(), twin.buffers(), strict=True):
         assert torch.equal(a.isnan(), b.isnan()), name
         assert_close(to_numpy(a.nan_to_num()), to_numpy(b.nan_to_num()), "float64", 4.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"running_variance": "biased"}, {"momentum": 1.0}], ids=str)
+def test_the_function_moves_statistics_as_on_the_general_way(options: dict[str, Any]) -> None:
+    x, moved = normal((8, 3, 5)), []
+    for way, calls_expected in ((nullcontext, 1), (without_fast_step, 0)):
+        mean, var = torch.zeros(3, dtype=x.dtype), torch.ones(3, dtype=x.dtype)
+        with way(), counting(FUNCTIONS, "remember") as calls:
+            batch_norm(x, mean, var, training=True, **options)
+        assert len(calls) == calls_expected
+        moved.append((mean, var))
+    for a, b in zip(*moved, strict=True):
+        assert_close(to_numpy(a), to_numpy(b), "float64", 4.0)
 
 
 def test_a_batch_that_is_skipped_is_counted_and_told() -> None:

@@ -94,6 +94,30 @@ def test_stacked_replicas_train_as_they_do_alone(momentum: float | None) -> None
             assert_close(to_numpy(buffers[name][i]), to_numpy(buffer), "float32")
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # by torch itself, once
+def test_tangents_in_inference_are_those_of_an_affine_map() -> None:
+    layer, (x, tangent) = BatchNorm(3, eps=0.5).double().eval(), normal((2, 8, 3))
+    with forward_ad.dual_level():
+        found = forward_ad.unpack_dual(layer(forward_ad.make_dual(x, tangent))).tangent
+    assert found is not None
+    assert_close(to_numpy(found), to_numpy(layer(tangent)), "float64", 4.0)  # the shift of a new layer is 0
+
+
+@pytest.mark.parametrize("transposed", [False, True])  # as torch has a name for it, or not
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_what_is_negated_lazily_has_its_sign(activation: Any, transposed: bool) -> None:
+    layer, (x, dy) = BatchNorm(3, activation=activation, momentum=0.0), normal((2, 5, 3, 5), 0, torch.float32)
+    x, dy = (x.transpose(0, 2), dy.transpose(0, 2)) if transposed else (x, dy)
+    steps = []
+    for negate in (torch.neg, torch._neg_view):  # the memory of a view still holds what it negates
+        leaf, plain = negate(x).requires_grad_(), torch.neg(x).requires_grad_()
+        y = layer(leaf)
+        steps.append((y, *torch.autograd.grad(y, leaf, dy), *torch.autograd.grad(layer(plain), plain, negate(dy))))
+    assert torch._neg_view(x).is_neg()
+    for a, b in zip(*steps, strict=True):
+        assert_close(to_numpy(a), to_numpy(b), "float32", 4.0)
+
+
 def test_jacrev_equals_a_row_of_gradients_for_each_output() -> None:
     x, gamma, _ = leaves((4, 3), 1)
     jacobian = jacrev(lambda v: batch_norm(v, None, None, gamma.detach(), training=True))(x.detach())

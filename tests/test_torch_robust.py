@@ -45,6 +45,16 @@ def test_a_bad_batch_leaves_no_trace_after_good_ones(kind: str, options: dict[st
 
 
 @quiet
+@pytest.mark.parametrize("options", [{}, {"renorm": RENORM}, {"virtual_batch_size": 4}], ids=str)
+def test_a_bad_batch_with_weights_is_skipped(options: dict[str, Any]) -> None:
+    layer = BatchNorm(3, **options)
+    before = copy.deepcopy(layer.state_dict())
+    layer(spoilt("inf"), weights=torch.linspace(0.5, 2.0, 8))
+    assert_identical(layer.state_dict(), before)
+    assert layer.skipped() == 1
+
+
+@quiet
 def test_a_thousand_good_batches_heal_what_they_never_do_in_torch() -> None:
     layer, torchs = BatchNorm(3), nn.BatchNorm1d(3)
     for one in (layer, torchs):
