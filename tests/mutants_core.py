@@ -28,8 +28,8 @@ CORE = [
     Mutant(
         "one call for a part of a batch",
         "core/passes.py",
-        "if whole is not None and merge is None and is_whole",
-        "if whole is not None and is_whole",
+        "if whole is not None and merge is None:",
+        "if whole is not None:",
         part="core",
     ),
     Mutant("dx by the sums of a part", "core/passes.py", "else reduce(*sums)", "else sums", part="core"),
@@ -137,7 +137,7 @@ CORE = [
     ),
     Mutant(
         "the options are read once",
-        "torch/layers.py",
+        "torch/state.py",
         "        if name in _SPEC:",
         '        if name == "eps":',
     ),

@@ -88,20 +88,19 @@ def forward(plan: CallPlan, inputs: NormInputs, policy: Policy, *, merge: Merge 
     """
     x, xp = inputs.x, plan.xp
     gamma, beta = plan.to_features(inputs.weight), plan.to_features(inputs.bias)
-    whole = plan.one_call
-    if whole is not None and merge is None and is_whole(plan, policy):
+    whole = whole_forward(plan, policy)
+    if whole is not None and merge is None:
         y, mean, mean_low, m2, inv_std, reserve = whole.forward(
             x, plan.axes.reduced, gamma, beta, eps=plan.eps, activation=plan.activation, residual=inputs.residual,
             weights=inputs.weights,
         )  # fmt: skip
         moments = Moments(plan.weighted_count(inputs.weights, x), mean, m2, mean_low)
         return y, _saved(plan, inputs, policy, moments, y=y, inv_std=inv_std, reserve=reserve)
-    moments = None
+    moments: Any = None
     if policy.uses_moments:
         moments = moments_of(plan.kernel, plan, inputs)
         moments = moments if merge is None else merge(moments)
-    used: Any = policy
-    using: Statistics = used.statistics(plan, moments)
+    using = policy.statistics(plan, moments)
     y = plan.kernel.affine(
         x, *_mean(using), statistics.forward_scale(using, gamma), statistics.forward_shift(using, gamma, beta, xp),
         residual=inputs.residual, activation=plan.activation,
@@ -130,9 +129,9 @@ def reads_residual(plan: CallPlan, *, has_reserve: bool) -> bool:
     return plan.activation is not None and not has_reserve and not reads_signs_of_y(plan)
 
 
-def is_whole(plan: CallPlan, policy: Policy) -> bool:
-    """Return whether one call does the whole forward: the batch is normalised by its own moments and nothing else."""
-    return plan.one_call is not None and isinstance(policy, Batch)
+def whole_forward(plan: CallPlan, policy: Policy) -> OneCallKernel | None:
+    """Return the kernel that does the whole forward in one call: where the moments of the batch alone normalise it."""
+    return plan.one_call if isinstance(policy, Batch) else None
 
 
 def reads_signs_of_y(plan: CallPlan) -> bool:
@@ -237,16 +236,13 @@ def _like_parameter(gradient: Array | None, parameter: Array | None, plan: CallP
 
 def _statistics_of(plan: CallPlan, saved: Saved, again: Kernel | None) -> Statistics:
     """Return the statistics that the forward has used; by the kernel `again`: as a function of x."""
-    moments, policy = saved.moments, saved.policy
-    used: Any = policy
-    if moments is None:
-        return used.statistics(plan)
-    if again is not None:
-        moments = moments_of(again, plan, saved.inputs)
-    elif saved.inv_std is not None:
-        per_count = 1.0 / statistics.divisor(moments.count, plan.xp)
-        return Statistics(moments.mean, moments.mean_low, saved.inv_std, per_count)
-    return used.statistics(plan, moments)
+    policy: Any = saved.policy  # which takes no moments where there are none
+    if again is not None and saved.moments is not None:
+        return policy.statistics(plan, moments_of(again, plan, saved.inputs))
+    if saved.moments is not None and saved.inv_std is not None:
+        mean, mean_low = saved.moments.mean, saved.moments.mean_low
+        return Statistics(mean, mean_low, saved.inv_std, 1.0 / statistics.divisor(saved.moments.count, plan.xp))
+    return policy.statistics(plan, saved.moments)
 
 
 def _signs(plan: CallPlan, saved: Saved) -> Array:

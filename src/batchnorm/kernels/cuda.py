@@ -7,7 +7,7 @@ The running statistics are updated from the moments as everywhere else, guarded 
 from collections.abc import Sequence
 from typing import Any
 
-from batchnorm.kernels.eager import EagerKernel
+from batchnorm.kernels.eager import EagerKernel, precise
 from batchnorm.kernels.interface import BackwardResult, Facts, ForwardResult, Mode
 from batchnorm.statistics import Array, Namespace
 
@@ -59,7 +59,7 @@ class CudaKernel(EagerKernel):
         del reduced, activation, residual, weights
         features, kept = x.shape[1], (1, x.shape[1], *(1 for _ in x.shape[2:]))
         count = x.numel() // features
-        dtype = self._xp.float64 if x.dtype == self._xp.float64 else self._xp.float32
+        dtype = precise(x, self._xp)
         mean, var = (x.new_zeros(features, dtype=dtype) for _ in range(2))  # a momentum of one leaves nothing of them
         # Both are given, as the backward gives them: torch chooses between its kernels by whether there is one.
         gamma = self._xp.ones_like(mean) if gamma is None else gamma.reshape(features)

@@ -43,7 +43,7 @@ class Registered:
     plans: dict[Any, Any] = field(default_factory=dict[Any, Any])
 
 
-_SWITCHED_OFF = (  # read once: a compiler that traces a call does not read the environment
+SWITCHED_OFF = (  # read once: a compiler that traces a call does not read the environment
     'the environment says BATCHNORM_KERNEL="eager"' if os.environ.get("BATCHNORM_KERNEL") == "eager" else ""
 )
 _REGISTERED: dict[str, Registered] = {}
@@ -68,8 +68,8 @@ def registered(xp: Namespace) -> Registered:
 def select(facts: Facts, xp: Namespace) -> Choice:
     """Return the first kernel that serves a call, with the first reason why a faster one does not."""
     kernels = registered(xp)
-    if _SWITCHED_OFF:
-        return Choice(kernels.eager, _SWITCHED_OFF)
+    if SWITCHED_OFF:
+        return Choice(kernels.eager, SWITCHED_OFF)
     refusals: list[str] = []
     for backend in kernels.backends:
         if backend.device == facts.device:

@@ -19,6 +19,11 @@ def working(x: Array, xp: Namespace) -> Array:
     return xp.astype(x, xp.float32) if bits_of(x.dtype, xp) < 32 else x
 
 
+def precise(x: Array, xp: Namespace) -> Any:
+    """Return the working dtype of x."""
+    return xp.float64 if x.dtype == xp.float64 else xp.float32
+
+
 def _centred(x: Array, mean: Array, mean_low: Array | None, xp: Namespace) -> Array:
     """Return (x − mean) − mean_low; the first difference is exact where it matters (Sterbenz)."""
     high = working(x, xp) - mean

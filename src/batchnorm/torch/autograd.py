@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 
-from batchnorm import kernels
 from batchnorm.core import passes
 from batchnorm.core.passes import NormInputs, Saved, Wanted
-from batchnorm.core.plan import CallPlan
+from batchnorm.core.plan import CallPlan, plan_call
 from batchnorm.core.policy import ARRAYS, Policy, UseRunning, arrays_of, with_arrays
 from batchnorm.core.spec import NormSpec
 from batchnorm.kernels import Mode
@@ -38,11 +37,18 @@ class NormalizeCall(NamedTuple):
         if not self.policy.uses_moments:
             return []
         names = ["mean", "m2", "mean_low"] + ["count"] * (inputs.weights is not None)
-        whole = self.plan.one_call
-        if whole is not None and passes.is_whole(self.plan, self.policy):
+        whole = passes.whole_forward(self.plan, self.policy)
+        if whole is not None:
             has_residual = inputs.residual is not None
             names += ["inv_std"] + ["reserve"] * whole.has_reserve(self.plan.activation, residual=has_residual)
         return names
+
+    def moments(self, values: dict[str, Tensor]) -> Moments | None:
+        """Return the moments among the outputs; None where the statistics are given."""
+        if not values:
+            return None
+        count = values.get("count", self.plan.count)
+        return Moments(count, values["mean"], values["m2"], values["mean_low"])
 
 
 def _named(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,11 +123,7 @@ class Normalize(torch.autograd.Function):
             *statistics, weights = (_in_dtype(t, call.plan.dtype) for t in numbers)
             inputs = inputs._replace(weights=weights)
         values = dict(zip(ctx.names, statistics, strict=True))
-        moments = None
-        if values:
-            count = values.get("count", call.plan.count)
-            moments = Moments(count, values["mean"], values["m2"], values["mean_low"])
-        saved = Saved(inputs, policy, moments, values.get("inv_std"), values.get("reserve"), signs)
+        saved = Saved(inputs, policy, call.moments(values), values.get("inv_std"), values.get("reserve"), signs)
         _, wants_x, wants_weight, wants_bias, *_ = ctx.needs_input_grad
         wanted = Wanted(wants_x, wants_weight, wants_bias, ctx.residual_dtype is not None)
         dx, dgamma, dbeta, dz = backward(call.plan, dy, saved, wanted)
@@ -142,7 +144,7 @@ def backward(plan: CallPlan, dy: Tensor, saved: Saved, wanted: Wanted) -> passes
         kernel = plan.eager
     elif saved.y is None and (under is not plan.facts.mode or plan.one_call is None):  # it may have kept y for itself
         facts = facts_of(saved.inputs, plan.axes, activation=plan.activation, eps=plan.eps)
-        kernel = kernels.select(facts, xp).kernel
+        kernel = plan_call(saved.inputs.x, facts, xp).kernel
     return passes.backward(plan, dy, saved, wanted, kernel=kernel)
 
 
@@ -179,11 +181,7 @@ class TorchFrontend:
         call = NormalizeCall(plan, with_arrays(policy, (None,) * len(ARRAYS)))
         apply = _apply_plain if plan.facts.mode is Mode.EAGER else Normalize.apply
         y, *statistics = apply(call, *inputs, *arrays)  # pyright: ignore
-        if not policy.uses_moments:
-            return y, None
-        values = dict(zip(call.outputs(inputs), statistics, strict=True))
-        count = values.get("count", plan.count)
-        return y, Moments(count, values["mean"], values["m2"], values["mean_low"])
+        return y, call.moments(dict(zip(call.outputs(inputs), statistics, strict=True)))
 
 
 FRONTEND = TorchFrontend()

@@ -15,13 +15,12 @@ from batchnorm.kernels import Backend, Facts, Kernel, Mode
 from batchnorm.kernels.cuda import CudaKernel, unsupported
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native.calls import Arrays, NativeKernel
-from batchnorm.kernels.native.memory import memory_layout, weight_group_axis
+from batchnorm.kernels.native.memory import layout_of
 from batchnorm.layout import Axes
 from batchnorm.torch import operators
 from batchnorm.torch.tracing import is_plain_tensor, mode
 
 NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 
 def _parallel_for() -> int:
@@ -74,8 +73,7 @@ def _supports(facts: Facts) -> str | None:
         return facts.mode.value
     if not facts.is_plain:
         return "the input is a stand-in for other tensors"
-    features = facts.statistics_shape
-    layout = memory_layout(facts.shape, facts.strides, features, weight_group_axis(features, facts.weights))
+    layout = layout_of(facts)
     return layout if isinstance(layout, str) else None
 
 

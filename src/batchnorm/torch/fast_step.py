@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.activations import ACTIVATIONS
 from batchnorm.core.passes import NormInputs, Saved, Wanted
 from batchnorm.core.plan import CallPlan
 from batchnorm.core.policy import Batch, UseRunning
@@ -20,11 +19,11 @@ from batchnorm.core.spec import NormSpec
 from batchnorm.core.step import BatchMoments
 from batchnorm.kernels import Mode
 from batchnorm.kernels.native import abi
-from batchnorm.kernels.native.memory import memory_layout
+from batchnorm.kernels.native.memory import layout_of
 from batchnorm.layout import axes_of, normalise_axis
 from batchnorm.statistics import Moments
 from batchnorm.torch.autograd import backward, match_layout
-from batchnorm.torch.backends import NAMES, plan_tensors
+from batchnorm.torch.backends import NAMES, NATIVE, plan_tensors
 from batchnorm.torch.check import has_memory
 from batchnorm.torch.tracing import is_plain_on_cpu, mode
 
@@ -173,9 +172,9 @@ def _update_call(
 def _fast_plan(plan: CallPlan, dtype: torch.dtype) -> FastPlan | None:
     if plan.template is None:
         return None
-    facts, activation = plan.facts, plan.activation
-    features, by_sign = math.prod(plan.parameter_shape), activation is not None and ACTIVATIONS[activation].by_sign
-    layout: Any = memory_layout(facts.shape, facts.strides, facts.statistics_shape)
+    facts, activation, features = plan.facts, plan.activation, math.prod(plan.parameter_shape)
+    layout: Any = layout_of(facts)
+    by_sign = NATIVE.has_reserve(activation, residual=True)
     return FastPlan(
         plan, plan.template, features * plan.dtype.itemsize, 5 * features,
         layout.bits_size(facts.dtype) if by_sign else 0, plan.dtype, activation is not None,

@@ -134,11 +134,11 @@ def _in_one_call(
     if residual is not None and not has_memory(residual):
         return None
     ready = fast_step.check(spec, x, held)
-    weight, bias, mean, *_ = held
-    if ready is None or (training and not ready.trains) or (not training and mean is None):
+    if ready is None or not (ready.trains if training else ready.infers):
         return None
     if not training:
         return fast_step.infer(x, residual, ready)
+    weight, bias, *_ = held
     y, numbers = fast_step.train(x, weight, bias, residual, ready.fast)
     if ready.update_call is not None:
         fast_step.update(ready, numbers)

@@ -35,10 +35,6 @@ OPTIONS: dict[str, Any] = {  # beyond torch's own, with their defaults
     "nonfinite": "skip",
     "small_batch": "raise",
 }
-_SPEC = (  # the attributes that a `NormSpec` is made of, in its order
-    "axis", "eps", "activation", "momentum", "running_variance", "virtual_batch_size", "renorm", "adjustment",
-    "nonfinite", "small_batch", "sync",
-)  # fmt: skip
 MEANT = {  # by the names of other frameworks
     "epsilon": "eps", "scale": "affine", "use_scale": "affine", "center": "bias", "use_bias": "bias",
     "mask": "weights", "sample_weight": "weights", "channels": "num_features",
@@ -117,7 +113,6 @@ class BatchNorm(RunningStatistics):
     ranks: ClassVar[tuple[int, ...] | None] = None
     axis: Axis
     _kernel_note: str | None = None  # which kernel has served the last call, where it was not the fastest
-    _norm_spec: NormSpec | None = None  # of the options as they are; None for not yet
     fused_from: tuple[nn.Module, ...] = ()  # the module in whose place `activation` was put, if there was one
 
     def __init__(
@@ -158,22 +153,6 @@ class BatchNorm(RunningStatistics):
         self.running_variance, self.nonfinite, self.small_batch = running_variance, nonfinite, small_batch
         self._checked_spec()
         self._add_buffers()
-
-    @property
-    def norm_spec(self) -> NormSpec:
-        """Return the options of the layer, checked: made once, and again when one of them has changed."""
-        spec = self._norm_spec
-        if spec is None:
-            spec = NormSpec(*[getattr(self, name) for name in _SPEC])
-            if not torch.compiler.is_compiling():
-                self._norm_spec = spec
-        return spec
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; after one of the options the next call checks them again."""
-        super().__setattr__(name, value)
-        if name in _SPEC:
-            self._norm_spec = None
 
     def _checked_spec(self) -> NormSpec:
         """Return the options, which must also fit what the layer holds."""
@@ -305,12 +284,7 @@ class BatchNorm(RunningStatistics):
 
     def _ready(self, x: Tensor) -> fast_step.ReadyCall | None:
         """Return the call as the native library serves it, checked; None where it does not."""
-        spec, parameters, buffers, ready = (
-            self._norm_spec or self.norm_spec,
-            self._parameters,
-            self._buffers,
-            self._ready_call,
-        )
+        spec, ready, parameters, buffers = self.norm_spec, self._ready_call, self._parameters, self._buffers
         try:
             held = (
                 parameters["weight"], parameters["bias"],

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels import BackwardResult, Facts, ForwardResult
+from batchnorm.kernels.eager import precise
+from batchnorm.kernels.native.calls import kept_shape
 
 _MEAN = "Tensor mean, Tensor? mean_low"
 _SCHEMAS = {
@@ -88,9 +90,8 @@ def register(device: str, kernel: Any) -> None:
 
 
 def _numbers(x: Tensor, reduced: Sequence[int], count: int) -> tuple[Tensor, ...]:
-    features = tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return tuple(x.new_empty(features, dtype=dtype) for _ in range(count))
+    features = kept_shape(x, reduced)
+    return tuple(x.new_empty(features, dtype=precise(x, torch)) for _ in range(count))
 
 
 def _fake_moments(x: Tensor, reduced: Sequence[int], weights: Tensor | None) -> tuple[Tensor, ...]:

@@ -28,6 +28,10 @@ from batchnorm.torch.tracing import (
     outside_grad_levels,
 )
 
+_SPEC = (  # the attributes that a `NormSpec` is made of, in its order
+    "axis", "eps", "activation", "momentum", "running_variance", "virtual_batch_size", "renorm", "adjustment",
+    "nonfinite", "small_batch", "sync",
+)  # fmt: skip
 NO_OPEN_BLOCKS: dict[str, Any] = {  # when no block is open, and nothing has been called
     "hold_depth": 0, "use_running_depth": 0, "accumulated": None, "_recompute_cache": None, "_ready_call": None,
 }  # fmt: skip
@@ -49,6 +53,7 @@ class RunningStatistics(_BatchNorm):
     _recompute_cache: RecomputeCache | None  # where training reads running statistics: those of each call
     _thawed: dict[str, tuple[bool, Tensor | None]] | None = None  # what to go back to, while frozen
     _warned: bool = False
+    _norm_spec: NormSpec | None = None  # of the options as they are; None for not yet
 
     def _add_buffers(self) -> None:
         self.__dict__.update(NO_OPEN_BLOCKS)
@@ -184,8 +189,19 @@ class RunningStatistics(_BatchNorm):
 
     @property
     def norm_spec(self) -> NormSpec:
-        """Return the options of the layer, checked."""
-        raise NotImplementedError
+        """Return the options of the layer, checked: made once, and again when one of them has changed."""
+        spec = self._norm_spec
+        if spec is None:
+            spec = NormSpec(*[getattr(self, name) for name in _SPEC])
+            if not torch.compiler.is_compiling():
+                self._norm_spec = spec
+        return spec
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; after one of the options the next call checks them again."""
+        super().__setattr__(name, value)
+        if name in _SPEC:
+            self._norm_spec = None
 
     def _observation_weight(self) -> float | Tensor:
         """Return α for the coming update: `momentum`, or 1/(t+1) where it is None."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchnorm.activations import ACTIVATIONS
+from batchnorm.kernels.eager import precise
 from batchnorm.kernels.interface import BackwardResult, Facts, ForwardResult
 from batchnorm.kernels.native import abi
-from batchnorm.kernels.native.memory import MemoryLayout, memory_layout, weight_group_axis
+from batchnorm.kernels.native.memory import MemoryLayout, layout_of, memory_layout, weight_group_axis
 from batchnorm.statistics import Array, Namespace
 
 
@@ -67,16 +68,17 @@ class Arrays:
         shape = tuple(n if i in layout.weight_axes else 1 for i, n in enumerate(x.shape))
         return self.contiguous(self.xp.permute_dims(self.xp.broadcast_to(weights, shape), layout.order))
 
-    def precise(self, x: Array) -> Any:
-        """Return the working dtype."""
-        return self.xp.float64 if x.dtype == self.xp.float64 else self.xp.float32
+    def empty_numbers(self, x: Array, features: tuple[int, ...]) -> Array:
+        """Return memory for a number for each feature, in the working dtype of x."""
+        return self.empty(features, x, precise(x, self.xp))
 
 
 def _features(mean: Array, scale: Array) -> tuple[int, ...]:
     return tuple(max(n, m) for n, m in zip(mean.shape, scale.shape, strict=True))
 
 
-def _kept(x: Array, reduced: Sequence[int]) -> tuple[int, ...]:
+def kept_shape(x: Array, reduced: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of x with 1 on the reduced axes."""
     return tuple(1 if i in reduced else n for i, n in enumerate(x.shape))
 
 
@@ -111,7 +113,7 @@ class NativeKernel:
 
     def template(self, facts: Facts) -> abi.Call | None:
         """Return a call with all but its addresses; None where weights of samples are in use."""
-        layout = memory_layout(facts.shape, facts.strides, facts.statistics_shape)
+        layout = layout_of(facts)
         if facts.weights is not None or isinstance(layout, str):
             return None
         call = layout.enter(abi.Call(self._arrays.parallel_for, eps=facts.eps))
@@ -123,9 +125,9 @@ class NativeKernel:
     ) -> tuple[Array, Array, Array]:
         """Return μ, Σw(x−μ)² and the low part of μ; the library counts itself."""
         del count
-        a, features = self._arrays, _kept(x, reduced)
+        a, features = self._arrays, kept_shape(x, reduced)
         layout = a.layout(x, features, weights)
-        mean, mean_low, m2 = (a.empty(features, x, a.precise(x)) for _ in range(3))
+        mean, mean_low, m2 = (a.empty_numbers(x, features) for _ in range(3))
         weights = a.in_order(weights, x, layout)
         self._run("moments", layout, x, {"weights": weights, "mean": mean, "mean_low": mean_low, "m2": m2})
         return mean, m2, mean_low
@@ -147,9 +149,9 @@ class NativeKernel:
 
         The reserve holds a bit for each element, the sign of z; without `reserves` there is none.
         """
-        a, features = self._arrays, _kept(x, reduced)
+        a, features = self._arrays, kept_shape(x, reduced)
         layout = a.layout(x, features, weights)
-        y, (mean, mean_low, m2, inv_std) = a.empty_like(x), (a.empty(features, x, a.precise(x)) for _ in range(4))
+        y, (mean, mean_low, m2, inv_std) = a.empty_like(x), (a.empty_numbers(x, features) for _ in range(4))
         bits = None
         if reserves and self.has_reserve(activation, residual=residual is not None):
             bits = a.empty((layout.bits_size(a.dtype(x)),), x, a.xp.int16)
@@ -210,9 +212,7 @@ class NativeKernel:
         layout, dy = a.layout(x, features, weights), a.match_layout(dy, x)
         dx = a.empty_like(x) if wants_dx else None
         dz = a.empty_like(x) if wants_dz and activation is not None else None
-        sum_dz, sum_dz_centred = (
-            None if fixed and not wants_sums else a.empty(features, x, a.precise(x)) for _ in range(2)
-        )
+        sum_dz, sum_dz_centred = (None if fixed and not wants_sums else a.empty_numbers(x, features) for _ in range(2))
         numbers = {
             "mean": mean, "mean_low": mean_low, "inv_std": inv_std, "per_count": per_count, "scale": scale,
             "shift": shift,
@@ -249,8 +249,8 @@ class NativeKernel:
         self, dz: Array, x: Array, reduced: Sequence[int], mean: Array, mean_low: Array | None
     ) -> tuple[Array, Array]:
         """Return Σdz and Σdz·(x−μ)."""
-        a, features = self._arrays, _kept(x, reduced)
-        sums = a.empty(features, x, a.precise(x)), a.empty(features, x, a.precise(x))
+        a, features = self._arrays, kept_shape(x, reduced)
+        sums = a.empty_numbers(x, features), a.empty_numbers(x, features)
         arrays = {"dy": a.match_layout(dz, x), "sum_dz": sums[0], "sum_dz_centred": sums[1]}
         arrays |= a.broadcast_features({"mean": mean, "mean_low": mean_low}, features)
         self._run("backward_reduce", a.layout(x, features), x, arrays)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from batchnorm.kernels.interface import Facts
 from batchnorm.kernels.native.abi import Call
 
 _REMEMBERED = 4096  # layouts
@@ -83,6 +84,12 @@ def memory_layout(
             weight_axes.add(i)
     outer, groups, rows, channels, inner = sizes
     return MemoryLayout((outer, groups, rows, channels, inner), tuple(order), frozenset(weight_axes))
+
+
+def layout_of(facts: Facts) -> MemoryLayout | str:
+    """Return how the input of a call lies, or why the library does not serve it."""
+    features = facts.statistics_shape
+    return memory_layout(facts.shape, facts.strides, features, weight_group_axis(features, facts.weights))
 
 
 def weight_group_axis(features: tuple[int, ...], weights: tuple[int, ...] | None) -> int | None:

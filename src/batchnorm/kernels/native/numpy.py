@@ -7,7 +7,7 @@ from batchnorm.kernels.dispatch import register as register_backends
 from batchnorm.kernels.interface import Facts
 from batchnorm.kernels.native import abi
 from batchnorm.kernels.native.calls import Arrays, NativeKernel
-from batchnorm.kernels.native.memory import memory_layout, weight_group_axis
+from batchnorm.kernels.native.memory import layout_of
 from batchnorm.statistics import Array
 
 
@@ -52,8 +52,7 @@ def supports(facts: Facts) -> str | None:
         return "the input is not aligned to its elements (`.copy()` is)"
     if facts.residual not in (None, facts.dtype):
         return f"the residual is {facts.residual}, the input {facts.dtype}"
-    features = facts.statistics_shape
-    layout = memory_layout(facts.shape, facts.strides, features, weight_group_axis(features, facts.weights))
+    layout = layout_of(facts)
     return layout if isinstance(layout, str) else None
 
 
